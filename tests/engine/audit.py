@@ -1,0 +1,214 @@
+"""The row audit: every row that enters vLLM's sampler, against float64 transformers on the same tokens.
+
+Greedy comparison is nearly blind: a corrupted row of theta seldom changes an argmax of a small random model. So the
+audit listens at the processor and, for each row of each step, keeps the tokens before it, theta's cached row and the
+row of log q* that goes on to temperature, top-k and the rejection sampler. `check` then computes both rows anew, in
+float64, by transformers alone. Rows of drafts that were rejected later are audited too.
+
+    with RowAudit(llm) as audit:
+        llm.generate(...)
+    report = audit.check(reference)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+from vllm import LLM
+
+from vllm_optimal_sampling.kernels import NEVER, Method
+from vllm_optimal_sampling.kernels.reference import mix as reference_mix
+from vllm_optimal_sampling.processor import OptimalSamplingLogitsProcessor
+
+# A float32 forward of these models against float64, through other attention kernels and other reductions: observed
+# up to 3e-5 nats on log-probabilities above 1e-6. A wrong token, position or block moves rows by 0.1 and more.
+MAX_LOG_PROB_ERROR = 5e-4
+# Where the tail of q* is compared: below this probability an absolute error in log space means nothing.
+MIN_PROBABILITY = 1e-6
+MAX_TOTAL_VARIATION = 2e-4
+
+
+class AuditError(AssertionError):
+    """A row differs from what the two models say."""
+
+
+@dataclass
+class Row:
+    request: str
+    step: int
+    slot: int
+    draft_position: int
+    position: int
+    tokens: list[int]  # the teacher's prompt and everything generated or drafted up to this row
+    prompt_len: int
+    theta_prompt: list[int] | None
+    settings: dict[str, float]
+    enabled: bool
+    theta: torch.Tensor
+    before: torch.Tensor
+    after: torch.Tensor
+
+
+@dataclass
+class Report:
+    rows: int = 0
+    mixed: int = 0
+    theta_error: float = 0.0
+    teacher_error: float = 0.0
+    q_error: float = 0.0
+    total_variation: float = 0.0
+    by_draft_position: Counter = field(default_factory=Counter)
+
+
+class Reference:
+    """Both models in float64, and nothing of vLLM."""
+
+    def __init__(self, teacher: str, theta: str):
+        self.teacher = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float64).eval()
+        self.theta = AutoModelForCausalLM.from_pretrained(theta, dtype=torch.float64).eval()
+        self._known: dict[tuple[int, tuple[int, ...]], torch.Tensor] = {}
+
+    @torch.inference_mode()
+    def logits(self, model: Any, tokens: Sequence[int]) -> torch.Tensor:
+        """Logits [vocab] after `tokens`, in float64. A sequence's prefixes are kept, so trajectories cost one pass."""
+        key = (id(model), tuple(tokens))
+        if key not in self._known:
+            rows = model(torch.tensor([list(tokens)])).logits[0]
+            for length in range(len(tokens), 0, -1):
+                prefix = (id(model), tuple(tokens[:length]))
+                if prefix in self._known:
+                    break
+                self._known[prefix] = rows[length - 1]
+        return self._known[key]
+
+
+def find_processor(llm: LLM) -> OptimalSamplingLogitsProcessor:
+    return find_runner(llm).sampler.logits_processors[0]
+
+
+def find_runner(llm: LLM) -> Any:
+    """The model runner of an engine that lives in this process (VLLM_ENABLE_V1_MULTIPROCESSING=0)."""
+    core = llm.llm_engine.engine_core.engine_core
+    return core.model_executor.driver_worker.worker.model_runner
+
+
+class RowAudit:
+    """Keeps the rows that pass the processor while it is entered. Several engines may be audited one after another."""
+
+    def __init__(self, llm: LLM):
+        self.processor = find_processor(llm)
+        self.runner = find_runner(llm)
+        self.rows: list[Row] = []
+        self.step = 0
+
+    def __enter__(self) -> RowAudit:
+        self._apply = self.processor.apply
+        self.processor.apply = self._listen  # type: ignore[method-assign]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self.processor.apply
+
+    def _listen(self, logits: torch.Tensor, ctx: Any) -> torch.Tensor:
+        theta = self.processor.theta
+        assert theta is not None and theta.draft_logits is not None
+        states, requests = self.runner.req_states, theta.requests
+        before = logits.clone()
+        after = self._apply(logits, ctx)
+        self.step += 1
+        slots, local = ctx.expanded_idx_mapping.tolist(), ctx.expanded_local_pos.tolist()
+        for i, (slot, j) in enumerate(zip(slots, local, strict=True)):
+            position = int(ctx.pos[i])
+            first = position - j  # position of the newest token that was known before the drafts
+            prefill_len = int(states.prefill_len.np[slot])
+            if position + 1 < prefill_len or (j > 0 and first < prefill_len):
+                continue  # in the middle of a prompt, or a placeholder for drafts: vLLM drops what is drawn
+            tokens = states.all_token_ids.gpu[slot, : first + 1].tolist() + ctx.input_ids[i - j + 1 : i + 1].tolist()
+            theta_len = int(requests.prompt_len.np[slot])
+            settings = {name: getattr(requests.settings, name)[slot].item() for name in vars(requests.settings)}
+            self.rows.append(
+                Row(
+                    request=states.index_to_req_id[slot],
+                    step=self.step,
+                    slot=slot,
+                    draft_position=j,
+                    position=position,
+                    tokens=tokens,
+                    prompt_len=int(states.prompt_len.np[slot]),
+                    theta_prompt=requests.prompts.gpu[slot, :theta_len].tolist() if theta_len else None,
+                    settings=settings,
+                    enabled=settings["first_position"] != NEVER,
+                    theta=theta.draft_logits[slot, j].clone(),
+                    before=before[i],
+                    after=after[i].clone(),
+                )
+            )
+        return after
+
+    def check(self, reference: Reference, theta_prompts: dict[str, Sequence[int] | None] | None = None) -> Report:
+        """Compare every row kept with float64.
+
+        Args:
+            reference: the two models.
+            theta_prompts: per request id, theta's prompt as the *caller* gave it (None: the teacher's). Without it
+                the audit trusts the prompt that reached the worker.
+
+        Raises:
+            AuditError: at the first row beyond the tolerances, saying which and by how much.
+        """
+        report = Report()
+        # Longest first, so that one forward serves all prefixes of a trajectory.
+        for row in sorted(self.rows, key=lambda row: -len(row.tokens)):
+            theta_prompt = row.theta_prompt
+            if theta_prompts is not None:
+                (theta_prompt,) = (list(p) if p is not None else None for r, p in theta_prompts.items() if row.request.startswith(r))  # fmt: skip
+            prompt = row.tokens[: row.prompt_len] if theta_prompt is None else theta_prompt
+            teacher = reference.logits(reference.teacher, row.tokens)
+            theta = reference.logits(reference.theta, [*prompt, *row.tokens[row.prompt_len :]])
+            self._check_row(row, teacher, theta, report)
+        return report
+
+    def _check_row(self, row: Row, teacher: torch.Tensor, theta: torch.Tensor, report: Report) -> None:
+        where = f"{row.request} position {row.position} draft {row.draft_position} step {row.step}"
+        report.rows += 1
+        report.by_draft_position[row.draft_position] += 1
+        shared = min(teacher.shape[-1], theta.shape[-1])
+        theta_error = _log_prob_error(row.theta[:shared].double().log_softmax(-1), theta[:shared].log_softmax(-1))
+        report.theta_error = max(report.theta_error, theta_error)
+        if theta_error > MAX_LOG_PROB_ERROR:
+            raise AuditError(f"theta's row is off by {theta_error:.3g} nats: {where}")
+        if not row.enabled:
+            if not torch.equal(row.before, row.after):
+                raise AuditError(f"a row of an opted-out request was changed: {where}")
+            expected = teacher.log_softmax(-1)
+        else:
+            report.mixed += 1
+            if row.position >= row.settings["first_position"]:
+                expected = _expected(row, teacher, theta)
+            else:
+                expected = teacher.log_softmax(-1)
+        found = row.after.double().log_softmax(-1)
+        q_error = _log_prob_error(found, expected)
+        total_variation = 0.5 * (found.exp() - expected.exp()).abs().sum().item()
+        report.q_error = max(report.q_error, q_error)
+        report.total_variation = max(report.total_variation, total_variation)
+        if not total_variation <= MAX_TOTAL_VARIATION:
+            raise AuditError(f"log q* is off by {total_variation:.3g} in total variation: {where}")
+
+
+def _expected(row: Row, teacher: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
+    """log q* of one row, by the float64 reference of the kernel."""
+    settings = dict(row.settings)
+    settings.pop("first_position")
+    method = Method(int(settings.pop("method"))).name.lower()
+    return reference_mix(teacher, theta, method=method, **settings).log_q
+
+
+def _log_prob_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    likely = torch.maximum(found, expected) > torch.tensor(MIN_PROBABILITY, dtype=torch.float64).log()
+    return (found[likely] - expected[likely]).abs().max().item()

@@ -1,0 +1,416 @@
+"""Every patch of vLLM, and nothing else: what is touched, and why no public hook of vLLM does it.
+
+Patches are put in when vLLM first imports the module they belong to, so a process pays only for what it uses, and no
+module is imported before its time. In an engine that was not asked for optimal sampling each of them calls vLLM's own
+code and nothing more. `tests/engine/test_contract.py` holds every one of them against the installed vLLM.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.abc
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from vllm_optimal_sampling import engine_config
+from vllm_optimal_sampling.layout import ThetaLayout
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One attribute of vLLM and what replaces it.
+
+    Attributes:
+        module: where vLLM defines (or looks up) the attribute.
+        name: the attribute, `Class.method` or `function`.
+        parameters: the names the original takes, as the contract test expects them; None for a property.
+        why: why no public hook of vLLM does it.
+        wrap: makes the replacement of the original.
+    """
+
+    module: str
+    name: str
+    parameters: tuple[str, ...] | None
+    why: str
+    wrap: Callable[[Any], Any]
+
+
+PATCHES: list[Patch] = []
+
+
+def _patch(module: str, name: str, parameters: Sequence[str] | None, why: str) -> Callable[[Callable], Callable]:
+    def register(wrap: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        PATCHES.append(Patch(module, name, None if parameters is None else tuple(parameters), why, wrap))
+        return wrap
+
+    return register
+
+
+# Front end: asking for an engine
+
+
+_building_asked_engine: ContextVar[bool] = ContextVar("building_asked_engine", default=False)
+
+
+@_patch(
+    "vllm.engine.arg_utils",
+    "EngineArgs.create_engine_config",
+    ("self", "usage_context", "headless"),
+    "the name `optimal_sampling` is no `module:Class`, and the engine's settings depend on one another",
+)
+def _create_engine_config(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with engine_config.prepare_engine_args(self) as asked:
+            if not asked:
+                return original(self, *args, **kwargs)
+            engine_config.check_engine_args(self)
+            token = _building_asked_engine.set(True)
+            try:
+                vllm_config = original(self, *args, **kwargs)
+            finally:
+                _building_asked_engine.reset(token)
+            engine_config.check_supported(vllm_config)
+            return vllm_config
+
+    return create_engine_config
+
+
+@_patch(
+    "vllm.config.speculative",
+    "SpeculativeConfig.verify_equal_vocab_size_if_draft_model",
+    ("self",),
+    "padded vocabularies differ within one family; theta's rows are kept at the teacher's width",
+)
+def _verify_equal_vocab_size(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def verify_equal_vocab_size_if_draft_model(self: Any) -> None:
+        if not _building_asked_engine.get():
+            original(self)
+
+    return verify_equal_vocab_size_if_draft_model
+
+
+# Front end: admitting a request
+
+
+@_patch(
+    "vllm.v1.engine.input_processor",
+    "InputProcessor.__init__",
+    ("self", "vllm_config", "renderer", "mm_registry"),
+    "a processor's validate_params sees neither the tokenizers nor the engine's configuration",
+)
+def _input_processor_init(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, vllm_config, *args, **kwargs)
+        self.theta_resolver = None
+        if engine_config.is_asked(vllm_config):
+            from vllm_optimal_sampling.frontend import RequestResolver
+
+            self.theta_resolver = RequestResolver(vllm_config)
+            # Only read to refuse min_p and logit_bias beside a draft model, which V2's rejection sampler applies.
+            self.speculative_config = None
+
+    return __init__
+
+
+@_patch(
+    "vllm.v1.engine.input_processor",
+    "InputProcessor.process_inputs",
+    (
+        *("self", "request_id", "prompt", "params", "supported_tasks", "arrival_time", "lora_request"),
+        *("tokenization_kwargs", "trace_headers", "priority", "data_parallel_rank", "resumable", "session_id"),
+        "kv_hints",
+    ),
+    "theta's prompt is tokenised and measured once, where a client can still be told what is wrong with it",
+)
+def _process_inputs(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+        request = original(self, request_id, prompt, params, *args, **kwargs)
+        if self.theta_resolver is not None:
+            self.theta_resolver.resolve(request, max_tokens_given=getattr(params, "max_tokens", None) is not None)
+        return request
+
+    return process_inputs
+
+
+# Engine core: slots and hashes of the KV cache
+
+
+def _theta_layout(request: Any, block_size: int) -> ThetaLayout:
+    """Theta's layout of a request in the engine core, worked out once."""
+    layout = getattr(request, "theta_layout", None)
+    if layout is None:
+        arguments = (request.sampling_params and request.sampling_params.extra_args) or {}
+        prompt = arguments.get("theta_prompt_token_ids")
+        delta = len(prompt) - request.num_prompt_tokens if prompt is not None else 0
+        layout = request.theta_layout = ThetaLayout(prompt, delta, block_size)
+    return layout
+
+
+@_patch(
+    "vllm.config.vllm",
+    "VllmConfig.num_lookahead_tokens",
+    None,
+    "theta's round feeds its last draft too, one token more than vLLM's own draft model",
+)
+def _num_lookahead_tokens(original: property) -> property:
+    assert original.fget is not None
+    get = original.fget
+
+    @functools.wraps(get)
+    def num_lookahead_tokens(self: Any) -> int:
+        return get(self) + (1 if engine_config.is_asked(self) else 0)
+
+    return property(num_lookahead_tokens)
+
+
+@_patch(
+    "vllm.v1.core.sched.scheduler",
+    "Scheduler.__init__",
+    (
+        *("self", "vllm_config", "kv_cache_config", "structured_output_manager", "block_size", "hash_block_size"),
+        *("mm_registry", "include_finished_set", "log_stats"),
+    ),
+    "vLLM reserves one number of extra slots for all requests; theta needs `offset` more, another for each request",
+)
+def _scheduler_init(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, vllm_config, *args, **kwargs)
+        if not engine_config.is_asked(vllm_config):
+            return
+        manager, block_size = self.kv_cache_manager, self.block_size
+        engine_config.check_kv_cache(vllm_config, manager.kv_cache_config, block_size)
+        # A shorter theta prompt ends up to a block beyond the teacher's last slot (see `layout`).
+        manager.max_model_len += block_size
+        allocate_slots = manager.allocate_slots
+
+        @functools.wraps(allocate_slots)
+        def allocate_with_theta(request: Any, *args: Any, num_lookahead_tokens: int = 0, **kwargs: Any) -> Any:
+            lookahead = num_lookahead_tokens + _theta_layout(request, block_size).offset
+            return allocate_slots(request, *args, num_lookahead_tokens=lookahead, **kwargs)
+
+        manager.allocate_slots = allocate_with_theta
+
+    return __init__
+
+
+@_patch(
+    "vllm.v1.engine.core",
+    "EngineCore.__init__",
+    ("self", "vllm_config", "executor_class", "log_stats", "executor_fail_callback", "include_finished_set"),
+    "a request is hashed when it is made, and only the engine core knows the block size by then",
+)
+def _engine_core_init(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, vllm_config, *args, **kwargs)
+        hash_blocks = self.request_block_hasher
+        if hash_blocks is None or not engine_config.is_asked(vllm_config):
+            return
+        block_size = self.scheduler.block_size
+
+        @functools.wraps(hash_blocks)
+        def hash_blocks_with_theta(request: Any) -> list:
+            _theta_layout(request, block_size)
+            return hash_blocks(request)
+
+        self.request_block_hasher = hash_blocks_with_theta
+
+    return __init__
+
+
+def _block_hash_extra_keys(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def generate_block_hash_extra_keys(request: Any, start_token_idx: int, end_token_idx: int, start_mm_idx: int) -> Any:
+        keys, next_mm_idx = original(request, start_token_idx, end_token_idx, start_mm_idx)
+        layout: ThetaLayout | None = getattr(request, "theta_layout", None)
+        if layout is None or layout.prompt is None:
+            return keys, next_mm_idx
+        # A block before theta's first token says so too: one where theta read the teacher's tokens is another block.
+        tokens = layout.tokens_in_slots(start_token_idx, end_token_idx, request.all_token_ids, request.num_prompt_tokens)
+        return (*(keys or ()), ("theta", tokens)), next_mm_idx
+
+    return generate_block_hash_extra_keys
+
+
+# The function is looked up where it is defined for hashing, and under its own name by the pool, for KV events.
+for _module in ("vllm.v1.core.kv_cache_utils", "vllm.v1.core.block_pool"):
+    _patch(
+        _module,
+        "generate_block_hash_extra_keys",
+        ("request", "start_token_idx", "end_token_idx", "start_mm_idx"),
+        "a cached block holds theta's keys and values beside the teacher's, so a hit must be valid for both",
+    )(_block_hash_extra_keys)
+
+
+# Worker: theta beside the teacher
+
+
+def _has_theta(runner: Any) -> bool:
+    if runner.speculator is None or not engine_config.is_asked(runner.vllm_config):
+        return False
+    from vllm_optimal_sampling.theta.speculator import ThetaSpeculator
+
+    return isinstance(runner.speculator, ThetaSpeculator)
+
+
+@_patch(
+    "vllm.v1.worker.gpu.model_runner",
+    "init_speculator",
+    ("vllm_config", "device", "req_states"),
+    "vLLM's speculators are a closed list",
+)
+def _init_speculator(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def init_speculator(vllm_config: Any, device: Any, req_states: Any) -> Any:
+        if not engine_config.is_asked(vllm_config):
+            return original(vllm_config, device, req_states)
+        from vllm_optimal_sampling.theta.speculator import ThetaSpeculator
+
+        return ThetaSpeculator(vllm_config, device, req_states)
+
+    return init_speculator
+
+
+@_patch(
+    "vllm.v1.worker.gpu.model_runner",
+    "GPUModelRunner.load_model",
+    ("self", "args", "kwargs"),
+    "custom processors come after bias, penalties and bad words; q* is what those apply to",
+)
+def _load_model(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def load_model(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        if not _has_theta(self):
+            return
+        from vllm_optimal_sampling.processor import OptimalSamplingLogitsProcessor
+
+        processors = self.sampler.logits_processors
+        (processor,) = (p for p in processors if isinstance(p, OptimalSamplingLogitsProcessor))
+        processors.remove(processor)
+        processors.insert(0, processor)
+        processor.connect(self.speculator)
+
+    return load_model
+
+
+@_patch(
+    "vllm.v1.worker.gpu.model_runner",
+    "GPUModelRunner.initialize_kv_cache",
+    ("self", "kv_cache_config", "is_profiling", "kv_cache_allocation_context"),
+    "block tables are as wide as the longest request, and theta's slots may lie up to a block beyond",
+)
+def _initialize_kv_cache(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def initialize_kv_cache(self: Any, kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
+        if not _has_theta(self):
+            original(self, kv_cache_config, *args, **kwargs)
+            return
+        from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
+
+        block_size = resolve_kv_cache_block_sizes(kv_cache_config, self.vllm_config)[0]
+        self.max_model_len += block_size  # read there for the width of the block tables alone
+        try:
+            original(self, kv_cache_config, *args, **kwargs)
+        finally:
+            self.max_model_len -= block_size
+
+    return initialize_kv_cache
+
+
+@_patch(
+    "vllm.v1.worker.gpu.model_runner",
+    "GPUModelRunner.sample",
+    ("self", "hidden_states", "input_batch", "grammar_output"),
+    "the first token of a request is mixed too, so theta's prompt must be done before sampling",
+)
+def _sample(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def sample(self: Any, hidden_states: Any, input_batch: Any, grammar_output: Any) -> Any:
+        if _has_theta(self):
+            self.speculator.prefill(input_batch)
+        return original(self, hidden_states, input_batch, grammar_output)
+
+    return sample
+
+
+# Putting them in
+
+
+def _apply(module: ModuleType) -> None:
+    for patch in PATCHES:
+        if patch.module != module.__name__:
+            continue
+        *path, attribute = patch.name.split(".")
+        owner: Any = module
+        for name in path:
+            owner = getattr(owner, name)
+        original = vars(owner)[attribute]
+        # A module that imports a function after it was patched has the replacement already.
+        if not getattr(original, "_optimal_sampling", False):
+            replacement = patch.wrap(original)
+            if not isinstance(replacement, property):
+                replacement._optimal_sampling = True
+            setattr(owner, attribute, replacement)
+
+
+class _PatchingLoader(importlib.abc.Loader):
+    """Runs vLLM's own loader, then the patches of the module."""
+
+    def __init__(self, loader: importlib.abc.Loader):
+        self.loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.loader.exec_module(module)
+        _apply(module)
+
+    def __getattr__(self, name: str) -> Any:  # get_source and the like, for tracebacks and inspect
+        return getattr(self.loader, name)
+
+
+class _PatchingFinder(importlib.abc.MetaPathFinder):
+    """Finds the modules that have patches, once each."""
+
+    def __init__(self, modules: set[str]):
+        self.modules = modules
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if fullname not in self.modules:
+            return None
+        self.modules.discard(fullname)  # the search below must not come back here
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _PatchingLoader(spec.loader)
+        return spec
+
+
+def _is_loaded(module: str) -> bool:
+    return module in sys.modules and not getattr(sys.modules[module].__spec__, "_initializing", False)
+
+
+def install() -> None:
+    """Put in every patch: at once in modules that are loaded, else when vLLM imports them.
+
+    An unsupported vLLM is left as it is, but for the refusal of an engine that asks for optimal sampling.
+    """
+    modules = {patch.module for patch in PATCHES}
+    if not engine_config.is_supported_version():
+        modules = {"vllm.engine.arg_utils"}
+    loaded = {module for module in modules if _is_loaded(module)}
+    for module in loaded:
+        _apply(sys.modules[module])
+    sys.meta_path.insert(0, _PatchingFinder(modules - loaded))

@@ -1,0 +1,1 @@
+"""Theta beside the teacher: its prompts, its block tables, its forwards."""

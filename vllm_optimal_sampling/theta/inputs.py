@@ -1,0 +1,223 @@
+"""Triton kernels that lay out theta's inputs on the device, so that no step waits for the host.
+
+Three moments of a step need inputs: theta's part of a prompt chunk (`chunk_inputs`), the start of theta's round after
+sampling (`round_inputs`) and each further decode of the round (`advance_round`). All index per-request state by the
+request slot; a slot of -1 marks a row that must not touch anything (a request still in its prompt, or padding).
+"""
+
+import torch
+from vllm.triton_utils import tl, triton
+
+BLOCK = 1024
+
+
+@triton.jit
+def _chunk_inputs_kernel(
+    slots_ptr,  # [num_reqs] int64, request slot
+    first_ptr,  # [num_reqs] int64, theta's first position in this pass
+    query_start_loc_ptr,  # [num_reqs + 1] int32
+    theta_prompt_ptr,  # [max_num_reqs, max_model_len] int32
+    theta_prompt_stride,
+    theta_len_ptr,  # [max_num_reqs] int32, 0: theta reads the teacher's prompt
+    delta_ptr,  # [max_num_reqs] int32
+    all_token_ids_ptr,  # [max_num_reqs, max_model_len] int32, the teacher's prompt and everything generated
+    all_token_ids_stride,
+    input_ids_ptr,  # [max_num_tokens] int32, out
+    positions_ptr,  # [max_num_tokens] int64, out
+    out_query_start_loc_ptr,  # [max_num_reqs + 1] int32, out
+    seq_lens_ptr,  # [max_num_reqs] int32, out
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0)
+    slot = tl.load(slots_ptr + row)
+    first = tl.load(first_ptr + row)
+    start = tl.load(query_start_loc_ptr + row)
+    end = tl.load(query_start_loc_ptr + row + 1)
+    theta_len = tl.load(theta_len_ptr + slot)
+    delta = tl.load(delta_ptr + slot)
+    for i in range(0, end - start, BLOCK):
+        offset = i + tl.arange(0, BLOCK)
+        mask = offset < end - start
+        x = first + offset
+        own = x < theta_len
+        prompt_token = tl.load(theta_prompt_ptr + slot * theta_prompt_stride + x, mask=mask & own, other=0)
+        other_token = tl.load(all_token_ids_ptr + slot * all_token_ids_stride + x - delta, mask=mask & ~own, other=0)
+        tl.store(input_ids_ptr + start + offset, tl.where(own, prompt_token, other_token), mask=mask)
+        tl.store(positions_ptr + start + offset, x, mask=mask)
+    tl.store(seq_lens_ptr + row, (first + end - start).to(tl.int32))
+    tl.store(out_query_start_loc_ptr + row, start)
+    tl.store(out_query_start_loc_ptr + row + 1, end)
+
+
+def chunk_inputs(
+    slots: torch.Tensor,  # [num_reqs] int64
+    first: torch.Tensor,  # [num_reqs] int64
+    query_start_loc: torch.Tensor,  # [num_reqs + 1] int32
+    theta_prompts: torch.Tensor,  # [max_num_reqs, max_model_len] int32
+    theta_len: torch.Tensor,  # [max_num_reqs] int32
+    delta: torch.Tensor,  # [max_num_reqs] int32
+    all_token_ids: torch.Tensor,  # [max_num_reqs, max_model_len] int32
+    input_ids: torch.Tensor,  # [max_num_tokens] int32, out
+    positions: torch.Tensor,  # [max_num_tokens] int64, out
+    out_query_start_loc: torch.Tensor,  # [max_num_reqs + 1] int32, out
+    seq_lens: torch.Tensor,  # [max_num_reqs] int32, out
+) -> None:
+    """Theta's tokens and positions for one pass over prompt chunks, one range of positions per request."""
+    _chunk_inputs_kernel[(slots.shape[0],)](
+        slots,
+        first,
+        query_start_loc,
+        theta_prompts,
+        theta_prompts.stride(0),
+        theta_len,
+        delta,
+        all_token_ids,
+        all_token_ids.stride(0),
+        input_ids,
+        positions,
+        out_query_start_loc,
+        seq_lens,
+        BLOCK=BLOCK,
+    )
+
+
+@triton.jit
+def _round_inputs_kernel(
+    idx_mapping_ptr,  # [num_reqs] int64, request slots of the batch
+    num_sampled_ptr,  # [num_reqs] int32, tokens drawn in this step; 0 in the middle of a prompt
+    last_sampled_ptr,  # [max_num_reqs, 1] int64
+    total_len_ptr,  # [max_num_reqs] int32, the teacher's prompt and everything generated, this step included
+    delta_ptr,  # [max_num_reqs] int32
+    slots_ptr,  # [max_num_reqs] int64, out: -1 for rows that take no part
+    input_ids_ptr,  # [max_num_tokens] int32, out
+    positions_ptr,  # [max_num_tokens] int64, out: theta's
+    sample_positions_ptr,  # [max_num_reqs] int64, out: the teacher's, which key the random draws
+    query_start_loc_ptr,  # [max_num_reqs + 1] int32, out
+    seq_lens_ptr,  # [max_num_reqs] int32, out
+    num_reqs,
+    max_num_reqs,
+    max_model_len,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0)
+    if row == num_reqs:  # padding: requests of no tokens behind the batch
+        for i in range(num_reqs, max_num_reqs + 1, BLOCK):
+            block = i + tl.arange(0, BLOCK)
+            tl.store(query_start_loc_ptr + block, num_reqs, mask=block <= max_num_reqs)
+            padded = block < max_num_reqs
+            tl.store(slots_ptr + block, -1, mask=padded)
+            tl.store(seq_lens_ptr + block, 0, mask=padded)
+            tl.store(input_ids_ptr + block, 0, mask=padded)
+            tl.store(positions_ptr + block, 0, mask=padded)
+            tl.store(sample_positions_ptr + block, 0, mask=padded)
+        return
+    slot = tl.load(idx_mapping_ptr + row)
+    active = (slot >= 0) & (tl.load(num_sampled_ptr + row) > 0)
+    token = tl.load(last_sampled_ptr + slot, mask=active, other=0)
+    teacher_position = tl.load(total_len_ptr + slot, mask=active, other=1).to(tl.int64) - 1
+    position = teacher_position + tl.load(delta_ptr + slot, mask=active, other=0)
+    position = tl.minimum(position, max_model_len - 1)
+    tl.store(slots_ptr + row, tl.where(active, slot, -1))
+    tl.store(input_ids_ptr + row, token.to(tl.int32))
+    tl.store(positions_ptr + row, position)
+    tl.store(sample_positions_ptr + row, teacher_position)
+    tl.store(query_start_loc_ptr + row, row)
+    tl.store(seq_lens_ptr + row, (position + 1).to(tl.int32))
+
+
+def round_inputs(
+    idx_mapping: torch.Tensor,  # [num_reqs] int64
+    num_sampled: torch.Tensor,  # [num_reqs] int32
+    last_sampled: torch.Tensor,  # [max_num_reqs, 1] int64
+    total_len: torch.Tensor,  # [max_num_reqs] int32
+    delta: torch.Tensor,  # [max_num_reqs] int32
+    slots: torch.Tensor,  # [max_num_reqs] int64, out
+    input_ids: torch.Tensor,  # [max_num_tokens] int32, out
+    positions: torch.Tensor,  # [max_num_tokens] int64, out
+    sample_positions: torch.Tensor,  # [max_num_reqs] int64, out
+    query_start_loc: torch.Tensor,  # [max_num_reqs + 1] int32, out
+    seq_lens: torch.Tensor,  # [max_num_reqs] int32, out
+    max_model_len: int,
+) -> None:
+    """The first decode of theta's round: the newest token of every request that drew one in this step."""
+    num_reqs = idx_mapping.shape[0]
+    _round_inputs_kernel[(num_reqs + 1,)](
+        idx_mapping,
+        num_sampled,
+        last_sampled,
+        total_len,
+        delta,
+        slots,
+        input_ids,
+        positions,
+        sample_positions,
+        query_start_loc,
+        seq_lens,
+        num_reqs,
+        slots.shape[0],
+        max_model_len,
+        BLOCK=BLOCK,
+    )
+
+
+@triton.jit
+def _advance_round_kernel(
+    drafted_ptr,  # [num_reqs] int64, the tokens drawn from theta in this decode
+    slots_ptr,  # [max_num_reqs] int64
+    draft_tokens_ptr,  # [max_num_reqs, K] int64, out
+    draft_tokens_stride,
+    input_ids_ptr,  # [max_num_tokens] int32, in/out
+    positions_ptr,  # [max_num_tokens] int64, in/out
+    sample_positions_ptr,  # [max_num_reqs] int64, in/out
+    seq_lens_ptr,  # [max_num_reqs] int32, in/out
+    step_ptr,  # [] int64, the number of this decode, 0..K
+    num_drafts,
+    num_reqs,
+    max_model_len,
+    BLOCK: tl.constexpr,
+):
+    step = tl.load(step_ptr)
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = row < num_reqs
+    active = mask & (tl.load(slots_ptr + row, mask=mask, other=-1) >= 0)
+    token = tl.load(drafted_ptr + row, mask=active, other=0)
+    tl.store(draft_tokens_ptr + row * draft_tokens_stride + step, token, mask=mask & (step < num_drafts))
+    # A row that takes no part may hold anything, NaN included: it keeps token 0, an index every embedding has.
+    tl.store(input_ids_ptr + row, token.to(tl.int32), mask=mask)
+    position = tl.load(positions_ptr + row, mask=active)
+    tl.store(positions_ptr + row, tl.minimum(position + 1, max_model_len - 1), mask=active)
+    sample_position = tl.load(sample_positions_ptr + row, mask=active)
+    tl.store(sample_positions_ptr + row, sample_position + 1, mask=active)
+    seq_len = tl.load(seq_lens_ptr + row, mask=active)
+    tl.store(seq_lens_ptr + row, tl.minimum(seq_len + 1, max_model_len), mask=active)
+
+
+def advance_round(
+    drafted: torch.Tensor,  # [num_reqs] int64
+    slots: torch.Tensor,  # [max_num_reqs] int64
+    draft_tokens: torch.Tensor,  # [max_num_reqs, K] int64, out
+    input_ids: torch.Tensor,  # [max_num_tokens] int32, in/out
+    positions: torch.Tensor,  # [max_num_tokens] int64, in/out
+    sample_positions: torch.Tensor,  # [max_num_reqs] int64, in/out
+    seq_lens: torch.Tensor,  # [max_num_reqs] int32, in/out
+    step: torch.Tensor,  # [] int64, on the device, so that one captured decode serves every step
+    max_model_len: int,
+) -> None:
+    """Record the drafts of decode `step` and make them the input of the next; the last decode (K) drafts nothing."""
+    num_reqs = drafted.shape[0]
+    block = min(BLOCK, triton.next_power_of_2(num_reqs))
+    _advance_round_kernel[(triton.cdiv(num_reqs, block),)](
+        drafted,
+        slots,
+        draft_tokens,
+        draft_tokens.stride(0),
+        input_ids,
+        positions,
+        sample_positions,
+        seq_lens,
+        step,
+        draft_tokens.shape[1],
+        num_reqs,
+        max_model_len,
+        BLOCK=block,
+    )
