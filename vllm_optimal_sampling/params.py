@@ -120,7 +120,7 @@ class OptimalSamplingParams:
             raise ArgumentError(
                 "alpha_method",
                 f"alpha_method={shown(self.alpha_method)} is not one of {', '.join(ALPHA_METHODS)}"
-                + _did_you_mean(self.alpha_method, ALPHA_METHODS),
+                + closest(self.alpha_method, ALPHA_METHODS),
             )
         for name in ("alpha", "alpha_min", "alpha_max"):
             value = self._set(name, _number(name, getattr(self, name)))
@@ -286,8 +286,7 @@ def parse_messages(text: str) -> list[dict[str, Any]]:
     """Theta's chat from its JSON, checked.
 
     Returns:
-        Messages with `role` and `content` (text; parts of text are joined by newlines, as vLLM does), and what else they
-        had.
+        Messages with `role`, `content` (text; parts are joined by newlines, as vLLM does), and what else they had.
 
     Raises:
         ArgumentError: not JSON, not a list of messages, a part that is not text, nested too deeply.
@@ -483,14 +482,15 @@ def _kind(value: object) -> str:
 def _unknown(key: object) -> ArgumentError:
     name = key if isinstance(key, str) and len(key) <= 48 else shown(key)
     known = sorted(ARGUMENTS)
-    remedy = _did_you_mean(key, known) or (
+    remedy = closest(key, known) or (
         f"; known are {', '.join(known)}. If another plugin reads it, start the engine with "
         '--additional-config \'{"optimal_sampling": {"other_extra_args": ["..."]}}\''
     )
     return ArgumentError(name, f"{name} is not an argument of optimal sampling{remedy}")
 
 
-def _did_you_mean(name: object, known: Collection[str]) -> str:
+def closest(name: object, known: Collection[str]) -> str:
+    """The end of a sentence about an unknown name: ": did you mean ...?", or nothing where none is close."""
     if not isinstance(name, str):
         return ""
     close = difflib.get_close_matches(name[:64].lower().replace("-", "_"), known, n=1, cutoff=0.7)
