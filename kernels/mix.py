@@ -1,4 +1,28 @@
-"""Mix the teacher's rows with theta's, in place: log q*, q* ~ theta^(1 - alpha) * teacher^alpha."""
+"""Mix the teacher's rows with theta's, in place: every row that asks for it becomes log q*.
+
+The mathematics
+    q*(y) = theta(y)^(1 - alpha) teacher(y)^alpha / Z(alpha), alpha by the row's method; `tilt.py` and `solution.py` say how.
+    `ARITHMETIC` is q(y) = alpha teacher(y) + (1 - alpha) theta(y).
+
+The passes (rows x splits programs each, five launches, no atomics, no host sync, no allocation)
+    plan    settings of each row; the support's floor and the balanced alpha for the rows that ask for one (`plan.py`)
+    read    both rows at alpha 0, 1/4, .., 1
+    refine  solve; read the open cell (1/4) again at nine alphas, and the divergences of rows that need them, else return
+    refine  the same with the open cell (1/32), which leaves 1/256
+    write   log q*, and the record; rows in reverse, so that what `read` touched last is still in L2
+
+What it costs, per element of an ordinary row: 6 bytes and 5 exponentials to read (theta in bf16; about 40 instructions), 10
+bytes and no exponential to write: 16 bytes against the floor of 10 (teacher read and written once, theta read once). Of
+rows with noise of 1.4 nats between teacher and theta all are done after the first reading, with 2.8 nats 7 in 10;
+a further reading costs 6 bytes and 9 exponentials. Rows that are not mixed: one load per program.
+
+A row's tokens, and what happens to a row that cannot be mixed
+    Tokens at -inf (at or below -1e4) in either row have no mass in q and take no part in alpha, and neither do those from
+    min(V_t, V_theta) on. `ARITHMETIC` needs a token in the teacher's row only: -inf there is taken for a grammar's and binds
+    both models, -inf in theta's row is theta's own. A row is left to the teacher, bit for bit and flagged, if no token is
+    allowed by both (or none with more than exp(-124) of the mass under both), if a logit of either row is nan or +inf,
+    or if the Jensen-Shannon divergence is above the request's limit.
+"""
 
 from __future__ import annotations
 
@@ -6,95 +30,458 @@ import torch
 import triton
 import triton.language as tl
 
-from .record import MixRecord
-from .scratch import MixScratch
-from .settings import NEVER, MixSettings
+from .plan import (
+    ALPHA_MAX,
+    ALPHA_MIN,
+    ARITHMETIC,
+    FLOOR,
+    MAX_JS,
+    METHOD,
+    MIXED,
+    PLAN_WIDTH,
+    RESTRICTED,
+    TEACHER_LSE,
+    THETA_LSE,
+    plan_kernel,
+)
+from .record import Kind, MixRecord
+from .scratch import READINGS, LaunchShape, MixScratch
+from .settings import MixSettings
+from .solution import (
+    JS,
+    KL_TEACHER,
+    KL_THETA,
+    PARTIAL_WIDTH,
+    load_solution,
+    solve_first,
+    solve_next,
+    store_reading,
+    store_solution,
+)
+from .tilt import LN_2, LOG2_E, load_pair, tilted_sums
+
+FIRST_NODES = tl.constexpr(5)
+FIRST_PAD = tl.constexpr(8)
+NODES = tl.constexpr(9)
+PAD = tl.constexpr(16)
+
+TEACHER_ALONE = tl.constexpr(int(Kind.TEACHER))
+GEOMETRIC_MIXTURE = tl.constexpr(int(Kind.GEOMETRIC))
+ARITHMETIC_MIXTURE = tl.constexpr(int(Kind.ARITHMETIC))
 
 
 @triton.jit
-def _mix_kernel(
+def _read_kernel(
+    teacher_ptr,  # [rows, V_t] fp32
+    teacher_stride,
+    theta_ptr,  # [slots, K + 1, V_theta] bf16, fp16 or fp32
+    theta_offset_ptr,  # [max_rows] int64, -1 for a row to be left alone
+    plan_ptr,  # [max_rows, PLAN_WIDTH] fp32
+    partials_ptr,  # [rows, splits, PARTIAL_WIDTH] fp32, out
+    num_rows,
+    vocab,
+    split_size,
+    ROWS: tl.constexpr,
+    SUB: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    split = tl.program_id(1)
+    offset = tl.load(theta_offset_ptr + row, mask=row < num_rows, other=-1)
+    active = offset >= 0
+    if tl.max(active.to(tl.int32), axis=0) == 0:
+        return
+    floor = tl.load(plan_ptr + row * PLAN_WIDTH + FLOOR, mask=active, other=0.0)
+    low = tl.zeros([ROWS], tl.float32)
+    begin = split * split_size
+    peak_low, peak_high, z, r, q, own, spread_low, spread_high = tilted_sums(
+        (teacher_ptr + row * teacher_stride)[:, None, None],
+        (theta_ptr + tl.where(active, offset, 0))[:, None, None],
+        floor,
+        active,
+        low,
+        low + 1.0,
+        vocab,
+        begin,
+        tl.minimum(begin + split_size, vocab),
+        ROWS,
+        FIRST_NODES,
+        FIRST_PAD,
+        SUB,
+        LANES,
+        True,
+    )
+    part = row * tl.num_programs(1) + split
+    store_reading(
+        partials_ptr, part, active, peak_low, peak_high, z, r, q, own, spread_low, spread_high, FIRST_PAD, True
+    )
+
+
+@triton.jit
+def _divergence_sums(
+    teacher_row,  # [ROWS, 1, 1] pointers
+    theta_row,  # [ROWS, 1, 1] pointers
+    floor,  # [ROWS]
+    active,  # [ROWS]
+    arithmetic,  # [ROWS]
+    alpha,  # [ROWS]
+    lse_theta,  # [ROWS]
+    lse_teacher,  # [ROWS]
+    vocab,
+    begin,
+    end,
+    ROWS: tl.constexpr,
+    SUB: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """JS(theta, teacher), and D_KL(q || theta), D_KL(q || teacher) of the arithmetic mixture; all [ROWS], nats."""
+    tile_ids = (tl.arange(0, SUB)[:, None] * LANES + tl.arange(0, LANES)[None, :])[None, :, :]
+    js = tl.zeros([ROWS, LANES], tl.float32)
+    kl_theta = js
+    kl_teacher = js
+    for start in range(begin, end, SUB * LANES):
+        ids = start + tile_ids
+        teacher, theta, own, both = load_pair(
+            teacher_row, theta_row, floor[:, None, None], active[:, None, None] & (ids < end), ids, vocab
+        )
+        taken = both | (own & arithmetic[:, None, None])
+        log_teacher = (teacher - lse_teacher[:, None, None]) * LOG2_E
+        log_theta = tl.where(both, (theta - lse_theta[:, None, None]) * LOG2_E, float("-inf"))
+        p_teacher = tl.where(taken, tl.exp2(log_teacher), 0.0)
+        p_theta = tl.where(taken, tl.exp2(log_theta), 0.0)
+        middle = 0.5 * (p_teacher + p_theta)
+        log_middle = tl.log2(middle)
+        js_teacher = tl.where(p_teacher > 0.0, p_teacher * (log_teacher - log_middle), 0.0)
+        js_theta = tl.where(p_theta > 0.0, p_theta * (log_theta - log_middle), 0.0)
+        js += tl.sum(js_teacher + js_theta, axis=1)
+        weight = alpha[:, None, None]
+        mixture = weight * p_teacher + (1.0 - weight) * p_theta
+        log_mixture = tl.log2(mixture)
+        # theta's -inf under a positive mixture gives the inf that it should.
+        kl_theta += tl.sum(tl.where(mixture > 0.0, mixture * (log_mixture - log_theta), 0.0), axis=1)
+        kl_teacher += tl.sum(tl.where(mixture > 0.0, mixture * (log_mixture - log_teacher), 0.0), axis=1)
+    return (
+        tl.sum(js, axis=1) * (0.5 * LN_2),
+        tl.sum(kl_theta, axis=1) * LN_2,
+        tl.sum(kl_teacher, axis=1) * LN_2,
+    )
+
+
+@triton.jit
+def _refine_kernel(
+    teacher_ptr,  # [rows, V_t] fp32
+    teacher_stride,
+    theta_ptr,  # [slots, K + 1, V_theta] bf16, fp16 or fp32
+    theta_offset_ptr,  # [max_rows] int64, -1 for a row to be left alone
+    plan_ptr,  # [max_rows, PLAN_WIDTH] fp32
+    read_ptr,  # [rows, splits, PARTIAL_WIDTH] fp32: sums of the reading before
+    solved_ptr,  # [max_rows, SOLUTION_WIDTH] fp32: the solution before that reading (not FIRST)
+    partials_ptr,  # [rows, splits, PARTIAL_WIDTH] fp32, out
+    solution_ptr,  # [max_rows, SOLUTION_WIDTH] fp32, out
+    num_rows,
+    vocab,
+    split_size,
+    splits,
+    ROWS: tl.constexpr,
+    SUB: tl.constexpr,
+    LANES: tl.constexpr,
+    SPLITS: tl.constexpr,
+    FIRST: tl.constexpr,
+):
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    split = tl.program_id(1)
+    offset = tl.load(theta_offset_ptr + row, mask=row < num_rows, other=-1)
+    active = offset >= 0
+    if tl.max(active.to(tl.int32), axis=0) == 0:
+        return
+    teacher_row = (teacher_ptr + row * teacher_stride)[:, None, None]
+    theta_row = (theta_ptr + tl.where(active, offset, 0))[:, None, None]
+    plan = plan_ptr + row * PLAN_WIDTH
+    floor = tl.load(plan + FLOOR, mask=active, other=0.0)
+    part = row * splits + split
+    begin = split * split_size
+    end = tl.minimum(begin + split_size, vocab)
+    if FIRST:
+        method = tl.load(plan + METHOD, mask=active, other=0.0).to(tl.int32)
+        arithmetic = active & (method == ARITHMETIC)
+        (
+            done, low, high, delta, value, slope, sound, alpha_min, alpha_max, lse_theta, lse_teacher, own_lse, kl_end,
+        ) = solve_first(
+            read_ptr, row, active, method, arithmetic,
+            tl.load(plan + ALPHA_MIN, mask=active, other=0.0), tl.load(plan + ALPHA_MAX, mask=active, other=1.0),
+            splits, FIRST_NODES, FIRST_PAD, SPLITS,
+        )  # fmt: skip
+        max_js = tl.load(plan + MAX_JS, mask=active, other=float("inf"))
+        compared = active & sound & (arithmetic | (max_js < float("inf")))
+        if tl.max(compared.to(tl.int32), axis=0) > 0:
+            js, kl_theta, kl_teacher = _divergence_sums(
+                teacher_row, theta_row, floor, compared, arithmetic, alpha_min, lse_theta, lse_teacher,
+                vocab, begin, end, ROWS, SUB, LANES,
+            )  # fmt: skip
+            tl.store(partials_ptr + part * PARTIAL_WIDTH + JS, js, mask=compared)
+            tl.store(partials_ptr + part * PARTIAL_WIDTH + KL_THETA, kl_theta, mask=compared)
+            tl.store(partials_ptr + part * PARTIAL_WIDTH + KL_TEACHER, kl_teacher, mask=compared)
+    else:
+        (
+            done, low, high, delta, value, slope, sound, alpha_min, alpha_max, lse_theta, lse_teacher, own_lse, kl_end,
+        ) = load_solution(solved_ptr, row, active)  # fmt: skip
+        active = active & (done == 0)
+        if tl.max(active.to(tl.int32), axis=0) == 0:
+            return
+        low, high, delta, value, slope, done, sound = solve_next(
+            read_ptr, row, active, low, high, alpha_min, alpha_max, lse_theta, lse_teacher, splits, NODES, PAD, SPLITS
+        )
+    if split == 0:
+        store_solution(
+            solution_ptr, row, active, done, low, high, delta, value, slope, sound,
+            alpha_min, alpha_max, lse_theta, lse_teacher, own_lse, kl_end,
+        )  # fmt: skip
+    still_open = active & (done == 0)
+    if tl.max(still_open.to(tl.int32), axis=0) > 0:
+        peak_low, peak_high, z, r, q, own, spread_low, spread_high = tilted_sums(
+            teacher_row, theta_row, floor, still_open, low, high, vocab, begin, end, ROWS, NODES, PAD, SUB, LANES, False
+        )
+        store_reading(
+            partials_ptr, part, still_open, peak_low, peak_high, z, r, q, own, spread_low, spread_high, PAD, False
+        )
+
+
+@triton.jit
+def _write_kernel(
     teacher_ptr,  # [rows, V_t] fp32, in/out
     teacher_stride,
-    theta_ptr,  # [slots, K + 1, V_theta]
-    theta_slot_stride,
-    theta_position_stride,
-    slots_ptr,  # [rows] int32
-    draft_positions_ptr,  # [rows] int32
-    token_positions_ptr,  # [rows] int64
-    first_position_ptr,  # [slots] int64
-    method_ptr,  # [slots] int32
-    alpha_ptr,
-    alpha_min_ptr,
-    alpha_max_ptr,
-    record_alpha_ptr,  # [slots, K + 1]
-    record_kl_theta_ptr,
-    record_kl_teacher_ptr,
-    record_fallback_ptr,
-    record_log_z_ptr,
-    record_teacher_lse_ptr,
-    record_theta_lse_ptr,
-    num_slots,
-    num_positions,
+    theta_ptr,  # [slots, K + 1, V_theta] bf16, fp16 or fp32
+    theta_offset_ptr,  # [max_rows] int64, -1 for a row to be left alone
+    entry_ptr,  # [max_rows] int64
+    plan_ptr,  # [max_rows, PLAN_WIDTH] fp32
+    compared_ptr,  # [rows, splits, PARTIAL_WIDTH] fp32: divergences, from the first refinement
+    read_ptr,  # [rows, splits, PARTIAL_WIDTH] fp32: sums of the last reading
+    first_ptr,  # [max_rows, SOLUTION_WIDTH] fp32
+    second_ptr,  # [max_rows, SOLUTION_WIDTH] fp32
+    alpha_ptr,  # [slots, K + 1] fp32, out; so are the following
+    kl_theta_ptr,
+    kl_teacher_ptr,
+    fallback_ptr,  # bool
+    kind_ptr,  # int32
+    log_z_ptr,
+    floor_ptr,
+    mixed_teacher_lse_ptr,
+    mixed_theta_lse_ptr,
+    teacher_lse_ptr,
+    theta_lse_ptr,
+    num_rows,
     teacher_vocab,
-    theta_vocab,
-    NEVER: tl.constexpr,
+    vocab,
+    split_size,
+    splits,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    SPLITS: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    slot = tl.load(slots_ptr + row).to(tl.int64)
-    position = tl.load(draft_positions_ptr + row).to(tl.int64)
-    if (slot < 0) | (slot >= num_slots) | (position < 0) | (position >= num_positions):
+    row = ((tl.num_programs(0) - 1 - tl.program_id(0)) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    split = tl.program_id(1)
+    offset = tl.load(theta_offset_ptr + row, mask=row < num_rows, other=-1)
+    active = offset >= 0
+    if tl.max(active.to(tl.int32), axis=0) == 0:
         return
-    first_position = tl.load(first_position_ptr + slot)
-    if first_position == NEVER:
+    (
+        done, low, high, delta, value, slope, sound, alpha_min, alpha_max, lse_theta, lse_teacher, own_lse, kl_end,
+    ) = load_solution(first_ptr, row, active)  # fmt: skip
+    reread = active & (done == 0)
+    if tl.max(reread.to(tl.int32), axis=0) > 0:
+        done_2, low_2, high_2, delta_2, value_2, slope_2, sound_2, _, _, _, _, _, _ = load_solution(
+            second_ptr, row, reread
+        )
+        last = reread & (done_2 == 0)
+        if tl.max(last.to(tl.int32), axis=0) > 0:
+            low_3, _, delta_3, value_3, slope_3, _, sound_3 = solve_next(
+                read_ptr, row, last, low_2, high_2, alpha_min, alpha_max, lse_theta, lse_teacher,
+                splits, NODES, PAD, SPLITS,
+            )  # fmt: skip
+            low_2 = tl.where(last, low_3, low_2)
+            delta_2 = tl.where(last, delta_3, delta_2)
+            value_2 = tl.where(last, value_3, value_2)
+            slope_2 = tl.where(last, slope_3, slope_2)
+            sound_2 = tl.where(last, sound_3, sound_2)
+        low = tl.where(reread, low_2, low)
+        delta = tl.where(reread, delta_2, delta)
+        value = tl.where(reread, value_2, value)
+        slope = tl.where(reread, slope_2, slope)
+        sound = tl.where(reread, sound_2, sound)
+
+    plan = plan_ptr + row * PLAN_WIDTH
+    arithmetic = tl.load(plan + METHOD, mask=active, other=0.0) == ARITHMETIC
+    mixed = active & (tl.load(plan + MIXED, mask=active, other=0.0) != 0.0)
+    max_js = tl.load(plan + MAX_JS, mask=active, other=float("inf"))
+    floor = tl.load(plan + FLOOR, mask=active, other=0.0)
+    parts = compared_ptr + (row[:, None] * splits + tl.arange(0, SPLITS)[None, :]) * PARTIAL_WIDTH
+    compared = active & sound & (arithmetic | (max_js < float("inf")))
+    inside = compared[:, None] & (tl.arange(0, SPLITS)[None, :] < splits)
+    js = tl.sum(tl.load(parts + JS, mask=inside, other=0.0), axis=1)
+    alone = (sound == 0) | (js > max_js) | (mixed == 0)
+    alpha = tl.where(alone, 1.0, low + delta)
+    log_z = value + (1.0 - alpha) * lse_theta + alpha * lse_teacher
+
+    if split == 0:
+        geometric_theta = tl.maximum(alpha * slope - value, 0.0)
+        geometric_teacher = tl.maximum((alpha - 1.0) * slope - value, 0.0)
+        sum_theta = tl.sum(tl.load(parts + KL_THETA, mask=inside, other=0.0), axis=1)
+        sum_teacher = tl.sum(tl.load(parts + KL_TEACHER, mask=inside, other=0.0), axis=1)
+        kl_theta = tl.where(alone, kl_end, tl.where(arithmetic, tl.maximum(sum_theta, 0.0), geometric_theta))
+        kl_teacher = tl.where(alone, 0.0, tl.where(arithmetic, tl.maximum(sum_teacher, 0.0), geometric_teacher))
+        kind = tl.where(alone, TEACHER_ALONE, tl.where(arithmetic, ARITHMETIC_MIXTURE, GEOMETRIC_MIXTURE))
+        restricted = tl.load(plan + RESTRICTED, mask=active, other=0.0) != 0.0
+        full_teacher_lse = tl.load(plan + TEACHER_LSE, mask=active & restricted, other=0.0)
+        full_theta_lse = tl.load(plan + THETA_LSE, mask=active & restricted, other=0.0)
+        entry = tl.load(entry_ptr + row, mask=active, other=0)
+        tl.store(alpha_ptr + entry, alpha, mask=active)
+        tl.store(kl_theta_ptr + entry, kl_theta, mask=active)
+        tl.store(kl_teacher_ptr + entry, kl_teacher, mask=active)
+        tl.store(fallback_ptr + entry, alone & mixed, mask=active)
+        tl.store(kind_ptr + entry, kind, mask=active)
+        tl.store(log_z_ptr + entry, log_z, mask=active)
+        tl.store(floor_ptr + entry, floor, mask=active)
+        tl.store(mixed_teacher_lse_ptr + entry, lse_teacher, mask=active)
+        tl.store(mixed_theta_lse_ptr + entry, lse_theta, mask=active)
+        tl.store(teacher_lse_ptr + entry, tl.where(restricted, full_teacher_lse, own_lse), mask=active)
+        tl.store(theta_lse_ptr + entry, tl.where(restricted, full_theta_lse, lse_theta), mask=active)
+
+    written = active & (alone == 0)
+    if tl.max(written.to(tl.int32), axis=0) == 0:
         return
-    mixed = tl.load(token_positions_ptr + row) >= first_position
-    ids = tl.arange(0, BLOCK)
-    t = tl.load(teacher_ptr + row * teacher_stride + ids, mask=ids < teacher_vocab, other=float("-inf"))
-    theta_row = theta_ptr + slot * theta_slot_stride + position * theta_position_stride
-    s = tl.load(theta_row + ids, mask=ids < theta_vocab, other=float("-inf")).to(tl.float32)
-    support = (t + s) != float("-inf")
-    t_max = tl.maximum(tl.max(t, axis=0), -1e30)
-    teacher_lse = t_max + tl.log(tl.sum(tl.exp(t - t_max), axis=0))
-    a = tl.where(support, s, float("-inf"))
-    b = tl.where(support, t, float("-inf"))
-    a_max = tl.maximum(tl.max(a, axis=0), -1e30)
-    b_max = tl.maximum(tl.max(b, axis=0), -1e30)
-    theta_lse = a_max + tl.log(tl.sum(tl.exp(a - a_max), axis=0))
-    b_lse = b_max + tl.log(tl.sum(tl.exp(b - b_max), axis=0))
-    r = tl.where(support, b - a, 0.0) - (b_lse - theta_lse)
-    fixed = tl.load(method_ptr + slot) == 1
-    lo = 0.0
-    hi = 1.0
-    for _ in range(20):
-        alpha = 0.5 * (lo + hi)
-        m = tl.where(support, a + alpha * (b - a), float("-inf"))
-        top = tl.maximum(tl.max(m, axis=0), -1e30)
-        w = tl.exp(m - top)
-        g = tl.sum(w * r, axis=0)
-        lo = tl.where(g < 0, alpha, lo)
-        hi = tl.where(g > 0, alpha, hi)
-    alpha = tl.where(fixed, tl.load(alpha_ptr + slot), 0.5 * (lo + hi))
-    alpha = tl.minimum(tl.maximum(alpha, tl.load(alpha_min_ptr + slot)), tl.load(alpha_max_ptr + slot))
-    alpha = tl.where(mixed, alpha, 1.0)
-    m = tl.where(support, a + alpha * (b - a), float("-inf"))
-    top = tl.maximum(tl.max(m, axis=0), -1e30)
-    w = tl.exp(m - top)
-    z = tl.sum(w, axis=0)
-    log_z = top + tl.log(z)
-    g = tl.sum(w * r, axis=0) / z
-    normalised = log_z - alpha * b_lse - (1 - alpha) * theta_lse
-    sound = (z > 0) & (g == g) & (normalised == normalised)
-    if mixed & sound:
-        tl.store(teacher_ptr + row * teacher_stride + ids, m - log_z, mask=ids < teacher_vocab)
-    out = slot * num_positions + position
-    tl.store(record_alpha_ptr + out, tl.where(sound, alpha, 1.0))
-    tl.store(record_kl_theta_ptr + out, tl.where(sound, alpha * g - normalised, float("nan")))
-    tl.store(record_kl_teacher_ptr + out, tl.where(sound, (alpha - 1) * g - normalised, 0.0))
-    tl.store(record_fallback_ptr + out, mixed & (sound == 0))
-    tl.store(record_log_z_ptr + out, log_z)
-    tl.store(record_teacher_lse_ptr + out, teacher_lse)
-    tl.store(record_theta_lse_ptr + out, theta_lse)
+    sums = written & arithmetic
+    teacher_row = (teacher_ptr + row * teacher_stride)[:, None, None]
+    theta_row = (theta_ptr + tl.where(active, offset, 0))[:, None, None]
+    begin = split * split_size
+    # The last split also clears what lies beyond theta's vocabulary.
+    end = tl.where(split == splits - 1, teacher_vocab, begin + split_size)
+    for start in range(begin, end, BLOCK):
+        ids = start + tl.arange(0, BLOCK)[None, None, :]
+        teacher, theta, own, both = load_pair(
+            teacher_row, theta_row, floor[:, None, None], written[:, None, None], ids, vocab
+        )
+        ratio = teacher - theta
+        # Two steps, since near a step of g the last bit of alpha counts.
+        mixture = theta + low[:, None, None] * ratio + delta[:, None, None] * ratio - log_z[:, None, None]
+        result = tl.where(both, mixture, float("-inf"))
+        if tl.max(sums.to(tl.int32), axis=0) > 0:
+            weight = alpha[:, None, None]
+            p_teacher = tl.where(own, tl.exp2((teacher - lse_teacher[:, None, None]) * LOG2_E), 0.0)
+            p_theta = tl.where(both, tl.exp2((theta - lse_theta[:, None, None]) * LOG2_E), 0.0)
+            log_sum_of_both = tl.log2(weight * p_teacher + (1.0 - weight) * p_theta) * LN_2
+            result = tl.where(sums[:, None, None], log_sum_of_both, result)
+        tl.store(teacher_row + ids, result, mask=written[:, None, None] & (ids < tl.minimum(end, teacher_vocab)))
+
+
+def _launch(
+    teacher_logits: torch.Tensor,
+    theta_logits: torch.Tensor,
+    slots: torch.Tensor,
+    draft_positions: torch.Tensor,
+    token_positions: torch.Tensor,
+    settings: MixSettings,
+    record: MixRecord,
+    scratch: MixScratch,
+    shape: LaunchShape,
+) -> None:
+    num_rows, teacher_vocab = teacher_logits.shape
+    num_slots, num_positions, theta_vocab = theta_logits.shape
+    vocab = min(teacher_vocab, theta_vocab)
+    blocks = -(-num_rows // shape.rows)
+    grid = (blocks, shape.splits)
+    tile = {"SUB": shape.sub, "LANES": shape.lanes}
+    splits = triton.next_power_of_2(shape.splits)
+    partials = [scratch.partials[reading * num_rows * shape.splits :] for reading in range(READINGS)]
+    rows = (teacher_logits, teacher_logits.stride(0), theta_logits)
+    plan_kernel[(blocks,)](
+        *rows,
+        theta_logits.stride(0),
+        theta_logits.stride(1),
+        slots,
+        draft_positions,
+        token_positions,
+        settings.first_position,
+        settings.method,
+        settings.alpha,
+        settings.alpha_min,
+        settings.alpha_max,
+        settings.support_top_k,
+        settings.support_top_p,
+        settings.max_js_divergence,
+        scratch.theta_offset,
+        scratch.entry,
+        scratch.plan,
+        num_rows,
+        num_slots,
+        num_positions,
+        vocab,
+        ROWS=shape.rows,
+        NODES=NODES.value,
+        PAD=PAD.value,
+        num_warps=shape.num_warps,
+        **tile,
+    )
+    _read_kernel[grid](
+        *rows,
+        scratch.theta_offset,
+        scratch.plan,
+        partials[0],
+        num_rows,
+        vocab,
+        shape.split_size,
+        ROWS=shape.rows,
+        num_warps=shape.num_warps,
+        **tile,
+    )
+    for refinement in range(READINGS - 1):
+        _refine_kernel[grid](
+            *rows,
+            scratch.theta_offset,
+            scratch.plan,
+            partials[refinement],
+            scratch.solutions[0],
+            partials[refinement + 1],
+            scratch.solutions[refinement],
+            num_rows,
+            vocab,
+            shape.split_size,
+            shape.splits,
+            ROWS=shape.rows,
+            SPLITS=splits,
+            FIRST=refinement == 0,
+            num_warps=shape.num_warps,
+            **tile,
+        )
+    _write_kernel[grid](
+        *rows,
+        scratch.theta_offset,
+        scratch.entry,
+        scratch.plan,
+        partials[1],
+        partials[2],
+        scratch.solutions[0],
+        scratch.solutions[1],
+        record.alpha,
+        record.kl_theta,
+        record.kl_teacher,
+        record.fallback,
+        record.kind,
+        record.log_z,
+        record.floor,
+        record.mixed_teacher_lse,
+        record.mixed_theta_lse,
+        record.teacher_lse,
+        record.theta_lse,
+        num_rows,
+        teacher_vocab,
+        vocab,
+        shape.split_size,
+        shape.splits,
+        ROWS=shape.rows,
+        BLOCK=min(shape.sub * shape.lanes, 4096) if shape.rows == 1 else shape.lanes,
+        SPLITS=splits,
+        num_warps=shape.num_warps,
+    )
 
 
 def mix_(
@@ -111,43 +498,19 @@ def mix_(
 
     Args:
         teacher_logits: `[rows, V_t]` float32, changed in place; any row stride, the last dimension contiguous.
-        theta_logits: `[slots, K + 1, V_theta]` bf16, fp16 or fp32; any outer strides.
+        theta_logits: `[slots, K + 1, V_theta]` bf16, fp16 or fp32; any outer strides, the last dimension contiguous.
         slots: `[rows]` int32, the request slot of each row; a row whose slot is out of range is skipped.
-        draft_positions: `[rows]` int32, which of theta's rows belongs to it, 0..K.
+        draft_positions: `[rows]` int32, which of theta's rows belongs to it, 0..K; out of range is skipped.
         token_positions: `[rows]` int64, the teacher position of each row's input token.
         settings: what each slot asks for.
         record: what is left behind, per (slot, draft position).
         scratch: working memory.
     """
-    num_rows, teacher_vocab = teacher_logits.shape
-    num_slots, num_positions, theta_vocab = theta_logits.shape
+    num_rows = teacher_logits.shape[0]
     if num_rows == 0:
         return
-    _mix_kernel[(num_rows,)](
-        teacher_logits,
-        teacher_logits.stride(0),
-        theta_logits,
-        theta_logits.stride(0),
-        theta_logits.stride(1),
-        slots,
-        draft_positions,
-        token_positions,
-        settings.first_position,
-        settings.method,
-        settings.alpha,
-        settings.alpha_min,
-        settings.alpha_max,
-        record.alpha,
-        record.kl_theta,
-        record.kl_teacher,
-        record.fallback,
-        record.log_z,
-        record.teacher_lse,
-        record.theta_lse,
-        num_slots,
-        num_positions,
-        teacher_vocab,
-        theta_vocab,
-        NEVER=NEVER,
-        BLOCK=triton.next_power_of_2(teacher_vocab),
+    vocab = min(teacher_logits.shape[1], theta_logits.shape[2])
+    shape = LaunchShape.choose(num_rows, vocab, interpreted=teacher_logits.is_cpu)
+    _launch(
+        teacher_logits, theta_logits, slots, draft_positions, token_positions, settings, record, scratch, shape
     )

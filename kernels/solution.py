@@ -1,0 +1,267 @@
+"""From the partial sums of a reading to alpha: the step between two readings. Device functions; `mix.py` launches them.
+
+The consumers of a reading reduce its partial sums again, each for itself: no atomics, no kernel only for that. The first
+reading, of the span [0, 1], also gives what the other methods need. With F_theta = -g(0) = D_KL(theta || teacher) and
+F_teacher = g(1) = D_KL(teacher || theta), and H the entropies,
+
+    KL symmetry           g(alpha) = 0
+    reverse KL symmetry   D_KL(theta || q) = alpha F_theta + L,  D_KL(teacher || q) = (1 - alpha) F_teacher + L,
+                          hence alpha = F_teacher / (F_theta + F_teacher)
+    entropy               alpha = H_theta / (H_theta + H_teacher)
+
+and what cannot be told apart in float32 (identical rows; two certain rows) has alpha = 1/2. An alpha that is known is a
+lower and upper bound at once, so that one search serves every method.
+"""
+
+import triton
+import triton.language as tl
+
+from .plan import ENTROPY, KL_SYMMETRY, REVERSE_KL_SYMMETRY
+from .tilt import LN_2, NOTHING, RESOLVED, close_cell, log_sum, move_peaks
+
+# Columns of a partial sum, after the reading.
+PEAK_LOW = tl.constexpr(0)
+PEAK_HIGH = tl.constexpr(1)
+OWN = tl.constexpr(2)
+SPREAD_LOW = tl.constexpr(3)
+SPREAD_HIGH = tl.constexpr(4)
+JS = tl.constexpr(5)
+KL_THETA = tl.constexpr(6)
+KL_TEACHER = tl.constexpr(7)
+Z = tl.constexpr(16)
+R = tl.constexpr(32)
+Q = tl.constexpr(48)
+PARTIAL_WIDTH = tl.constexpr(64)
+
+SOLUTION_WIDTH = tl.constexpr(16)
+
+SAME = tl.constexpr(1.0e-5)
+"""Nats. Rows whose two divergences add up to less are the same row up to rounding."""
+CERTAIN = tl.constexpr(1.0e-9)
+"""Nats. Entropies that add up to less are those of two certain rows."""
+
+
+@triton.jit
+def store_reading(
+    partials_ptr,
+    part,  # [ROWS] int64: row and split of this program
+    active,  # [ROWS]
+    peak_low,
+    peak_high,
+    z,
+    r,
+    q,
+    own,
+    spread_low,
+    spread_high,
+    PAD: tl.constexpr,
+    FIRST: tl.constexpr,
+):
+    out = partials_ptr + part * PARTIAL_WIDTH
+    tl.store(out + PEAK_LOW, peak_low, mask=active)
+    tl.store(out + PEAK_HIGH, peak_high, mask=active)
+    if FIRST:
+        tl.store(out + OWN, own, mask=active)
+        tl.store(out + SPREAD_LOW, spread_low, mask=active)
+        tl.store(out + SPREAD_HIGH, spread_high, mask=active)
+    nodes = out[:, None] + tl.arange(0, PAD)[None, :]
+    tl.store(nodes + Z, z, mask=active[:, None])
+    tl.store(nodes + R, r, mask=active[:, None])
+    tl.store(nodes + Q, q, mask=active[:, None])
+
+
+@triton.jit
+def load_reading(
+    partials_ptr,
+    row,  # [ROWS] int64
+    active,  # [ROWS]
+    splits,
+    NODES: tl.constexpr,
+    PAD: tl.constexpr,
+    SPLITS: tl.constexpr,  # splits rounded up to a power of two
+    FIRST: tl.constexpr,
+):
+    """The sums of a reading over all splits, as `tilted_sums` returns those of one."""
+    split = tl.arange(0, SPLITS)[None, :]
+    inside = active[:, None] & (split < splits)
+    parts = partials_ptr + (row[:, None] * splits + split) * PARTIAL_WIDTH
+    peaks_low = tl.load(parts + PEAK_LOW, mask=inside, other=NOTHING)
+    peaks_high = tl.load(parts + PEAK_HIGH, mask=inside, other=NOTHING)
+    index = tl.arange(0, PAD)[None, :, None]
+    nodes = parts[:, None, :] + index
+    wanted = inside[:, None, :] & (index < NODES)
+    z = tl.load(nodes + Z, mask=wanted, other=0.0)
+    r = tl.load(nodes + R, mask=wanted, other=0.0)
+    q = tl.load(nodes + Q, mask=wanted, other=0.0)
+    peak_low = tl.max(peaks_low, axis=1)
+    peak_high = tl.max(peaks_high, axis=1)
+    fall_low = peaks_low - peak_low[:, None]
+    fall_high = peaks_high - peak_high[:, None]
+    own = peak_low
+    spread_low = peak_low
+    spread_high = peak_low
+    if FIRST:
+        own = tl.sum(tl.load(parts + OWN, mask=inside, other=0.0) * tl.exp2(fall_high), axis=1)
+        z_low = tl.sum(tl.where(index == 0, z, 0.0), axis=1)
+        z_high = tl.sum(tl.where(index == NODES - 1, z, 0.0), axis=1)
+        spreads_low = tl.load(parts + SPREAD_LOW, mask=inside, other=0.0) + fall_low * z_low
+        spreads_high = tl.load(parts + SPREAD_HIGH, mask=inside, other=0.0) + fall_high * z_high
+        spread_low = tl.sum(spreads_low * tl.exp2(fall_low), axis=1)
+        spread_high = tl.sum(spreads_high * tl.exp2(fall_high), axis=1)
+    tau = index / (NODES - 1)
+    z, r, q = move_peaks(z, r, q, fall_low[:, None, :], fall_high[:, None, :], tau)
+    return peak_low, peak_high, tl.sum(z, axis=2), tl.sum(r, axis=2), tl.sum(q, axis=2), own, spread_low, spread_high
+
+
+@triton.jit
+def store_solution(
+    solution_ptr,
+    row,
+    active,
+    done,
+    cell_low,
+    cell_high,
+    delta,
+    value,
+    slope,
+    sound,
+    alpha_min,
+    alpha_max,
+    lse_theta,
+    lse_teacher,
+    own_lse,
+    kl_end,
+):
+    out = solution_ptr + row * SOLUTION_WIDTH
+    tl.store(out, done.to(tl.float32), mask=active)
+    tl.store(out + 1, cell_low, mask=active)
+    tl.store(out + 2, cell_high, mask=active)
+    tl.store(out + 3, delta, mask=active)
+    tl.store(out + 4, value, mask=active)
+    tl.store(out + 5, slope, mask=active)
+    tl.store(out + 6, sound.to(tl.float32), mask=active)
+    tl.store(out + 7, alpha_min, mask=active)
+    tl.store(out + 8, alpha_max, mask=active)
+    tl.store(out + 9, lse_theta, mask=active)
+    tl.store(out + 10, lse_teacher, mask=active)
+    tl.store(out + 11, own_lse, mask=active)
+    tl.store(out + 12, kl_end, mask=active)
+
+
+@triton.jit
+def load_solution(solution_ptr, row, active):
+    """As stored; a row that is not `active` is done and sound."""
+    out = solution_ptr + row * SOLUTION_WIDTH
+    return (
+        tl.load(out, mask=active, other=1.0) != 0.0,
+        tl.load(out + 1, mask=active, other=0.0),
+        tl.load(out + 2, mask=active, other=1.0),
+        tl.load(out + 3, mask=active, other=0.0),
+        tl.load(out + 4, mask=active, other=0.0),
+        tl.load(out + 5, mask=active, other=0.0),
+        tl.load(out + 6, mask=active, other=1.0) != 0.0,
+        tl.load(out + 7, mask=active, other=0.0),
+        tl.load(out + 8, mask=active, other=1.0),
+        tl.load(out + 9, mask=active, other=0.0),
+        tl.load(out + 10, mask=active, other=0.0),
+        tl.load(out + 11, mask=active, other=0.0),
+        tl.load(out + 12, mask=active, other=0.0),
+    )
+
+
+@triton.jit
+def solve_first(
+    partials_ptr,
+    row,  # [ROWS] int64
+    active,  # [ROWS]
+    method,  # [ROWS] int32
+    arithmetic,  # [ROWS]
+    alpha_min,  # [ROWS]
+    alpha_max,  # [ROWS]
+    splits,
+    NODES: tl.constexpr,
+    PAD: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """The solution after the reading of [0, 1], in the order of `store_solution`."""
+    peak_low, peak_high, z, r, q, own, spread_low, spread_high = load_reading(
+        partials_ptr, row, active, splits, NODES, PAD, SPLITS, True
+    )
+    index = tl.arange(0, PAD)[None, :]
+    first = index == 0
+    last = index == NODES - 1
+    z_0 = tl.sum(tl.where(first, z, 0.0), axis=1)
+    z_1 = tl.sum(tl.where(last, z, 0.0), axis=1)
+    poisoned = (tl.sum(z, axis=1) + own) != (tl.sum(z, axis=1) + own)
+    empty = (z_0 < RESOLVED) | (tl.where(arithmetic, own, z_1) < RESOLVED)
+    safe_0 = tl.where(z_0 >= RESOLVED, z_0, 1.0)
+    safe_1 = tl.where(z_1 >= RESOLVED, z_1, 1.0)
+    log_0 = log_sum(safe_0)
+    log_1 = log_sum(safe_1)
+    slope_0 = tl.sum(tl.where(first, r, 0.0), axis=1) / safe_0 * LN_2 + (log_0 - log_1)
+    slope_1 = tl.sum(tl.where(last, r, 0.0), axis=1) / safe_1 * LN_2 + (log_0 - log_1)
+    kl_theta_teacher = tl.maximum(-slope_0, 0.0)
+    kl_teacher_theta = tl.maximum(slope_1, 0.0)
+    divergences = kl_theta_teacher + kl_teacher_theta
+    same = divergences < SAME
+    entropy_theta = tl.maximum(log_0 - spread_low / safe_0 * LN_2, 0.0)
+    entropy_teacher = tl.maximum(log_1 - spread_high / safe_1 * LN_2, 0.0)
+    entropies = entropy_theta + entropy_teacher
+    by_divergence = tl.where(same, 0.5, kl_teacher_theta / tl.where(same, 1.0, divergences))
+    certain = entropies < CERTAIN
+    by_entropy = tl.where(certain, 0.5, entropy_theta / tl.where(certain, 1.0, entropies))
+    alpha = tl.where(method == ENTROPY, by_entropy, by_divergence)
+    known = (method == ENTROPY) | (method == REVERSE_KL_SYMMETRY) | ((method == KL_SYMMETRY) & same)
+    alpha = tl.minimum(tl.maximum(alpha, alpha_min), alpha_max)
+    sound = (poisoned == 0) & (empty == 0) & (alpha_min == alpha_min)
+    alpha_min = tl.where(known, alpha, alpha_min)
+    alpha_max = tl.where(known, alpha, alpha_max)
+    low = tl.zeros_like(alpha_min)
+    cell_low, cell_high, delta, value, slope, done, _ = close_cell(
+        z, r, q, -log_0, -log_1, low, low + 1.0, alpha_min, alpha_max, NODES, PAD
+    )
+    kl_end = tl.where(poisoned, float("nan"), tl.where(empty, float("inf"), kl_teacher_theta))
+    own_lse = log_sum(own) + peak_high * LN_2
+    return (
+        done | arithmetic | (sound == 0),
+        tl.where(arithmetic, alpha_min, cell_low),
+        cell_high,
+        tl.where(arithmetic, 0.0, delta),
+        value,
+        slope,
+        sound,
+        alpha_min,
+        alpha_max,
+        log_0 + peak_low * LN_2,
+        tl.where(arithmetic, own_lse, log_1 + peak_high * LN_2),
+        own_lse,
+        kl_end,
+    )
+
+
+@triton.jit
+def solve_next(
+    partials_ptr,
+    row,  # [ROWS] int64
+    active,  # [ROWS]
+    low,  # [ROWS]: the span that was read
+    high,
+    alpha_min,
+    alpha_max,
+    lse_theta,
+    lse_teacher,
+    splits,
+    NODES: tl.constexpr,
+    PAD: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """cell_low, cell_high, delta, L, g, done, sound after a reading of [low, high]."""
+    peak_low, peak_high, z, r, q, _, _, _ = load_reading(partials_ptr, row, active, splits, NODES, PAD, SPLITS, False)
+    rest_low = peak_low * LN_2 - (1.0 - low) * lse_theta - low * lse_teacher
+    rest_high = peak_high * LN_2 - (1.0 - high) * lse_theta - high * lse_teacher
+    cell_low, cell_high, delta, value, slope, done, adjacent = close_cell(
+        z, r, q, rest_low, rest_high, low, high, alpha_min, alpha_max, NODES, PAD
+    )
+    # inf - inf and nan - nan are nan
+    sound = adjacent & ((value - value) + (slope - slope) == 0.0)
+    return cell_low, cell_high, delta, value, slope, done, sound
