@@ -1,0 +1,58 @@
+"""Launch vLLM's sampling kernels and write one digest of the output's bytes for each launch to standard output.
+
+test_shortcuts.py runs it in processes of its own: `python launches.py plain|shortcuts`. The first line says what it got.
+"""
+
+import hashlib
+import sys
+
+import torch
+from vllm.v1.sample.ops.topk_topp_triton import apply_top_k_top_p_triton
+from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
+from vllm.v1.worker.gpu.spec_decode.rejection_sampler_utils import rejection_sample
+
+from vllm_optimal_sampling.interpreter import gaps, shortcuts
+
+REQUESTS, DRAFTS, VOCABULARY = 6, 3, 1500  # more than one block of the kernels, and not a multiple of it
+
+
+def digest(*outputs: torch.Tensor) -> str:
+    return hashlib.sha256(b"".join(output.numpy().tobytes() for output in outputs)).hexdigest()
+
+
+def launches() -> dict[str, str]:
+    random = torch.Generator().manual_seed(7)
+    rows = REQUESTS * (DRAFTS + 1)
+    teacher = torch.randn(rows, VOCABULARY, generator=random) * 3
+    theta = teacher.view(REQUESTS, DRAFTS + 1, -1) + torch.randn(REQUESTS, DRAFTS + 1, VOCABULARY, generator=random)
+    request = torch.arange(REQUESTS, dtype=torch.int32)
+    request_of_row = request.repeat_interleave(DRAFTS + 1)
+    temperature = torch.tensor([0.0, 0.7, 1.0, 1.0, 1.3, 1.0])
+    seeds = torch.tensor([1, 2, 2**40 + 3, 4, 5, 6])
+    positions = torch.arange(rows)
+    digests = {}
+    for use_fp64 in (False, True):
+        tokens = gumbel_sample(
+            theta.flatten(0, 1), request_of_row, temperature, seeds, positions,
+            apply_temperature=True, is_drafting=True, use_fp64=use_fp64,
+        )  # fmt: skip
+        digests[f"gumbel, fp64 {use_fp64}"] = digest(tokens)
+        drafts = tokens.roll(1)  # row j + 1 of a request holds what was drawn from its row j
+        for use_block_verification in (False, True):
+            sampled, count = rejection_sample(
+                teacher, theta, drafts, torch.arange(0, rows + 1, DRAFTS + 1, dtype=torch.int32), positions, request,
+                request_of_row, torch.arange(DRAFTS + 1).repeat(REQUESTS), temperature, seeds, DRAFTS,
+                use_fp64=use_fp64, use_block_verification=use_block_verification,
+            )  # fmt: skip
+            drawn = [sampled[i, : int(count[i])] for i in range(REQUESTS)]  # the rest is never written
+            digests[f"rejection, fp64 {use_fp64}, block {use_block_verification}"] = digest(count, *drawn)
+    top_k, top_p = torch.full((rows,), 40, dtype=torch.int32), torch.full((rows,), 0.8)
+    digests["top k, top p"] = digest(apply_top_k_top_p_triton(teacher.clone(), top_k, top_p))
+    return digests
+
+
+if __name__ == "__main__":
+    gaps.fill()
+    taken = shortcuts.take() if sys.argv[1] == "shortcuts" else False
+    lines = [f"shortcuts {taken}", *(f"{name}: {value}" for name, value in launches().items())]
+    sys.stdout.write("\n".join(lines) + "\n")
