@@ -142,6 +142,24 @@ def _process_inputs(original: Callable) -> Callable:
     return process_inputs
 
 
+@_patch(
+    "vllm.v1.engine.input_processor",
+    "InputProcessor.resolve_watermarking",
+    ("self", "params"),
+    "beam search ranks the teacher's log-probabilities, and is admitted as ordinary requests: only here it has a name",
+)
+def _resolve_watermarking(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def resolve_watermarking(self: Any, params: Any) -> bool:
+        if self.theta_resolver is not None:
+            from vllm_optimal_sampling.frontend import refuse_beam_search
+
+            refuse_beam_search(params)
+        return original(self, params)
+
+    return resolve_watermarking
+
+
 # Engine core: slots and hashes of the KV cache
 
 

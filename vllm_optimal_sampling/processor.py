@@ -56,7 +56,7 @@ class OptimalSamplingLogitsProcessor(LogitsProcessor):
         if self.theta is None:
             return False
         # The front end has checked the arguments and turned theta's prompt into tokens.
-        params = OptimalSamplingParams.from_extra_args(sampling_params.extra_args or {})
+        params = OptimalSamplingParams.from_resolved_extra_args(sampling_params.extra_args)
         self.theta.requests.add(req_idx, params, params.theta_prompt_token_ids)
         return params.optimal_sampling
 
