@@ -44,6 +44,9 @@ SUPPORTED_VLLM = ((0, 32), (0, 34))
 ENGINE_SETTINGS = ("theta_chat_template", "theta_system_prompt", "other_extra_args")
 """Keys of `additional_config["optimal_sampling"]` beside the request arguments."""
 
+DRAFTER_MARKS = ("eagle-", "eagle3", "dflash", "dspark")
+"""What `SpeculativeConfig.__post_init__` looks for in a model's name, whatever method was given."""
+
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -286,6 +289,13 @@ def _speculative_problems(spec: Mapping[str, Any]) -> Iterator[str]:
         )
     elif spec.get("model") is None:
         yield 'speculative_config names no theta; add "model"'
+    else:
+        mark = next((mark for mark in DRAFTER_MARKS if mark in str(spec["model"]).lower()), None)
+        if mark is not None:
+            yield (
+                f"vLLM takes every model with {mark!r} in its name or path for a drafter of that kind, and theta is "
+                f"{spec['model']!r}; give it by another path, such as a link"
+            )
     if spec.get("num_speculative_tokens") is None and "num_speculative_tokens_per_batch_size" not in spec:
         yield 'speculative_config has no "num_speculative_tokens"; add it, 4 is a good start'
     if spec.get("draft_sample_method") not in (None, "probabilistic"):
@@ -358,7 +368,7 @@ def check_supported(vllm_config: VllmConfig) -> None:
     problems = [
         *_runner_problems(vllm_config),
         *_engine_problems(vllm_config),
-        *_model_problems("teacher", vllm_config.model_config),
+        *_model_problems("the teacher", vllm_config.model_config),
         *_model_problems("theta", spec.draft_model_config),
     ]
     if not problems and not vllm_config.model_config.skip_tokenizer_init:
@@ -463,7 +473,7 @@ def _model_problems(role: str, model: ModelConfig) -> Iterator[str]:
     reasons = [what for what, is_so in table.items() if is_so]
     if reasons:
         yield (
-            f"the {role} {model.model!r} is not supported, since {', '.join(reasons)}; use a decoder of text with "
+            f"{role} {model.model!r} is not supported, since {', '.join(reasons)}; use a decoder of text with "
             "full attention"
         )
 

@@ -469,6 +469,7 @@ def _kind(value: object) -> str:
     kinds = {
         bool: "a bool",
         str: "text",
+        bytes: "bytes",
         int: "an integer",
         float: "a float",
         list: "a list",
