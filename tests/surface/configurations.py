@@ -1,0 +1,70 @@
+"""Configurations of real engines, as vLLM builds them, without starting one: no weights, two models in a folder."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, PreTrainedTokenizerFast
+
+VOCAB_SIZE = 300
+MAX_MODEL_LEN = 128
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['content'] == 'refuse' %}{{ raise_exception('no such role') }}{% endif %}"
+    "{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+def save_model(
+    path: Path, *, special: str = "<|endoftext|>", chat_template: str | None = CHAT_TEMPLATE, **overrides: Any
+) -> str:
+    """The configuration and the tokenizer of a small model; `special` is the token of id 0."""
+    options = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": 0,
+        "pad_token_id": None,
+        **overrides,
+    }
+    architecture = options.pop("architecture", "qwen2")
+    config = AutoConfig.for_model(architecture, **options)
+    config.architectures = [{"qwen2": "Qwen2ForCausalLM", "mistral": "MistralForCausalLM"}[architecture]]
+    config.save_pretrained(path)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE, special_tokens=[special], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(["the quick brown fox jumps over the lazy dog"], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special)
+    if chat_template is not None:
+        fast.chat_template = chat_template
+    fast.save_pretrained(path)
+    return str(path)
+
+
+def build(engine_args: Any) -> Any:
+    """vLLM's configuration of the engine, by the steps that the hook around `create_engine_config` takes."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    from vllm_optimal_sampling import engine_config
+
+    create = inspect.unwrap(EngineArgs.create_engine_config)  # the hook's own, where the plugin is installed
+    with engine_config.prepare_engine_args(engine_args) as asked:
+        if asked:
+            engine_config.check_engine_args(engine_args)
+        config = create(engine_args)
+        if asked:
+            engine_config.check_supported(config)
+    return config

@@ -1,0 +1,641 @@
+"""Asking for an engine, and every reason not to start one. The configurations are vLLM's own."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from configurations import MAX_MODEL_LEN, VOCAB_SIZE, build, save_model
+from vllm.config import ModelConfig
+
+from vllm_optimal_sampling import engine_config
+from vllm_optimal_sampling.engine_config import KEY, PROCESSOR, EngineSettings, UnsupportedEngineError
+from vllm_optimal_sampling.params import OptimalSamplingParams
+
+BuildConfig = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def supported(build_config: BuildConfig) -> Any:
+    """An engine that may start; tests change one thing about it, with monkeypatch."""
+    return build_config()
+
+
+def refusal(build_config: BuildConfig, **arguments: Any) -> str:
+    with pytest.raises(UnsupportedEngineError) as caught:
+        build_config(**arguments)
+    return str(caught.value)
+
+
+# Asking
+
+
+class OptimalSamplingLogitsProcessor:
+    """Stands for the class itself, which needs no import to be recognised."""
+
+    __module__ = PROCESSOR.partition(":")[0]
+
+
+@pytest.mark.parametrize(
+    "processors",
+    [
+        ["optimal_sampling"],
+        [PROCESSOR],
+        [OptimalSamplingLogitsProcessor],
+        ["optimal_sampling", "optimal_sampling", PROCESSOR, OptimalSamplingLogitsProcessor],
+    ],
+)
+def test_every_way_to_ask_is_one(build_config: BuildConfig, processors: list[Any]) -> None:
+    config = build_config(logits_processors=processors)
+    assert engine_config.is_asked(config)
+    assert config.model_config.logits_processors is None
+    assert config.speculative_config.method == "draft_model"
+    assert config.speculative_config.draft_sample_method == "probabilistic"
+
+
+def test_other_processors_stay(engine_args: BuildConfig) -> None:
+    arguments = engine_args(logits_processors=["their.module:Class", "optimal_sampling", dict])
+    with engine_config.prepare_engine_args(arguments) as asked:
+        assert asked
+        assert arguments.logits_processors == ["their.module:Class", dict]
+
+
+def test_an_engine_that_does_not_ask_is_untouched(engine_args: BuildConfig) -> None:
+    speculative = {"method": "ngram", "num_speculative_tokens": 3}
+    for processors in (None, [], ["their.module:Class"]):
+        arguments = engine_args(logits_processors=processors, speculative_config=speculative)
+        before = dict(vars(arguments))
+        with engine_config.prepare_engine_args(arguments) as asked:
+            assert not asked
+            assert vars(arguments) == before
+            assert arguments.speculative_config is speculative
+    assert not engine_config.is_asked(build(engine_args(logits_processors=None, speculative_config=None)))
+
+
+def test_a_misspelt_name_is_refused(build_config: BuildConfig) -> None:
+    with pytest.raises(
+        ValueError, match=r"there is no logits processor 'optimal-sampling': did you mean optimal_sampling\?"
+    ):
+        build_config(logits_processors=["optimal-sampling"])
+
+
+def test_settings_without_the_name_are_refused(build_config: BuildConfig) -> None:
+    with pytest.raises(
+        ValueError, match=r"was not asked for optimal sampling; add --logits-processor optimal_sampling"
+    ):
+        build_config(logits_processors=None, additional_config={KEY: {}})
+
+
+def test_arguments_are_what_they_were(engine_args: BuildConfig, theta: str) -> None:
+    """A second configuration from the same arguments, as vLLM's tools make one, is like the first."""
+    speculative = {"model": theta, "num-speculative-tokens": 2}
+    additional = {"theirs": 1, KEY: {"alpha_max": 0.5}}
+    processors = ["optimal_sampling"]
+    arguments = engine_args(speculative_config=speculative, additional_config=additional, logits_processors=processors)
+    for _ in range(2):
+        config = build(arguments)
+        assert config.speculative_config.num_speculative_tokens == 2
+        assert config.additional_config == additional
+        assert arguments.speculative_config is speculative
+        assert arguments.additional_config is additional
+        assert arguments.logits_processors is processors
+    assert speculative == {"model": theta, "num-speculative-tokens": 2}
+
+
+def test_arguments_are_restored_after_an_error(engine_args: BuildConfig) -> None:
+    arguments = engine_args()
+    before = dict(vars(arguments))
+    with pytest.raises(RuntimeError, match="vLLM failed"), engine_config.prepare_engine_args(arguments):
+        raise RuntimeError("vLLM failed")
+    assert vars(arguments) == before
+
+
+def test_theta_may_come_from_the_flags_of_its_own(build_config: BuildConfig, theta: str) -> None:
+    for method in (None, "draft_model"):
+        config = build_config(speculative_config=None, spec_model=theta, spec_tokens=2, spec_method=method)
+        assert config.speculative_config.method == "draft_model"
+        assert config.speculative_config.draft_sample_method == "probabilistic"
+        assert config.speculative_config.num_speculative_tokens == 2
+
+
+# Settings
+
+
+def test_settings_reach_every_process_as_json(build_config: BuildConfig, tmp_path: Path) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ messages[0].content }}")
+    given = {
+        "alpha_method": "fixed",
+        "alpha": 0.25,
+        "theta_chat_template": str(template),
+        "theta_system_prompt": "Think.",
+        "other_extra_args": ["theirs"],
+    }
+    config = build_config(additional_config={KEY: given, "theirs": True})
+    stored = config.additional_config[KEY]
+    assert json.loads(json.dumps(stored)) == {**given, "theta_chat_template": "{{ messages[0].content }}"}
+    assert EngineSettings.from_config(config) == EngineSettings(
+        defaults=OptimalSamplingParams(alpha_method="fixed", alpha=0.25),
+        theta_chat_template="{{ messages[0].content }}",
+        theta_system_prompt="Think.",
+        other_extra_args=("theirs",),
+    )
+    assert EngineSettings.from_config(config).to_mapping() == stored
+    assert config.compute_hash()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (None, "additional_config['optimal_sampling'] is None; give an object with default request arguments, or {}"),
+        (
+            {"alpha_metod": "fixed"},
+            "additional_config['optimal_sampling'] has no setting 'alpha_metod': did you mean alpha_method?",
+        ),
+        (
+            {"alpha": "0.5"},
+            "additional_config['optimal_sampling']: alpha='0.5' is text, not a number; send it without quotes (0.5)",
+        ),
+        (
+            {"theta_system_prompt": ""},
+            "additional_config['optimal_sampling']: theta_system_prompt='' is not text; give some, or leave it out",
+        ),
+        (
+            {"other_extra_args": "theirs"},
+            "additional_config['optimal_sampling']: other_extra_args='theirs' is not a list of names",
+        ),
+    ],
+)
+def test_settings_are_refused(build_config: BuildConfig, settings: Any, sentence: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 the whole sentence is compared
+        build_config(additional_config={KEY: settings})
+    assert str(caught.value) == sentence
+
+
+def test_an_unknown_setting_is_refused_with_what_is_known(build_config: BuildConfig) -> None:
+    with pytest.raises(ValueError, match=r"has no setting 'zzz'; known are alpha, .*theta_chat_template"):
+        build_config(additional_config={KEY: {"zzz": 1}})
+
+
+def test_a_template_that_is_none_is_refused(build_config: BuildConfig) -> None:
+    with pytest.raises(ValueError, match=r"'/no/file' is neither a Jinja template nor a file that can be read"):
+        build_config(additional_config={KEY: {"theta_chat_template": "/no/file"}})
+    message = refusal(build_config, additional_config={KEY: {"theta_chat_template": "{% for %}"}})
+    assert message.startswith("optimal sampling cannot start: theta_chat_template is not a Jinja template: ")
+
+
+# Arguments that cannot work
+
+
+def test_without_a_theta_the_working_command_is_printed(build_config: BuildConfig, teacher: str) -> None:
+    config = '{"model": "THETA", "num_speculative_tokens": 4}'
+    assert refusal(build_config, speculative_config=None) == (
+        "optimal sampling cannot start: it needs theta as vLLM's draft model, and there is no speculative_config.\n"
+        "This works:\n"
+        f"  vllm serve {teacher} --logits-processor optimal_sampling --speculative-config '{config}'\n"
+        "or, in Python:\n"
+        f"  LLM({teacher!r}, logits_processors=['optimal_sampling'], speculative_config={config})\n"
+        "where THETA is the smaller model, with the teacher's tokenizer."
+    )
+
+
+def test_the_working_command_names_the_theta_that_was_given(build_config: BuildConfig, theta: str) -> None:
+    message = refusal(build_config, speculative_config={"model": theta, "method": "eagle", "num_speculative_tokens": 2})
+    assert message.startswith(
+        "optimal sampling cannot start: speculative method 'eagle' has no theta, which is a whole model run as the "
+        'draft model; drop "method", it is set to "draft_model".\nThis works:\n'
+    )
+    assert json.dumps({"model": theta, "num_speculative_tokens": 4}) in message
+    assert "THETA" not in message
+
+
+SPECULATIVE = [
+    ({"method": "ngram"}, "speculative method 'ngram' has no theta"),
+    ({"method": "mtp"}, "speculative method 'mtp' has no theta"),
+    ({"method": "suffix"}, "speculative method 'suffix' has no theta"),
+    ({"model": None}, 'speculative_config names no theta; add "model"'),
+    (
+        {"num_speculative_tokens": None},
+        'speculative_config has no "num_speculative_tokens"; add it, 4 is a good start',
+    ),
+    (
+        {"draft_sample_method": "greedy"},
+        "draft_sample_method='greedy' draws no tokens from theta's probabilities; drop it, it is set to "
+        '"probabilistic"',
+    ),
+    *(
+        (
+            {"rejection_sample_method": method},
+            f"rejection_sample_method='{method}' is lossy or not shown exact: tokens would not follow q*; drop it, "
+            '"standard" is the default',
+        )
+        for method in ("fly", "block")
+    ),
+    (
+        {"parallel_drafting": True},
+        "parallel_drafting is not supported: theta draws its drafts one after another; drop it",
+    ),
+    (
+        {"use_local_argmax_reduction": True},
+        "use_local_argmax_reduction is not supported: it picks the likeliest token, and theta's are drawn from its "
+        "probabilities; drop it",
+    ),
+    (
+        {"use_heterogeneous_vocab": True},
+        "use_heterogeneous_vocab is not supported: theta and teacher must share one tokenizer for q* to be defined; "
+        "drop it",
+    ),
+    (
+        {"enable_adaptive_verification": True},
+        "enable_adaptive_verification is not supported: it is not shown exact; drop it",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "sentence"), SPECULATIVE, ids=[str(options) for options, _ in SPECULATIVE])
+def test_speculative_options_are_refused(
+    build_config: BuildConfig, theta: str, options: dict[str, Any], sentence: str
+) -> None:
+    speculative = {"model": theta, "num_speculative_tokens": 3, **options}
+    message = refusal(build_config, speculative_config=speculative)
+    assert message.startswith(f"optimal sampling cannot start: {sentence}")
+    assert "This works:\n  vllm serve " in message
+
+
+def test_all_that_is_wrong_is_said_at_once(build_config: BuildConfig, theta: str) -> None:
+    message = refusal(build_config, speculative_config={"model": theta, "method": "eagle", "parallel_drafting": True})
+    assert [line[:20] for line in message.splitlines()[:4]] == [
+        "optimal sampling can",
+        "- speculative method",
+        "- speculative_config",
+        "- parallel_drafting ",
+    ]
+
+
+def test_another_method_by_flag_is_refused(build_config: BuildConfig, theta: str) -> None:
+    message = refusal(build_config, speculative_config=None, spec_method="eagle", spec_model=theta, spec_tokens=3)
+    assert "speculative method 'eagle' has no theta" in message
+
+
+@pytest.mark.parametrize("config", ["{}", [], 3])
+def test_a_speculative_config_that_is_no_object_is_refused(engine_args: BuildConfig, config: Any) -> None:
+    arguments = engine_args()
+    arguments.speculative_config = config
+    with pytest.raises(UnsupportedEngineError, match="not an object"):
+        build(arguments)
+
+
+def test_a_missing_folder_is_refused_before_the_hub_is_asked(
+    build_config: BuildConfig, engine_args: BuildConfig
+) -> None:
+    theta = {"model": "/models/no-theta", "num_speculative_tokens": 3}
+    remedy = "does not exist; correct the path, or name a model of the hub."
+    assert refusal(build_config, speculative_config=theta) == (
+        f"optimal sampling cannot start: theta's folder '/models/no-theta' {remedy}"
+    )
+    arguments = engine_args()
+    arguments.model = "./no-teacher"
+    with pytest.raises(UnsupportedEngineError) as caught:
+        build(arguments)
+    assert str(caught.value) == f"optimal sampling cannot start: the teacher's folder './no-teacher' {remedy}"
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("Qwen/Qwen2.5-3B-Instruct", False),
+        ("gpt2", False),
+        ("s3://bucket/a/b", False),
+        ("/models/teacher", True),
+        ("./teacher", True),
+        ("../teacher", True),
+        ("~/teacher", True),
+        ("models/small/teacher", True),
+        ("teacher/", True),
+    ],
+)
+def test_paths_are_told_from_names_of_the_hub(model: str, expected: bool) -> None:
+    assert engine_config._looks_like_folder(model) is expected
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("0.32.0", True),
+        ("0.32.0+cpu", True),
+        ("0.33.4", True),
+        ("v0.33.0rc1", True),
+        ("0.31.9", False),
+        ("0.34.0", False),
+        ("0.34.0.dev3+g12345", False),
+        ("1.0", False),
+        ("dev", False),
+        ("", False),
+    ],
+)
+def test_versions(version: str, expected: bool) -> None:
+    assert engine_config.is_supported_version(version) is expected
+
+
+def test_another_version_of_vllm_is_refused(build_config: BuildConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert engine_config.is_supported_version()
+    monkeypatch.setattr("vllm.version.__version__", "0.34.1")
+    assert not engine_config.is_supported_version()
+    assert refusal(build_config) == (
+        "optimal sampling works with vLLM >=0.32,<0.34, and this is vLLM 0.34.1; run `pip install 'vllm>=0.32,<0.34'`, "
+        "or use another release of vllm-optimal-sampling"
+    )
+
+
+# Configurations that are not shown exact
+
+
+def test_a_theta_that_vllm_takes_for_a_drafter_is_refused(
+    build_config: BuildConfig, supported: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    disguised = save_model(tmp_path / "Eagle-theta")
+    assert refusal(build_config, speculative_config={"model": disguised, "num_speculative_tokens": 3}).startswith(
+        "optimal sampling cannot start: vLLM takes every model with 'eagle-' in its name or path for a drafter of that "
+        f"kind, and theta is {disguised!r}; give it by another path, such as a link.\n"
+    )
+    monkeypatch.setattr(supported.speculative_config, "method", "mtp")
+    with pytest.raises(
+        UnsupportedEngineError, match="vLLM took theta for the speculative method 'mtp', by its name or"
+    ):
+        engine_config.check_supported(supported)
+
+
+def test_model_runner_v1_is_refused(supported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+    with pytest.raises(UnsupportedEngineError) as caught:
+        engine_config.check_supported(supported)
+    assert str(caught.value) == (
+        "optimal sampling cannot start: it needs Model Runner V2, and VLLM_USE_V2_MODEL_RUNNER=0 chose V1; set "
+        "VLLM_USE_V2_MODEL_RUNNER=1."
+    )
+
+
+def test_vllms_own_choice_of_v1_is_explained(supported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER")
+    monkeypatch.setattr(supported.parallel_config, "enable_dbo", True)
+    monkeypatch.setattr(supported.parallel_config, "distributed_executor_backend", "external_launcher")
+    monkeypatch.setattr(supported.parallel_config, "pipeline_parallel_size", 2)
+    with pytest.raises(UnsupportedEngineError) as caught:
+        engine_config.check_supported(supported)
+    assert "vLLM chose V1 because V2 does not support pipeline parallelism with external_launcher" in str(caught.value)
+
+
+ENGINE = [
+    (
+        "parallel_config.enable_batch_sharded_sampling",
+        True,
+        "batch-sharded sampling; drop enable_batch_sharded_sampling",
+    ),
+    (
+        "speculative_config.enable_adaptive_verification",
+        True,
+        "adaptive verification; drop enable_adaptive_verification",
+    ),
+    ("parallel_config.pipeline_parallel_size", 2, "pipeline parallelism; use tensor parallelism"),
+    (
+        "parallel_config.decode_context_parallel_size",
+        2,
+        "decode context parallelism; drop --decode-context-parallel-size",
+    ),
+    (
+        "parallel_config.prefill_context_parallel_size",
+        2,
+        "prefill context parallelism; drop --prefill-context-parallel-size",
+    ),
+    ("parallel_config.enable_dbo", True, "dual batch overlap and micro-batches; drop --enable-dbo and --ubatch-size"),
+    ("parallel_config.ubatch_size", 2, "dual batch overlap and micro-batches; drop --enable-dbo and --ubatch-size"),
+    (
+        "speculative_config.draft_parallel_config.tensor_parallel_size",
+        2,
+        "a tensor-parallel size of theta's own; drop draft_tensor_parallel_size",
+    ),
+    ("watermark_config", object(), "watermarking, which changes what is drawn; drop --watermark-config"),
+    (
+        "kv_transfer_config",
+        object(),
+        "KV connectors and KV offloading, which move the teacher's cache without theta's; drop --kv-transfer-config "
+        "and --kv-offloading-size",
+    ),
+    ("ec_transfer_config", object(), "transfer of encoder outputs; drop --ec-transfer-config"),
+    ("cache_config.kv_sharing_fast_prefill", True, "fast prefill by KV sharing; drop --kv-sharing-fast-prefill"),
+    ("lora_config", object(), "LoRA; merge the adapter into the model"),
+    (
+        "model_config.enable_prompt_embeds",
+        True,
+        "prompt embeddings, which theta cannot read; drop --enable-prompt-embeds",
+    ),
+    ("model_config.enable_trace_replay", True, "trace replay; drop --enable-trace-replay"),
+    ("model_config.return_sampling_mask", True, "sampling masks in the output; drop --return-sampling-mask"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "sentence"), ENGINE, ids=[path for path, _, _ in ENGINE])
+def test_engines_that_are_not_shown_exact_are_refused(
+    supported: Any, monkeypatch: pytest.MonkeyPatch, path: str, value: Any, sentence: str
+) -> None:
+    engine_config.check_supported(supported)
+    owner = supported
+    *parents, name = path.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    monkeypatch.setattr(owner, name, value)
+    with pytest.raises(UnsupportedEngineError) as caught:
+        engine_config.check_supported(supported)
+    assert str(caught.value) == f"optimal sampling cannot start: it is not shown exact with {sentence}."
+
+
+@pytest.mark.parametrize("name", ["data_parallel_size", "enable_expert_parallel"])
+def test_experts_on_several_ranks_are_refused(supported: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(supported.parallel_config, name, 2)
+    engine_config.check_supported(supported)  # a dense pair has one engine to a rank
+    monkeypatch.setattr(ModelConfig, "is_moe", property(lambda _: True))
+    with pytest.raises(
+        UnsupportedEngineError, match="a mixture of experts over several data-parallel or expert-parallel"
+    ):
+        engine_config.check_supported(supported)
+
+
+MODELS = [
+    ("is_multimodal_model", True, "it is multimodal"),
+    ("is_encoder_decoder", True, "it is an encoder-decoder"),
+    ("is_diffusion", True, "it generates by diffusion"),
+    ("is_hybrid", True, "it has state-space or linear-attention layers"),
+    ("has_inner_state", True, "it has state-space or linear-attention layers"),
+    ("is_attention_free", True, "it has no attention"),
+    ("use_mla", True, "its attention keeps latents (MLA)"),
+    ("uses_mrope", True, "its positions have several dimensions (M-RoPE)"),
+    ("runner_type", "pooling", "it does not generate text (pooling)"),
+]
+
+
+@pytest.mark.parametrize("role", ["the teacher", "theta"])
+@pytest.mark.parametrize(("name", "value", "reason"), MODELS, ids=[name for name, _, _ in MODELS])
+def test_models_that_are_not_shown_exact_are_refused(
+    supported: Any, monkeypatch: pytest.MonkeyPatch, role: str, name: str, value: Any, reason: str
+) -> None:
+    models = {"the teacher": supported.model_config, "theta": supported.speculative_config.draft_model_config}
+    if isinstance(value, bool):
+        monkeypatch.setattr(ModelConfig, name, property(lambda self: self is models[role]))
+    else:
+        monkeypatch.setattr(models[role], name, value)
+    with pytest.raises(UnsupportedEngineError) as caught:
+        engine_config.check_supported(supported)
+    assert str(caught.value) == (
+        f"optimal sampling cannot start: {role} {models[role].model!r} is not supported, since {reason}; use a "
+        "decoder of text with full attention."
+    )
+
+
+def test_a_sliding_window_is_refused(build_config: BuildConfig, tmp_path: Path) -> None:
+    theta = save_model(tmp_path / "windowed", use_sliding_window=True, sliding_window=32, max_window_layers=0)
+    message = refusal(build_config, speculative_config={"model": theta, "num_speculative_tokens": 3})
+    assert f"theta {theta!r} is not supported, since its attention sees a sliding window or chunks" in message
+
+
+def test_a_shorter_theta_by_configuration_is_refused(build_config: BuildConfig, theta: str) -> None:
+    speculative = {"model": theta, "num_speculative_tokens": 3, "max_model_len": 64}
+    assert refusal(build_config, speculative_config=speculative) == (
+        "optimal sampling cannot start: theta has to read whole sequences, and speculative_config's max_model_len=64 "
+        f"is below the teacher's {MAX_MODEL_LEN}; drop it, or lower --max-model-len."
+    )
+    build_config(speculative_config={**speculative, "max_model_len": MAX_MODEL_LEN})
+
+
+def test_a_cache_type_of_thetas_own_is_refused(supported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supported.speculative_config, "kv_cache_dtype", "fp8")
+    with pytest.raises(
+        UnsupportedEngineError, match=r"so kv_cache_dtype='fp8' for theta alone is not supported; drop it"
+    ):
+        engine_config.check_supported(supported)
+    monkeypatch.setattr(supported.speculative_config, "kv_cache_dtype", supported.cache_config.cache_dtype)
+    engine_config.check_supported(supported)
+
+
+def test_synthetic_acceptance_starts_with_a_warning(
+    build_config: BuildConfig, theta: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    speculative = {
+        "model": theta,
+        "num_speculative_tokens": 2,
+        "rejection_sample_method": "synthetic",
+        "synthetic_acceptance_rates": [0.9, 0.8],
+    }
+    with caplog.at_level(logging.WARNING):
+        build_config(speculative_config=speculative)
+    assert "it is for benchmarks, and the output does not follow q*" in caplog.text
+
+
+# The KV cache
+
+
+def group(*specs: Any) -> Any:
+    return SimpleNamespace(layer_names=["model.layers.0"], kv_cache_spec=specs[0])
+
+
+def test_a_cache_in_blocks_of_one_size_is_accepted_and_others_are_not(supported: Any) -> None:
+    import torch
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec, UniformTypeKVCacheSpecs
+
+    shape = {"num_kv_heads": 2, "head_size": 32, "dtype": torch.float32}
+    full, wider = FullAttentionSpec(block_size=16, **shape), FullAttentionSpec(block_size=32, **shape)
+    window = SlidingWindowSpec(block_size=16, sliding_window=64, **shape)
+    both = UniformTypeKVCacheSpecs(block_size=16, kv_cache_specs={"a": full, "b": full})
+    cache = SimpleNamespace(kv_cache_groups=[group(full), group(both)])
+    engine_config.check_kv_cache(supported, cache, 16)
+    for spec in (wider, window):
+        cache = SimpleNamespace(kv_cache_groups=[group(full), group(spec)])
+        with pytest.raises(UnsupportedEngineError, match=f"keep their cache as {type(spec).__name__} in blocks of"):
+            engine_config.check_kv_cache(supported, cache, 16)
+
+
+# Tokenizers
+
+
+def with_theta(build_config: BuildConfig, theta: str, **arguments: Any) -> Any:
+    return build_config(speculative_config={"model": theta, "num_speculative_tokens": 3}, **arguments)
+
+
+def test_different_tokenizers_are_refused(build_config: BuildConfig, tmp_path: Path) -> None:
+    other = save_model(tmp_path / "other", special="<s>")
+    with pytest.raises(UnsupportedEngineError) as caught:
+        with_theta(build_config, other)
+    message = str(caught.value)
+    assert (
+        "teacher and theta have different tokenizers: 2 ids differ, the first is 0, which is '<|endoftext|>' for"
+        in message
+    )
+    assert "the teacher and '<s>' for theta" in message
+    assert message.endswith("q* is defined over one vocabulary; use two models of one family.")
+    with_theta(build_config, other, skip_tokenizer_init=True)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "theta", "problem"),
+    [
+        ({"a": 0, "b": 1}, {"a": 0, "b": 1}, None),
+        ({"a": 0, "b": 1}, {"b": 1, "a": 0}, None),
+        (
+            {"a": 0, "b": 1},
+            {"a": 1, "b": 0},
+            "2 ids differ, the first is 0, which is 'a' for the teacher and 'b' for theta",
+        ),
+        (
+            {"a": 0},
+            {"a": 0, "b": 1},
+            "1 ids differ, the first is 1, which is nothing for the teacher and 'b' for theta",
+        ),
+        (
+            {"a": 0, "b": 7},
+            {"a": 0},
+            "1 ids differ, the first is 7, which is 'b' for the teacher and nothing for theta",
+        ),
+    ],
+)
+def test_vocabularies_are_compared_id_by_id(teacher: Any, theta: Any, problem: str | None) -> None:
+    difference = engine_config._vocabulary_difference(teacher, theta)
+    assert difference is None if problem is None else (difference or "").startswith(problem)
+
+
+def test_another_end_of_text_is_a_warning(
+    build_config: BuildConfig, theta: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A base model as theta of a chat model has the same tokens, and another of them ends a text."""
+    base = tmp_path / "base"
+    shutil.copytree(theta, base)
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": "a"}))
+    with caplog.at_level(logging.WARNING):
+        with_theta(build_config, str(base))
+    assert "Teacher and theta end a text with different tokens" in caplog.text
+
+
+def test_a_theta_without_tokenizer_is_refused(build_config: BuildConfig, theta: str, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(Path(theta) / "config.json", bare)
+    with pytest.raises(UnsupportedEngineError) as caught:
+        with_theta(build_config, str(bare))
+    assert str(caught.value) == (
+        f"optimal sampling cannot start: theta {str(bare)!r} has no tokenizer; put the teacher's tokenizer files into "
+        "theta's folder"
+    )
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (bare / name).write_text("{")
+    with pytest.raises(
+        UnsupportedEngineError, match=r"cannot be loaded \(.+\); put the teacher's tokenizer files into"
+    ):
+        with_theta(build_config, str(bare))
+
+
+def test_theta_of_the_same_vocabulary_starts(supported: Any) -> None:
+    assert supported.speculative_config.draft_model_config.get_vocab_size() == VOCAB_SIZE
+    assert engine_config.load_theta_tokenizer(supported).encode("the fox")

@@ -1,0 +1,450 @@
+"""The request arguments: every refusal in its own words, and nothing lost between a client and the engine."""
+
+import doctest
+import json
+import math
+import pickle
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vllm_optimal_sampling import params as params_module
+from vllm_optimal_sampling.params import ALPHA_METHODS, ARGUMENTS, ArgumentError, OptimalSamplingParams, parse_messages
+
+CHAT = [{"role": "user", "content": "2 + 2"}]
+WANTED = 'give a list of messages such as [{"role": "user", "content": "..."}]'
+
+REFUSALS: list[tuple[dict[str, Any], str, str]] = [
+    # types, strictly
+    ({"alpha": "0.5"}, "alpha", "alpha='0.5' is text, not a number; send it without quotes (0.5)"),
+    ({"alpha": True}, "alpha", "alpha=True is a bool, not a number"),
+    ({"alpha": [0.5]}, "alpha", "alpha=[0.5] is a list, not a number"),
+    ({"alpha_max": 1j}, "alpha_max", "alpha_max=1j is a complex, not a number"),
+    ({"support_top_k": 20.0}, "support_top_k", "support_top_k=20.0 is a float, not a whole number"),
+    (
+        {"support_top_k": "20"},
+        "support_top_k",
+        "support_top_k='20' is text, not a whole number; send it without quotes (20)",
+    ),
+    ({"teacher_only_tokens": True}, "teacher_only_tokens", "teacher_only_tokens=True is a bool, not a whole number"),
+    ({"teacher_only_tokens": None}, "teacher_only_tokens", "teacher_only_tokens=None is null, not a whole number"),
+    (
+        {"return_alpha": "true"},
+        "return_alpha",
+        "return_alpha='true' is text, not true or false; send it without quotes (true)",
+    ),
+    ({"return_alpha": 1}, "return_alpha", "return_alpha=1 is an integer, not true or false"),
+    ({"optimal_sampling": None}, "optimal_sampling", "optimal_sampling=None is null, not true or false"),
+    ({"theta_prompt": 7}, "theta_prompt", "theta_prompt=7 is an integer, not text"),
+    ({"theta_prompt": b"a"}, "theta_prompt", "theta_prompt=b'a' is bytes, not text"),
+    (
+        {"theta_prompt_token_ids": 7},
+        "theta_prompt_token_ids",
+        "theta_prompt_token_ids=7 is an integer, not a list of token ids",
+    ),
+    (
+        {"theta_prompt_token_ids": "7"},
+        "theta_prompt_token_ids",
+        "theta_prompt_token_ids='7' is text, not a list of token ids",
+    ),
+    (
+        {"theta_prompt_token_ids": [1, 2.0]},
+        "theta_prompt_token_ids",
+        "theta_prompt_token_ids[1]=2.0 is a float, not a whole number",
+    ),
+    (
+        {"theta_prompt_token_ids": [1, "2"]},
+        "theta_prompt_token_ids",
+        "theta_prompt_token_ids[1]='2' is text, not a whole number; send it without quotes (2)",
+    ),
+    (
+        {"theta_prompt_token_ids": [False]},
+        "theta_prompt_token_ids",
+        "theta_prompt_token_ids[0]=False is a bool, not a whole number",
+    ),
+    # numbers
+    ({"alpha": math.nan}, "alpha", "alpha=nan is not a finite number; give an ordinary one"),
+    (
+        {"max_js_divergence": math.inf},
+        "max_js_divergence",
+        "max_js_divergence=inf is not a finite number; give an ordinary one",
+    ),
+    ({"alpha": 1.5}, "alpha", "alpha=1.5 is outside [0, 1]; 0 is theta alone, 1 is the teacher alone"),
+    ({"alpha_min": -0.1}, "alpha_min", "alpha_min=-0.1 is outside [0, 1]; 0 is theta alone, 1 is the teacher alone"),
+    ({"alpha_min": 0.9, "alpha_max": 0.5}, "alpha_min", "alpha_min=0.9 is above alpha_max=0.5; swap them or drop one"),
+    (
+        {"support_top_k": 0},
+        "support_top_k",
+        "support_top_k=0 is outside [1, 2147483647]; leave it out to mix over all tokens",
+    ),
+    (
+        {"support_top_k": 2**31},
+        "support_top_k",
+        "support_top_k=2147483648 is outside [1, 2147483647]; leave it out to mix over all tokens",
+    ),
+    (
+        {"support_top_p": 0.0},
+        "support_top_p",
+        "support_top_p=0.0 is outside (0, 1]; it is the mass of the teacher's nucleus, leave it out to mix over all "
+        "tokens",
+    ),
+    (
+        {"teacher_only_tokens": -1},
+        "teacher_only_tokens",
+        "teacher_only_tokens=-1 is outside [0, 2147483647]; 0 mixes from the first token on",
+    ),
+    (
+        {"max_js_divergence": -1},
+        "max_js_divergence",
+        "max_js_divergence=-1.0 is negative; give nats, at least 0 (two models are at most ln 2 = 0.693 apart), or "
+        "leave it out",
+    ),
+    (
+        {"alpha_method": "KL_symetry"},
+        "alpha_method",
+        "alpha_method='KL_symetry' is not one of kl_symmetry, fixed, entropy, ess_balance, reverse_kl_symmetry, "
+        "arithmetic: did you mean kl_symmetry?",
+    ),
+    (
+        {"alpha_method": 3},
+        "alpha_method",
+        "alpha_method=3 is not one of kl_symmetry, fixed, entropy, ess_balance, reverse_kl_symmetry, arithmetic",
+    ),
+    # theta's prompt
+    (
+        {"theta_prompt": "a", "theta_prompt_token_ids": [1]},
+        "theta_prompt_token_ids",
+        "theta_prompt and theta_prompt_token_ids are both theta's prompt; give one of them",
+    ),
+    (
+        {"theta_prompt": "a", "theta_messages": CHAT},
+        "theta_messages",
+        "theta_prompt and theta_messages are both theta's prompt; give one of them",
+    ),
+    (
+        {"theta_prompt": ""},
+        "theta_prompt",
+        "theta_prompt is empty; give theta at least one token, or leave it out for the teacher's prompt",
+    ),
+    (
+        {"theta_prompt": "a\ud800"},
+        "theta_prompt",
+        "theta_prompt has half a surrogate pair (U+D800) at character 1; send valid Unicode text",
+    ),
+    (
+        {"theta_prompt_token_ids": []},
+        "theta_prompt_token_ids",
+        "theta_prompt_token_ids is empty; give at least one token, or leave it out for the teacher's prompt",
+    ),
+    (
+        {"theta_prompt_token_ids": [3, -1]},
+        "theta_prompt_token_ids",
+        "theta_prompt_token_ids[1]=-1 is not a token id; ids run from 0 to below the vocabulary size",
+    ),
+    # theta's chat
+    (
+        {"theta_messages": "["},
+        "theta_messages",
+        f"theta_messages='[' is not JSON (Expecting value: line 1 column 2 (char 1)); {WANTED}",
+    ),
+    (
+        {"theta_messages": "[NaN]"},
+        "theta_messages",
+        f"theta_messages='[NaN]' is not JSON (NaN is not a JSON value); {WANTED}",
+    ),
+    ({"theta_messages": '{"role": "user"}'}, "theta_messages", f"theta_messages is an object, not a list; {WANTED}"),
+    ({"theta_messages": []}, "theta_messages", f"theta_messages is empty; {WANTED}, or leave it out"),
+    ({"theta_messages": ["hi"]}, "theta_messages", f"theta_messages[0] is text, not a message; {WANTED}"),
+    (
+        {"theta_messages": {"role": "user"}},
+        "theta_messages",
+        "theta_messages={'role': 'user'} is an object, not a list of messages or that list as JSON text",
+    ),
+    (
+        {"theta_messages": [{"content": "hi"}]},
+        "theta_messages",
+        "theta_messages[0] has role None; give a name such as 'user'",
+    ),
+    (
+        {"theta_messages": [*CHAT, {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        "theta_messages",
+        "theta_messages[1] has content [{'image_url': {...}, 'type': 'image_url'}]; give text, or a list of parts such "
+        'as {"type": "text", "text": "..."} (theta reads text only)',
+    ),
+    (
+        {"theta_messages": "[" * 40 + "]" * 40},
+        "theta_messages",
+        "theta_messages is nested more than 16 levels deep; flatten it",
+    ),
+    (
+        {"theta_messages": "[" * 10**6},
+        "theta_messages",
+        "theta_messages is nested more than 16 levels deep; flatten it",
+    ),
+    (
+        {"theta_messages": r'[{"role": "user", "content": "\ud800"}]'},
+        "theta_messages",
+        "theta_messages has half a surrogate pair (U+D800) at character 30; send valid Unicode text",
+    ),
+    (
+        {"theta_messages": [{"role": "user", "content": "a", "name": {1}}]},
+        "theta_messages",
+        "theta_messages cannot be written as JSON (Object of type set is not JSON serializable)",
+    ),
+    # opting out
+    (
+        {"optimal_sampling": False, "alpha": 0.3},
+        "alpha",
+        "alpha=0.3 has no meaning with optimal_sampling=False, which draws from the teacher alone; drop it, or ask for "
+        "optimal_sampling=True",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "argument", "sentence"),
+    REFUSALS,
+    ids=[f"{argument}-{n}" for n, (_, argument, _) in enumerate(REFUSALS)],
+)
+def test_refusals(arguments: dict[str, Any], argument: str, sentence: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        OptimalSamplingParams(**arguments)
+    assert str(caught.value) == sentence
+    assert caught.value.argument == argument
+
+
+@pytest.mark.parametrize(
+    ("extra_args", "sentence"),
+    [
+        ({"theta_promt": "a"}, "theta_promt is not an argument of optimal sampling: did you mean theta_prompt?"),
+        ({"Alpha-Min": 0.1}, "Alpha-Min is not an argument of optimal sampling: did you mean alpha_min?"),
+        ({"alpha": None}, "alpha=None is not a value; leave it out for the default"),
+        ({"alpha": 2}, "alpha=2.0 is outside [0, 1]; 0 is theta alone, 1 is the teacher alone"),
+        ({"return_alpha": 2}, "return_alpha=2 is an integer, not true or false"),
+    ],
+)
+def test_refusals_of_extra_args(extra_args: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        OptimalSamplingParams.from_extra_args(extra_args)
+    assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize("key", ["temperature_schedule", "x" * 10_000, 7], ids=["word", "long", "number"])
+def test_an_unknown_key_is_refused_with_what_is_known_and_how_to_admit_it(key: Any) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        OptimalSamplingParams.from_extra_args({key: 1})
+    message = str(caught.value)
+    assert all(name in message for name in ARGUMENTS)
+    assert '{"optimal_sampling": {"other_extra_args": ["..."]}}' in message
+    assert len(message) < 600
+
+
+def test_keys_of_vllm_and_of_declared_plugins_are_left_alone() -> None:
+    extra_args = {"kv_transfer_params": {"a": 1}, "session_id": "s", "kv_cache_report_mode": "full", "alpha_mim": 1}
+    assert OptimalSamplingParams.from_extra_args(extra_args, others=["alpha_mim"]) == OptimalSamplingParams()
+
+
+LARGE: dict[str, Any] = {
+    "text": "x" * 10**6,
+    "list": [1.5] * 10**6,
+    "object": {"a": "x" * 10**6},
+    "integer": 10**6000,
+    "nested": [[[[[["x"]]]]]],
+    "bytes": b"x" * 10**6,
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+@pytest.mark.parametrize("name", sorted(ARGUMENTS - {"theta_prompt"}))
+def test_a_refused_value_is_abbreviated(name: str, kind: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        OptimalSamplingParams(**{name: LARGE[kind]})
+    assert len(str(caught.value)) < 400
+
+
+def test_errors_survive_being_sent_to_another_process() -> None:
+    error = pickle.loads(pickle.dumps(ArgumentError("alpha", "alpha=2 is outside [0, 1]")))
+    assert (error.argument, str(error)) == ("alpha", "alpha=2 is outside [0, 1]")
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    arguments = OptimalSamplingParams(
+        alpha=np.float32(0.25), support_top_k=np.int64(5), theta_prompt_token_ids=list(np.arange(3))
+    ).to_extra_args()
+    assert json.dumps(arguments) == '{"theta_prompt_token_ids": [0, 1, 2], "alpha": 0.25, "support_top_k": 5}'
+
+
+def test_a_chat_is_kept_as_json_and_read_back_as_text() -> None:
+    chat = [
+        {"role": "system", "content": "é"},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {"x": [1]}}}]},
+        {"role": "user", "name": "Ann", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+    ]
+    params = OptimalSamplingParams(theta_messages=chat)
+    assert isinstance(params.theta_messages, str)
+    assert "é" in params.theta_messages
+    assert params == OptimalSamplingParams(theta_messages=params.theta_messages)
+    messages = parse_messages(params.theta_messages)
+    assert [message["content"] for message in messages] == ["é", "", "a\nb"]
+    assert messages[1]["tool_calls"] == chat[1]["tool_calls"]
+    assert messages[2]["name"] == "Ann"
+    assert parse_messages(r'[{"role": "user", "content": "\ud83d\ude00"}]')[0]["content"] == "\N{GRINNING FACE}"
+
+
+# Round trips
+
+# A busy machine is no failure.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+CHARACTERS = 'aé\u4e2d\N{GRINNING FACE}\0\n\\"{}[]'
+fractions = st.floats(0, 1)
+theta_prompts = st.one_of(
+    st.just({}),
+    st.builds(lambda text: {"theta_prompt": text}, st.text(CHARACTERS, min_size=1)),
+    st.builds(lambda ids: {"theta_prompt_token_ids": ids}, st.lists(st.integers(0, 2**31 - 1), min_size=1)),
+    st.builds(
+        lambda texts: {"theta_messages": [{"role": "user", "content": text} for text in texts]},
+        st.lists(st.text(CHARACTERS), min_size=1, max_size=3),
+    ),
+)
+other_arguments = st.fixed_dictionaries(
+    {},
+    optional={
+        "alpha_method": st.sampled_from(ALPHA_METHODS),
+        "alpha": fractions,
+        "alpha_min": st.floats(0, 0.5),
+        "alpha_max": st.floats(0.5, 1),
+        "support_top_k": st.none() | st.integers(1, 2**31 - 1),
+        "support_top_p": st.none() | st.floats(0, 1, exclude_min=True),
+        "teacher_only_tokens": st.integers(0, 2**31 - 1),
+        "max_js_divergence": st.none() | st.floats(0, 10),
+        "return_alpha": st.booleans(),
+    },
+)
+requests = st.one_of(
+    st.just(OptimalSamplingParams(optimal_sampling=False)),
+    st.builds(lambda prompt, rest: OptimalSamplingParams(**prompt, **rest), theta_prompts, other_arguments),
+)
+
+
+@patient
+@given(requests, st.booleans())
+def test_round_trip_through_json(params: OptimalSamplingParams, with_defaults: bool) -> None:
+    arguments = params.to_extra_args(with_defaults=with_defaults)
+    assert OptimalSamplingParams.from_extra_args(json.loads(json.dumps(arguments))) == params
+    assert OptimalSamplingParams.from_resolved_extra_args(arguments) == params
+    for value in arguments.values():
+        assert isinstance(value, (str, int, float, list))
+        assert not isinstance(value, list) or all(type(item) is int for item in value)
+
+
+@patient
+@given(requests)
+def test_round_trip_through_the_types_of_vllm_xargs(params: OptimalSamplingParams) -> None:
+    """vLLM's server reads true as 1 and false as 0."""
+    from pydantic import TypeAdapter
+
+    vllm_xargs = TypeAdapter(dict[str, str | int | float | list[str | int | float]])
+    received = vllm_xargs.validate_json(json.dumps(params.to_extra_args()))
+    assert OptimalSamplingParams.from_extra_args(received) == params
+
+
+@patient
+@given(requests, requests)
+def test_with_defaults_overrules_an_engine_of_other_defaults(
+    params: OptimalSamplingParams, engine: OptimalSamplingParams
+) -> None:
+    merged = OptimalSamplingParams.from_extra_args(params.to_extra_args(with_defaults=True), engine)
+    for name in (
+        "optimal_sampling",
+        "alpha_method",
+        "alpha",
+        "alpha_min",
+        "alpha_max",
+        "teacher_only_tokens",
+        "return_alpha",
+    ):
+        assert getattr(merged, name) == getattr(params, name)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(CHARACTERS + "\ud800"),
+    lambda children: st.lists(children) | st.dictionaries(st.sampled_from(["role", "content", "type", "a"]), children),
+    max_leaves=5,
+)
+
+
+@patient
+@given(st.dictionaries(st.sampled_from(sorted(ARGUMENTS)), json_values, max_size=3), requests)
+def test_whatever_is_sent_gives_params_or_an_argument_error(
+    extra_args: dict[str, Any], defaults: OptimalSamplingParams
+) -> None:
+    refused = None
+    try:
+        OptimalSamplingParams.from_extra_args(extra_args, defaults)
+    except ArgumentError as error:
+        refused = error
+    assert refused is None or (refused.argument in ARGUMENTS and len(str(refused)) < 500)
+
+
+# The engine's defaults
+
+DEFAULTS = OptimalSamplingParams(theta_prompt="default", alpha_method="fixed", alpha=0.25, support_top_k=20)
+
+
+@pytest.mark.parametrize(
+    ("extra_args", "expected"),
+    [
+        ({}, DEFAULTS),
+        (
+            {"alpha": 0.75},
+            OptimalSamplingParams(theta_prompt="default", alpha_method="fixed", alpha=0.75, support_top_k=20),
+        ),
+        (
+            {"theta_prompt_token_ids": [1], "support_top_k": None},
+            OptimalSamplingParams(theta_prompt_token_ids=(1,), alpha_method="fixed", alpha=0.25),
+        ),
+        ({"theta_prompt": None}, OptimalSamplingParams(alpha_method="fixed", alpha=0.25, support_top_k=20)),
+        ({"optimal_sampling": 0}, OptimalSamplingParams(optimal_sampling=False)),
+    ],
+)
+def test_a_request_comes_before_the_engine(extra_args: dict[str, Any], expected: OptimalSamplingParams) -> None:
+    assert OptimalSamplingParams.from_extra_args(extra_args, DEFAULTS) == expected
+
+
+def test_an_engine_may_leave_opting_in_to_the_requests() -> None:
+    off = OptimalSamplingParams(optimal_sampling=False)
+    assert OptimalSamplingParams.from_extra_args({}, off) == off
+    asked = OptimalSamplingParams.from_extra_args({"optimal_sampling": True, "theta_prompt": "a"}, off)
+    assert asked == OptimalSamplingParams(theta_prompt="a")
+    with pytest.raises(ArgumentError, match="this engine samples from the teacher alone unless a request says so"):
+        OptimalSamplingParams.from_extra_args({"theta_prompt": "a"}, off)
+
+
+# The package
+
+
+def test_examples_in_docstrings() -> None:
+    assert doctest.testmod(params_module).attempted >= 4
+    assert doctest.testmod(params_module).failed == 0
+
+
+def test_the_params_need_neither_torch_nor_vllm() -> None:
+    code = (
+        "import sys, vllm_optimal_sampling; vllm_optimal_sampling.OptimalSamplingParams();"
+        "assert not {'torch', 'vllm', 'transformers', 'triton'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_wrong_name_of_the_package_is_an_attribute_error() -> None:
+    import vllm_optimal_sampling
+
+    assert "OptimalSamplingParams" in dir(vllm_optimal_sampling)
+    with pytest.raises(AttributeError, match="has no attribute 'OptimalSamplingParam'"):
+        vllm_optimal_sampling.OptimalSamplingParam  # noqa: B018
