@@ -1,6 +1,6 @@
 """Launch vLLM's sampling kernels and write one digest of the output's bytes for each launch to standard output.
 
-test_shortcuts.py runs it in processes of its own: `python launches.py plain|shortcuts`. The first line says what it got.
+test_shortcuts.py runs it in processes of its own: `launches.py plain|shortcuts`. The first line says what it got.
 """
 
 import hashlib

