@@ -422,6 +422,8 @@ def _token_ids(value: object) -> tuple[int, ...] | None:
         raise _wrong_type(name, value, "a list of token ids")
     if not value:
         raise ArgumentError(name, f"{name} is empty; give at least one token, or leave it out for the teacher's prompt")
+    if set(map(type, value)) == {int} and min(value) >= 0 and max(value) <= LARGEST_COUNT:
+        return tuple(value)  # a long prompt, without a Python loop
     for position, token in enumerate(value):
         if not _is_integer(token):
             raise _wrong_type(f"{name}[{position}]", token, "a whole number", argument=name)
