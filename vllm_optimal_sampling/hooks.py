@@ -303,7 +303,7 @@ def _init_speculator(original: Callable) -> Callable:
 @_patch(
     "vllm.v1.worker.gpu.model_runner",
     "GPUModelRunner.load_model",
-    ("self", "args", "kwargs"),
+    ("self", "load_dummy_weights", "args", "model", "kwargs"),
     "custom processors come after bias, penalties and bad words; q* is what those apply to",
 )
 def _load_model(original: Callable) -> Callable:

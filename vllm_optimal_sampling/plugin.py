@@ -6,13 +6,14 @@ _registered = False
 
 
 def register() -> None:
-    """Put the hooks in place (see `hooks`) and fill the interpreter's gaps where Triton interprets its kernels."""
+    """Put the hooks in place (see `hooks`) and make Triton's interpreter fit for vLLM where it is in use."""
     global _registered
     if _registered:
         return
     _registered = True
     from vllm_optimal_sampling import hooks
-    from vllm_optimal_sampling.interpreter import gaps
+    from vllm_optimal_sampling.interpreter import gaps, shortcuts
 
     gaps.fill()
+    shortcuts.take()
     hooks.install()

@@ -21,6 +21,8 @@ import torch
 from transformers import AutoModelForCausalLM
 from vllm import LLM
 
+from requests_mix import Case
+
 from vllm_optimal_sampling.kernels import NEVER, Method
 from vllm_optimal_sampling.processor import OptimalSamplingLogitsProcessor
 
@@ -202,17 +204,44 @@ class RowAudit:
 
 def _expected(row: Row, teacher: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
     """log q* of one row from float64 logits [vocab], written down from the definition once more."""
-    method = Method(int(row.settings["method"]))
+    return expected_log_q(teacher, theta, **{name: row.settings[name] for name in ("method", "alpha", "alpha_min", "alpha_max")})
+
+
+def expected_log_q(
+    teacher: torch.Tensor,  # [vocab] float64 logits
+    theta: torch.Tensor,  # [vocab] float64 logits
+    method: float = Method.KL_SYMMETRY,
+    alpha: float = 0.5,
+    alpha_min: float = 0.0,
+    alpha_max: float = 1.0,
+) -> torch.Tensor:
+    method = Method(int(method))
     if method not in (Method.KL_SYMMETRY, Method.FIXED):
         raise NotImplementedError(f"the audit knows no {method.name}; tests/kernels has every method")
     u, v = theta.log_softmax(-1), teacher.log_softmax(-1)
-    low, high = (0.0, 1.0) if method is Method.KL_SYMMETRY else (row.settings["alpha"],) * 2
+    low, high = (0.0, 1.0) if method is Method.KL_SYMMETRY else (alpha,) * 2
     while high - low > 1e-12:  # E_q[log teacher - log theta] grows with alpha; KL symmetry is where it is 0
         middle = (low + high) / 2
         gap = (torch.lerp(u, v, middle).softmax(-1) * (v - u)).sum()
         low, high = (low, middle) if gap > 0 else (middle, high)
-    alpha = min(max((low + high) / 2, row.settings["alpha_min"]), row.settings["alpha_max"])
+    alpha = min(max((low + high) / 2, alpha_min), alpha_max)
     return torch.lerp(u, v, alpha).log_softmax(-1)
+
+
+def greedy_tokens(reference: Reference, case: Case, max_tokens: int) -> list[int]:
+    """The tokens of a greedy request, one float64 forward of each model at a time."""
+    arguments = dict(case.arguments)
+    enabled = arguments.pop("optimal_sampling", True)
+    if "alpha_method" in arguments:
+        arguments["method"] = Method[arguments.pop("alpha_method").upper()]
+    tokens: list[int] = []
+    while len(tokens) < max_tokens:
+        log_q = reference.logits(reference.teacher, [*case.prompt, *tokens])
+        if enabled:
+            prompt = case.prompt if case.theta_prompt is None else case.theta_prompt
+            log_q = expected_log_q(log_q, reference.logits(reference.theta, [*prompt, *tokens]), **arguments)
+        tokens.append(int(log_q.argmax()))
+    return tokens
 
 
 def _log_prob_error(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -1,0 +1,136 @@
+"""The parts of vLLM that this package replaces or builds on are what it takes them for, in the installed version.
+
+When vLLM moves one of them, the test of that name fails here, before anything subtler does elsewhere.
+"""
+
+import dataclasses
+import importlib
+import inspect
+from typing import Any
+
+import pytest
+import vllm
+from vllm.plugins import load_general_plugins
+
+from vllm_optimal_sampling import engine_config
+from vllm_optimal_sampling.hooks import PATCHES, Patch
+
+SPECULATOR = "vllm.v1.worker.gpu.spec_decode.speculator"
+GRAPHS = "vllm.v1.worker.gpu.spec_decode.target_dependent_ar.cudagraph_utils"
+
+# What is called or overridden without being patched: name -> parameters, in order; "..." ends the part that matters.
+CALLED: dict[str, str] = {
+    "vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator:StandaloneARSpeculator.__init__": "self vllm_config device",
+    "vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator:StandaloneARSpeculator._run_model": (
+        "self input_ids positions attn_metadata slot_mappings num_tokens_across_dp"
+    ),
+    "vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator:StandaloneARSpeculator.set_attn": (
+        "self model_state kv_cache_config block_tables target_input_buffers target_attn_groups"
+    ),
+    f"{SPECULATOR}:DraftModelSpeculator._build_attn_metadata": (
+        "self num_reqs batch_desc query_start_loc_np seq_lens_cpu_upper_bound step causal dcp_local_seq_lens slot_mappings"
+    ),
+    f"{SPECULATOR}:DraftModelSpeculator._build_uniform_attn_metadata": (
+        "self batch_desc num_reqs num_query_per_req seq_lens_cpu_upper_bound step ..."
+    ),
+    f"{SPECULATOR}:DraftModelSpeculator._update_draft_decode_metadata": "self attn_metadata num_reqs",
+    f"{SPECULATOR}:DraftModelSpeculator._build_uniform_batch_dp_sync": (
+        "self target_dp_sync_state num_reqs num_query_per_req"
+    ),
+    f"{SPECULATOR}:DraftModelSpeculator.compute_draft_logits": "self hidden_states spec_step_idx",
+    f"{SPECULATOR}:BaseSpeculator.propose": (
+        "self input_batch attn_metadata slot_mappings last_hidden_states aux_hidden_states num_sampled num_rejected "
+        "last_sampled next_prefill_tokens temperature seeds dp_sync_state dummy_run skip_attn_for_dummy_run mm_inputs "
+        "is_profile num_speculative_tokens"
+    ),
+    f"{GRAPHS}:SpeculatorCudaGraphManager.capture": (
+        "self forward_fn model_state input_buffers block_tables attn_groups kv_cache_config progress_bar_desc ..."
+    ),
+    f"{GRAPHS}:SpeculatorCudaGraphManager.specialize_spec_tokens": "self desc num_speculative_tokens",
+    "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.__init__": (
+        "self vllm_config device cudagraph_mode decode_query_len ..."
+    ),
+    "vllm.v1.worker.gpu.cudagraph_utils:prepare_inputs_to_capture": (
+        "num_reqs num_tokens model_state input_buffers block_tables attn_groups kv_cache_config full_cudagraph ..."
+    ),
+    "vllm.v1.worker.gpu.dp_utils:dispatch_cg_and_sync_dp": (
+        "cudagraph_manager num_reqs num_tokens uniform_token_count dp_size dp_rank ..."
+    ),
+    "vllm.v1.worker.gpu.attn_utils:build_slot_mappings_by_layer": "slot_mappings kv_cache_config",
+    "vllm.v1.worker.gpu.sample.gumbel:gumbel_sample": (
+        "logits expanded_idx_mapping temperature seed pos apply_temperature is_drafting logits_cache logits_cache_col "
+        "use_fp64 ..."
+    ),
+    "vllm.v1.core.kv_cache_utils:resolve_kv_cache_block_sizes": "kv_cache_config vllm_config",
+    "vllm.v1.core.kv_cache_manager:KVCacheManager.allocate_slots": (
+        "self request num_new_tokens num_new_computed_tokens new_computed_blocks num_lookahead_tokens ..."
+    ),
+    "vllm.v1.spec_decode.dynamic.utils:build_dynamic_sd_schedule_lookup": (
+        "num_speculative_tokens_per_batch_size vllm_max_batch_size vllm_num_speculative_tokens"
+    ),
+    "vllm.v1.worker.gpu.buffer_utils:StagedWriteTensor.__init__": (
+        "self size dtype device max_concurrency uva_instead_of_gpu"
+    ),
+    "vllm.v1.worker.gpu.sample.logits_processor.interface:LogitsProcessor.__init__": "self vllm_config req_states",
+    "vllm.v1.worker.gpu.sample.logits_processor.interface:LogitsProcessor.add_request": "self req_idx sampling_params",
+    "vllm.v1.worker.gpu.sample.logits_processor.interface:LogitsProcessor.apply": "self logits ctx",
+}
+
+FIELDS: dict[str, str] = {
+    "vllm.v1.worker.gpu.sample.logits_processor.interface:LogitsContext": (
+        "expanded_idx_mapping idx_mapping idx_mapping_np expanded_local_pos input_ids pos seq_lens_upper_bound_np"
+    ),
+    "vllm.v1.worker.gpu.input_batch:InputBatch": (
+        "num_reqs idx_mapping idx_mapping_np num_scheduled_tokens num_tokens seq_lens_cpu_upper_bound "
+        "num_computed_tokens_np prefill_len_np is_prefilling_np has_prefill"
+    ),
+    f"{GRAPHS}:SpeculatorBatchDescriptor": "cg_mode num_tokens num_reqs num_speculative_tokens",
+}
+
+
+def find(name: str) -> Any:
+    module, path = name.split(":")
+    owner: Any = importlib.import_module(module)
+    for attribute in path.split("."):
+        owner = inspect.getattr_static(owner, attribute)
+    return owner
+
+
+def parameters(function: Any) -> list[str]:
+    return list(inspect.signature(inspect.unwrap(function)).parameters)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> None:
+    load_general_plugins()
+
+
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: f"{patch.module}:{patch.name}")
+def test_patched(patch: Patch) -> None:
+    found = find(f"{patch.module}:{patch.name}")
+    if patch.parameters is None:
+        assert isinstance(found, property) and hasattr(found.fget, "__wrapped__"), f"{patch.name} is not in place"
+        return
+    assert found._optimal_sampling, f"{patch.name} is not in place"
+    # The original, as vLLM wrote it: our replacements pass on what they do not name.
+    assert parameters(found) == list(patch.parameters)
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_called(name: str) -> None:
+    expected = CALLED[name].split()
+    found = parameters(find(name))
+    if expected[-1] == "...":
+        expected.pop()
+        found = found[: len(expected)]
+    assert found == expected
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_fields(name: str) -> None:
+    assert set(FIELDS[name].split()) <= {field.name for field in dataclasses.fields(find(name))}
+
+
+def test_the_installed_version_is_supported() -> None:
+    assert engine_config.is_supported_version(vllm.__version__)
+    assert not engine_config.is_supported_version("0.31.9") and not engine_config.is_supported_version("0.34.0")

@@ -1,0 +1,54 @@
+"""What is drawn, as a distribution: from q* for a request, from the teacher alone for one that opted out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+from audit import RowAudit
+from requests_mix import KL_SYMMETRY, OPTED_OUT, Case, generate, token_ids
+from vllm import LLM
+
+NUM_DRAWS = 2000
+BINS = 20
+# Chi-square of 19 degrees of freedom is above 43.8 once in 1,000 runs; the seeds are fixed, so a pass stays a pass.
+MAX_CHI_SQUARE = 43.8
+
+
+@pytest.mark.parametrize("arguments", [KL_SYMMETRY, OPTED_OUT], ids=["q*", "opted out"])
+@pytest.mark.parametrize("temperature", [1.0])
+def test_draws_follow_their_rows(arguments: dict, temperature: float, engines: Callable[..., LLM]) -> None:
+    """Each token drawn, accepted draft or not, is placed in its row's distribution function: uniform if it is exact.
+
+    The rows are those the audit proves to be right; each is a distribution of its own, and the randomised probability
+    integral transform makes one test of all. Tokens are ordered by probability: what is drawn too seldom or too
+    often (a missing temperature, drafts accepted too freely) moves mass to one end.
+    """
+    llm = engines(num_speculative_tokens=3, max_num_seqs=16)
+    rng = random.Random(23)
+    num_requests = 64
+    own = arguments is KL_SYMMETRY
+    cases = [Case(token_ids(rng, 8), token_ids(rng, 6) if own else None, arguments) for _ in range(num_requests)]
+    max_tokens = NUM_DRAWS // num_requests + 1
+    with RowAudit(llm) as audit:
+        outputs = generate(llm, cases, max_tokens=max_tokens, temperature=temperature, seed=29)
+    rows = {tuple(row.tokens): row.after for row in audit.rows}
+    assert all(row.enabled == own for row in audit.rows)
+
+    uniform = random.Random(31)
+    counts = torch.zeros(BINS)
+    for case, output in zip(cases, outputs, strict=True):
+        tokens = list(case.prompt)
+        for token in output.outputs[0].token_ids:
+            probabilities = (rows[tuple(tokens)].double() / temperature).softmax(-1)
+            order = probabilities.argsort(descending=True, stable=True)
+            place = int((order == token).nonzero())
+            below = probabilities[order[:place]].sum().item()
+            counts[min(int((below + uniform.random() * probabilities[token].item()) * BINS), BINS - 1)] += 1
+            tokens.append(token)
+    total = counts.sum().item()
+    assert total >= NUM_DRAWS
+    chi_square = ((counts - total / BINS) ** 2 / (total / BINS)).sum().item()
+    assert chi_square < MAX_CHI_SQUARE, counts.tolist()

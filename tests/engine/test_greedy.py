@@ -1,0 +1,84 @@
+"""Greedy output, token for token, against brute force: transformers on both models, one forward per token."""
+
+import re
+from collections.abc import Callable
+
+import pytest
+from audit import Reference, greedy_tokens
+from requests_mix import KL_SYMMETRY, OPTED_OUT, TEACHER_ALONE, THETA_ALONE, Case, generate, mixed_batch
+from vllm import LLM, SamplingParams
+
+# 12 requests x 84 tokens
+MAX_TOKENS = 84
+
+
+@pytest.fixture(scope="module")
+def llm(engines: Callable[..., LLM]) -> LLM:
+    return engines(num_speculative_tokens=3, max_num_batched_tokens=128)
+
+
+def test_a_thousand_tokens(llm: LLM, reference: Reference) -> None:
+    cases = mixed_batch(seed=11)
+    outputs = generate(llm, cases, max_tokens=MAX_TOKENS, temperature=0.0)
+    compared = 0
+    for case, output in zip(cases, outputs, strict=True):
+        tokens = list(output.outputs[0].token_ids)
+        assert tokens == greedy_tokens(reference, case, MAX_TOKENS), (len(case.prompt), case.arguments)
+        compared += len(tokens)
+    assert compared >= 1000
+
+
+def test_a_stop_token_inside_accepted_drafts(llm: LLM, reference: Reference) -> None:
+    """Identical models accept every draft, so most stop tokens come inside a round; nothing behind them is returned."""
+    for case in mixed_batch(seed=12)[4:6]:
+        expected = greedy_tokens(reference, case, 24)
+        for end in (5, 6, 7, 8):
+            stop = expected[end]
+            wanted = expected[: expected.index(stop) + 1]
+            (output,) = generate(
+                llm, [case], max_tokens=24, temperature=0.0, stop_token_ids=[stop], ignore_eos=False
+            )  # fmt: skip
+            assert list(output.outputs[0].token_ids) == wanted
+            assert output.outputs[0].finish_reason == "stop"
+
+
+def test_stop_strings_and_single_tokens_and_several_samples(llm: LLM, reference: Reference) -> None:
+    case = mixed_batch(seed=13)[0]
+    expected = greedy_tokens(reference, case, 24)
+    tokenizer = llm.get_tokenizer()
+    text = tokenizer.decode(expected)
+    # Bytes that are no text come out as they please, so the stop string is of plain characters.
+    stop = re.findall(r"[ -~]{2}", text)[1]
+    (output,) = generate(llm, [case], max_tokens=24, temperature=0.0, stop=[stop])
+    assert output.outputs[0].text == text[: text.index(stop)]
+    assert output.outputs[0].stop_reason == stop
+
+    (output,) = generate(llm, [case], max_tokens=1, temperature=0.0)
+    assert list(output.outputs[0].token_ids) == expected[:1]
+
+    (output,) = generate(llm, [case], max_tokens=9, temperature=0.0, n=3)
+    assert [list(sample.token_ids) for sample in output.outputs] == [expected[:9]] * 3
+
+
+def test_a_request_up_to_the_models_length(llm: LLM, reference: Reference) -> None:
+    """Every position that the model has can be used, by theta prompts a little shorter and by longer ones."""
+    limit = llm.llm_engine.model_config.max_model_len
+    for prompt_len, theta_len in ((limit - 6, limit - 9), (limit - 20, limit - 6), (limit - 6, 3)):
+        prompt = [7 + i % 300 for i in range(prompt_len)]
+        theta_prompt = [11 + i % 290 for i in range(theta_len)]
+        case = Case(prompt, theta_prompt, KL_SYMMETRY)
+        room = limit - max(prompt_len, theta_len)
+        (output,) = generate(llm, [case], max_tokens=room, temperature=0.0)
+        assert list(output.outputs[0].token_ids) == greedy_tokens(reference, case, room)
+        params = SamplingParams(max_tokens=None, temperature=0.0, ignore_eos=True, extra_args=case.extra_args())
+        (output,) = llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
+        assert list(output.outputs[0].token_ids) == greedy_tokens(reference, case, room)
+
+
+def test_seeds_reproduce(llm: LLM) -> None:
+    cases = [Case([5, 6, 7], [8, 9], arguments) for arguments in (KL_SYMMETRY, THETA_ALONE, TEACHER_ALONE, OPTED_OUT)]
+    cases = [Case(c.prompt, None if c.arguments == OPTED_OUT else c.theta_prompt, c.arguments) for c in cases]
+    first, second = (
+        [list(output.outputs[0].token_ids) for output in generate(llm, cases, max_tokens=8, seed=5)] for _ in range(2)
+    )
+    assert first == second
