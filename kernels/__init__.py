@@ -1,8 +1,9 @@
 """Triton kernels of optimal sampling, one operation per file."""
 
 from .mix import mix_
-from .record import MixRecord
+from .record import Kind, MixRecord
 from .scratch import MixScratch
 from .settings import NEVER, Method, MixSettings
+from .token_logprobs import token_logprobs
 
-__all__ = ["NEVER", "Method", "MixRecord", "MixScratch", "MixSettings", "mix_"]
+__all__ = ["NEVER", "Kind", "Method", "MixRecord", "MixScratch", "MixSettings", "mix_", "token_logprobs"]

@@ -34,12 +34,11 @@ def values_and_slopes(
     ROWS: tl.constexpr,
     NODES: tl.constexpr,
     PAD: tl.constexpr,
-    SUB: tl.constexpr,
     LANES: tl.constexpr,
 ):
     """L and its slope at the nodes of [low, high], and where they are numbers; all [ROWS, PAD]."""
     peak_low, peak_high, z, r, _, _, _, _ = tilted_sums(
-        teacher_row, theta_row, floor, active, low, high, vocab, 0, vocab, ROWS, NODES, PAD, SUB, LANES, False
+        teacher_row, theta_row, floor, active, low, high, 0, vocab, ROWS, NODES, PAD, 1, LANES, False
     )
     rest_low = peak_low * LN_2 - (1.0 - low) * lse_theta - low * lse_teacher
     rest_high = peak_high * LN_2 - (1.0 - high) * lse_theta - high * lse_teacher
@@ -53,8 +52,8 @@ def values_and_slopes(
 
 @triton.jit
 def ess_balance_alpha(
-    teacher_row,  # [ROWS, 1, 1] pointers
-    theta_row,  # [ROWS, 1, 1] pointers
+    teacher_row,  # [ROWS, 1] pointers
+    theta_row,  # [ROWS, 1] pointers
     floor,  # [ROWS]
     active,  # [ROWS]
     lse_theta,  # [ROWS]: over the mixed tokens
@@ -63,41 +62,37 @@ def ess_balance_alpha(
     ROWS: tl.constexpr,
     NODES: tl.constexpr,
     PAD: tl.constexpr,
-    SUB: tl.constexpr,
     LANES: tl.constexpr,
 ):
     """alpha [ROWS]; nan where the rows have nothing in common."""
-    low = tl.zeros([ROWS], tl.float32)
+    low = tl.full([ROWS], 0.0, tl.float32)
     high = low + 1.0
     alpha = low
     sound = active
     index = tl.arange(0, PAD)[None, :]
-    for reading in tl.static_range(READINGS):
+    flat = sound
+    for reading in range(READINGS):
         # Node i of either span belongs to alpha = high - i step, and F grows along it.
         right, right_slope, right_resolved = values_and_slopes(
             teacher_row, theta_row, floor, active, 2.0 - high, 2.0 - low, lse_theta, lse_teacher, vocab,
-            ROWS, NODES, PAD, SUB, LANES,
+            ROWS, NODES, PAD, LANES,
         )  # fmt: skip
         left, left_slope, left_resolved = values_and_slopes(
             teacher_row, theta_row, floor, active, -high, -low, lse_theta, lse_teacher, vocab,
-            ROWS, NODES, PAD, SUB, LANES,
+            ROWS, NODES, PAD, LANES,
         )  # fmt: skip
         balance = right - left
         growth = right_slope - left_slope
         resolved = (index < NODES) & right_resolved & left_resolved
         step = (high - low) / (NODES - 1)
         before = tl.max(tl.where(resolved & (index < NODES - 1) & (balance < 0.0), index, 0), axis=1)
-        sound = sound & (pick(resolved.to(tl.int32), index, before) > 0)
-        sound = sound & (pick(resolved.to(tl.int32), index, before + 1) > 0)
-        t = zero_of_slope(
-            pick(balance, index, before),
-            pick(balance, index, before + 1),
-            pick(growth, index, before) * step,
-            pick(growth, index, before + 1) * step,
-            low * 0.0,
-        )
-        if reading == 0:
-            flat = tl.max(tl.where(resolved, tl.abs(balance), 0.0), axis=1) < FLAT
+        # Where a sum is no number alpha is none either.
+        balance_0, growth_0 = pick(tl.where(resolved, balance, float("nan")), growth, index, before)
+        balance_1, growth_1 = pick(tl.where(resolved, balance, float("nan")), growth, index, before + 1)
+        sound = sound & (balance_0 - balance_1 == balance_0 - balance_1)
+        t = zero_of_slope(balance_0, balance_1, growth_0 * step, growth_1 * step, tl.full([ROWS], 0.0, tl.float32))
+        largest = tl.max(tl.where(resolved, tl.abs(balance), 0.0), axis=1)
+        flat = flat & ((reading > 0) | (largest < FLAT))
         high = high - step * before
         low = high - step
         alpha = high - t * step

@@ -30,6 +30,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .checks import check_rows, check_tensor
 from .plan import (
     ALPHA_MAX,
     ALPHA_MIN,
@@ -71,7 +72,7 @@ ARITHMETIC_MIXTURE = tl.constexpr(int(Kind.ARITHMETIC))
 
 
 @triton.jit
-def _read_kernel(
+def read_kernel(
     teacher_ptr,  # [rows, V_t] fp32
     teacher_stride,
     theta_ptr,  # [slots, K + 1, V_theta] bf16, fp16 or fp32
@@ -92,16 +93,15 @@ def _read_kernel(
     if tl.max(active.to(tl.int32), axis=0) == 0:
         return
     floor = tl.load(plan_ptr + row * PLAN_WIDTH + FLOOR, mask=active, other=0.0)
-    low = tl.zeros([ROWS], tl.float32)
+    low = tl.full([ROWS], 0.0, tl.float32)
     begin = split * split_size
     peak_low, peak_high, z, r, q, own, spread_low, spread_high = tilted_sums(
-        (teacher_ptr + row * teacher_stride)[:, None, None],
-        (theta_ptr + tl.where(active, offset, 0))[:, None, None],
+        (teacher_ptr + row * teacher_stride)[:, None],
+        (theta_ptr + tl.where(active, offset, 0))[:, None],
         floor,
         active,
         low,
         low + 1.0,
-        vocab,
         begin,
         tl.minimum(begin + split_size, vocab),
         ROWS,
@@ -119,47 +119,44 @@ def _read_kernel(
 
 @triton.jit
 def _divergence_sums(
-    teacher_row,  # [ROWS, 1, 1] pointers
-    theta_row,  # [ROWS, 1, 1] pointers
+    teacher_row,  # [ROWS, 1] pointers
+    theta_row,  # [ROWS, 1] pointers
     floor,  # [ROWS]
     active,  # [ROWS]
     arithmetic,  # [ROWS]
     alpha,  # [ROWS]
     lse_theta,  # [ROWS]
     lse_teacher,  # [ROWS]
-    vocab,
     begin,
     end,
     ROWS: tl.constexpr,
-    SUB: tl.constexpr,
     LANES: tl.constexpr,
 ):
     """JS(theta, teacher), and D_KL(q || theta), D_KL(q || teacher) of the arithmetic mixture; all [ROWS], nats."""
-    tile_ids = (tl.arange(0, SUB)[:, None] * LANES + tl.arange(0, LANES)[None, :])[None, :, :]
-    js = tl.zeros([ROWS, LANES], tl.float32)
+    js = tl.full([ROWS, LANES], 0.0, tl.float32)
     kl_theta = js
     kl_teacher = js
-    for start in range(begin, end, SUB * LANES):
-        ids = start + tile_ids
+    for start in range(begin, end, LANES):
+        ids = start + tl.arange(0, LANES)[None, :]
         teacher, theta, own, both = load_pair(
-            teacher_row, theta_row, floor[:, None, None], active[:, None, None] & (ids < end), ids, vocab
+            teacher_row, theta_row, floor[:, None], active[:, None] & (ids < end), ids
         )
-        taken = both | (own & arithmetic[:, None, None])
-        log_teacher = (teacher - lse_teacher[:, None, None]) * LOG2_E
-        log_theta = tl.where(both, (theta - lse_theta[:, None, None]) * LOG2_E, float("-inf"))
+        taken = both | (own & arithmetic[:, None])
+        log_teacher = (teacher - lse_teacher[:, None]) * LOG2_E
+        log_theta = tl.where(both, (theta - lse_theta[:, None]) * LOG2_E, float("-inf"))
         p_teacher = tl.where(taken, tl.exp2(log_teacher), 0.0)
         p_theta = tl.where(taken, tl.exp2(log_theta), 0.0)
         middle = 0.5 * (p_teacher + p_theta)
         log_middle = tl.log2(middle)
         js_teacher = tl.where(p_teacher > 0.0, p_teacher * (log_teacher - log_middle), 0.0)
         js_theta = tl.where(p_theta > 0.0, p_theta * (log_theta - log_middle), 0.0)
-        js += tl.sum(js_teacher + js_theta, axis=1)
-        weight = alpha[:, None, None]
+        js += js_teacher + js_theta
+        weight = alpha[:, None]
         mixture = weight * p_teacher + (1.0 - weight) * p_theta
         log_mixture = tl.log2(mixture)
         # theta's -inf under a positive mixture gives the inf that it should.
-        kl_theta += tl.sum(tl.where(mixture > 0.0, mixture * (log_mixture - log_theta), 0.0), axis=1)
-        kl_teacher += tl.sum(tl.where(mixture > 0.0, mixture * (log_mixture - log_teacher), 0.0), axis=1)
+        kl_theta += tl.where(mixture > 0.0, mixture * (log_mixture - log_theta), 0.0)
+        kl_teacher += tl.where(mixture > 0.0, mixture * (log_mixture - log_teacher), 0.0)
     return (
         tl.sum(js, axis=1) * (0.5 * LN_2),
         tl.sum(kl_theta, axis=1) * LN_2,
@@ -168,7 +165,7 @@ def _divergence_sums(
 
 
 @triton.jit
-def _refine_kernel(
+def refine_kernel(
     teacher_ptr,  # [rows, V_t] fp32
     teacher_stride,
     theta_ptr,  # [slots, K + 1, V_theta] bf16, fp16 or fp32
@@ -194,8 +191,8 @@ def _refine_kernel(
     active = offset >= 0
     if tl.max(active.to(tl.int32), axis=0) == 0:
         return
-    teacher_row = (teacher_ptr + row * teacher_stride)[:, None, None]
-    theta_row = (theta_ptr + tl.where(active, offset, 0))[:, None, None]
+    teacher_row = (teacher_ptr + row * teacher_stride)[:, None]
+    theta_row = (theta_ptr + tl.where(active, offset, 0))[:, None]
     plan = plan_ptr + row * PLAN_WIDTH
     floor = tl.load(plan + FLOOR, mask=active, other=0.0)
     part = row * splits + split
@@ -209,14 +206,14 @@ def _refine_kernel(
         ) = solve_first(
             read_ptr, row, active, method, arithmetic,
             tl.load(plan + ALPHA_MIN, mask=active, other=0.0), tl.load(plan + ALPHA_MAX, mask=active, other=1.0),
-            splits, FIRST_NODES, FIRST_PAD, SPLITS,
+            splits, ROWS, FIRST_NODES, FIRST_PAD, SPLITS,
         )  # fmt: skip
         max_js = tl.load(plan + MAX_JS, mask=active, other=float("inf"))
         compared = active & sound & (arithmetic | (max_js < float("inf")))
         if tl.max(compared.to(tl.int32), axis=0) > 0:
             js, kl_theta, kl_teacher = _divergence_sums(
                 teacher_row, theta_row, floor, compared, arithmetic, alpha_min, lse_theta, lse_teacher,
-                vocab, begin, end, ROWS, SUB, LANES,
+                begin, end, ROWS, LANES,
             )  # fmt: skip
             tl.store(partials_ptr + part * PARTIAL_WIDTH + JS, js, mask=compared)
             tl.store(partials_ptr + part * PARTIAL_WIDTH + KL_THETA, kl_theta, mask=compared)
@@ -239,7 +236,7 @@ def _refine_kernel(
     still_open = active & (done == 0)
     if tl.max(still_open.to(tl.int32), axis=0) > 0:
         peak_low, peak_high, z, r, q, own, spread_low, spread_high = tilted_sums(
-            teacher_row, theta_row, floor, still_open, low, high, vocab, begin, end, ROWS, NODES, PAD, SUB, LANES, False
+            teacher_row, theta_row, floor, still_open, low, high, begin, end, ROWS, NODES, PAD, SUB, LANES, False
         )
         store_reading(
             partials_ptr, part, still_open, peak_low, peak_high, z, r, q, own, spread_low, spread_high, PAD, False
@@ -247,7 +244,7 @@ def _refine_kernel(
 
 
 @triton.jit
-def _write_kernel(
+def write_kernel(
     teacher_ptr,  # [rows, V_t] fp32, in/out
     teacher_stride,
     theta_ptr,  # [slots, K + 1, V_theta] bf16, fp16 or fp32
@@ -289,20 +286,19 @@ def _write_kernel(
     ) = load_solution(first_ptr, row, active)  # fmt: skip
     reread = active & (done == 0)
     if tl.max(reread.to(tl.int32), axis=0) > 0:
-        done_2, low_2, high_2, delta_2, value_2, slope_2, sound_2, _, _, _, _, _, _ = load_solution(
-            second_ptr, row, reread
-        )
+        second = load_solution(second_ptr, row, reread)
+        done_2, low_2, high_2, delta_2, value_2, slope_2, sound_2 = second[:7]
         last = reread & (done_2 == 0)
         if tl.max(last.to(tl.int32), axis=0) > 0:
-            low_3, _, delta_3, value_3, slope_3, _, sound_3 = solve_next(
+            third = solve_next(
                 read_ptr, row, last, low_2, high_2, alpha_min, alpha_max, lse_theta, lse_teacher,
                 splits, NODES, PAD, SPLITS,
             )  # fmt: skip
-            low_2 = tl.where(last, low_3, low_2)
-            delta_2 = tl.where(last, delta_3, delta_2)
-            value_2 = tl.where(last, value_3, value_2)
-            slope_2 = tl.where(last, slope_3, slope_2)
-            sound_2 = tl.where(last, sound_3, sound_2)
+            low_2 = tl.where(last, third[0], low_2)
+            delta_2 = tl.where(last, third[2], delta_2)
+            value_2 = tl.where(last, third[3], value_2)
+            slope_2 = tl.where(last, third[4], slope_2)
+            sound_2 = tl.where(last, third[6], sound_2)
         low = tl.where(reread, low_2, low)
         delta = tl.where(reread, delta_2, delta)
         value = tl.where(reread, value_2, value)
@@ -350,27 +346,27 @@ def _write_kernel(
     if tl.max(written.to(tl.int32), axis=0) == 0:
         return
     sums = written & arithmetic
-    teacher_row = (teacher_ptr + row * teacher_stride)[:, None, None]
-    theta_row = (theta_ptr + tl.where(active, offset, 0))[:, None, None]
+    teacher_row = (teacher_ptr + row * teacher_stride)[:, None]
+    theta_row = (theta_ptr + tl.where(active, offset, 0))[:, None]
     begin = split * split_size
     # The last split also clears what lies beyond theta's vocabulary.
     end = tl.where(split == splits - 1, teacher_vocab, begin + split_size)
     for start in range(begin, end, BLOCK):
-        ids = start + tl.arange(0, BLOCK)[None, None, :]
+        ids = start + tl.arange(0, BLOCK)[None, :]
         teacher, theta, own, both = load_pair(
-            teacher_row, theta_row, floor[:, None, None], written[:, None, None], ids, vocab
+            teacher_row, theta_row, floor[:, None], written[:, None] & (ids < vocab), ids
         )
         ratio = teacher - theta
         # Two steps, since near a step of g the last bit of alpha counts.
-        mixture = theta + low[:, None, None] * ratio + delta[:, None, None] * ratio - log_z[:, None, None]
+        mixture = theta + low[:, None] * ratio + delta[:, None] * ratio - log_z[:, None]
         result = tl.where(both, mixture, float("-inf"))
         if tl.max(sums.to(tl.int32), axis=0) > 0:
-            weight = alpha[:, None, None]
-            p_teacher = tl.where(own, tl.exp2((teacher - lse_teacher[:, None, None]) * LOG2_E), 0.0)
-            p_theta = tl.where(both, tl.exp2((theta - lse_theta[:, None, None]) * LOG2_E), 0.0)
+            weight = alpha[:, None]
+            p_teacher = tl.where(own, tl.exp2((teacher - lse_teacher[:, None]) * LOG2_E), 0.0)
+            p_theta = tl.where(both, tl.exp2((theta - lse_theta[:, None]) * LOG2_E), 0.0)
             log_sum_of_both = tl.log2(weight * p_teacher + (1.0 - weight) * p_theta) * LN_2
-            result = tl.where(sums[:, None, None], log_sum_of_both, result)
-        tl.store(teacher_row + ids, result, mask=written[:, None, None] & (ids < tl.minimum(end, teacher_vocab)))
+            result = tl.where(sums[:, None], log_sum_of_both, result)
+        tl.store(teacher_row + ids, result, mask=written[:, None] & (ids < tl.minimum(end, teacher_vocab)))
 
 
 def _launch(
@@ -389,7 +385,6 @@ def _launch(
     vocab = min(teacher_vocab, theta_vocab)
     blocks = -(-num_rows // shape.rows)
     grid = (blocks, shape.splits)
-    tile = {"SUB": shape.sub, "LANES": shape.lanes}
     splits = triton.next_power_of_2(shape.splits)
     partials = [scratch.partials[reading * num_rows * shape.splits :] for reading in range(READINGS)]
     rows = (teacher_logits, teacher_logits.stride(0), theta_logits)
@@ -418,10 +413,10 @@ def _launch(
         ROWS=shape.rows,
         NODES=NODES.value,
         PAD=PAD.value,
+        LANES=shape.lanes,
         num_warps=shape.num_warps,
-        **tile,
     )
-    _read_kernel[grid](
+    read_kernel[grid](
         *rows,
         scratch.theta_offset,
         scratch.plan,
@@ -430,11 +425,12 @@ def _launch(
         vocab,
         shape.split_size,
         ROWS=shape.rows,
+        SUB=shape.sub,
+        LANES=shape.lanes,
         num_warps=shape.num_warps,
-        **tile,
     )
     for refinement in range(READINGS - 1):
-        _refine_kernel[grid](
+        refine_kernel[grid](
             *rows,
             scratch.theta_offset,
             scratch.plan,
@@ -448,11 +444,12 @@ def _launch(
             shape.splits,
             ROWS=shape.rows,
             SPLITS=splits,
+            SUB=shape.refine_sub,
+            LANES=shape.lanes,
             FIRST=refinement == 0,
             num_warps=shape.num_warps,
-            **tile,
         )
-    _write_kernel[grid](
+    write_kernel[grid](
         *rows,
         scratch.theta_offset,
         scratch.entry,
@@ -478,7 +475,7 @@ def _launch(
         shape.split_size,
         shape.splits,
         ROWS=shape.rows,
-        BLOCK=min(shape.sub * shape.lanes, 4096) if shape.rows == 1 else shape.lanes,
+        BLOCK=shape.block,
         SPLITS=splits,
         num_warps=shape.num_warps,
     )
@@ -505,8 +502,17 @@ def mix_(
         settings: what each slot asks for.
         record: what is left behind, per (slot, draft position).
         scratch: working memory.
+
+    Raises:
+        TypeError: a tensor has the wrong dtype.
+        ValueError: a tensor has the wrong device, shape or strides, or the scratch is too small.
     """
-    num_rows = teacher_logits.shape[0]
+    check_rows(teacher_logits, theta_logits, slots, draft_positions, record, teacher_dtypes=(torch.float32,))
+    num_rows, device = teacher_logits.shape[0], teacher_logits.device
+    check_tensor("token_positions", token_positions, dtypes=(torch.int64,), shape=(num_rows,), device=device)
+    num_slots = theta_logits.shape[0]
+    check_tensor("settings.alpha", settings.alpha, dtypes=(torch.float32,), shape=(num_slots,), device=device)
+    scratch.check(num_rows, teacher_logits.shape[1], device)
     if num_rows == 0:
         return
     vocab = min(teacher_logits.shape[1], theta_logits.shape[2])

@@ -61,7 +61,6 @@ def plan_kernel(
     ROWS: tl.constexpr,
     NODES: tl.constexpr,
     PAD: tl.constexpr,
-    SUB: tl.constexpr,
     LANES: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -88,16 +87,16 @@ def plan_kernel(
     restricted = (top_k > 0) | (top_p < 1.0)
     balanced = method == ESS_BALANCE
     floor = tl.full([ROWS], float("-inf"), tl.float32)
-    teacher_lse = tl.zeros([ROWS], tl.float32)
+    teacher_lse = tl.full([ROWS], 0.0, tl.float32)
     theta_lse = teacher_lse
 
     if tl.max((restricted | balanced).to(tl.int32), axis=0) > 0:
         read = restricted | balanced
-        teacher_row = (teacher_ptr + row.to(tl.int64) * teacher_stride)[:, None, None]
-        theta_row = (theta_ptr + tl.where(read, offset, 0))[:, None, None]
-        low = tl.zeros([ROWS], tl.float32)
+        teacher_row = (teacher_ptr + row.to(tl.int64) * teacher_stride)[:, None]
+        theta_row = (theta_ptr + tl.where(read, offset, 0))[:, None]
+        low = tl.full([ROWS], 0.0, tl.float32)
         peak_theta, peak_teacher, z, _, _, own, _, _ = tilted_sums(
-            teacher_row, theta_row, floor, read, low, low + 1.0, vocab, 0, vocab, ROWS, 2, 2, SUB, LANES, True
+            teacher_row, theta_row, floor, read, low, low + 1.0, 0, vocab, ROWS, 2, 2, 1, LANES, True
         )
         first = tl.arange(0, 2)[None, :] == 0
         teacher_lse = log_sum(own) + peak_teacher * LN_2
@@ -111,7 +110,7 @@ def plan_kernel(
             )  # fmt: skip
             nucleus = restricted & (top_p < 1.0)
             _, peak, z, _, _, own, _, _ = tilted_sums(
-                teacher_row, theta_row, floor, nucleus, low, low + 1.0, vocab, 0, vocab, ROWS, 2, 2, SUB, LANES, True
+                teacher_row, theta_row, floor, nucleus, low, low + 1.0, 0, vocab, ROWS, 2, 2, 1, LANES, True
             )
             mass = tl.where(theta_decides, tl.sum(tl.where(first, 0.0, z), axis=1), own)
             # log_sum takes the bias out; what remains is relative to the peak.
@@ -122,13 +121,13 @@ def plan_kernel(
             floor = tl.maximum(floor, nucleus_floor)
         if tl.max(balanced.to(tl.int32), axis=0) > 0:
             peak_theta, peak_teacher, z, _, _, _, _, _ = tilted_sums(
-                teacher_row, theta_row, floor, balanced, low, low + 1.0, vocab, 0, vocab, ROWS, 2, 2, SUB, LANES, True
+                teacher_row, theta_row, floor, balanced, low, low + 1.0, 0, vocab, ROWS, 2, 2, 1, LANES, True
             )
             mixed_theta_lse = log_sum(tl.sum(tl.where(first, z, 0.0), axis=1)) + peak_theta * LN_2
             mixed_teacher_lse = log_sum(tl.sum(tl.where(first, 0.0, z), axis=1)) + peak_teacher * LN_2
             balanced_alpha = ess_balance_alpha(
                 teacher_row, theta_row, floor, balanced, mixed_theta_lse, mixed_teacher_lse, vocab,
-                ROWS, NODES, PAD, SUB, LANES,
+                ROWS, NODES, PAD, LANES,
             )  # fmt: skip
             alpha = tl.where(balanced, balanced_alpha, alpha)
 

@@ -7,6 +7,10 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from .checks import check_tensor
+
+_DTYPES = {"fallback": torch.bool, "kind": torch.int32}
+
 
 class Kind(enum.IntEnum):
     """Which distribution a row became."""
@@ -55,14 +59,24 @@ class MixRecord:
     theta_logprob: torch.Tensor
     """float32: its log-probability under theta alone."""
 
+    def __post_init__(self) -> None:
+        rows, columns = (*self.alpha.shape, None, None)[:2]
+        for field in fields(self):
+            check_tensor(
+                f"MixRecord.{field.name}",
+                getattr(self, field.name),
+                dtypes=(_DTYPES.get(field.name, torch.float32),),
+                shape=(rows, columns),
+                device=self.alpha.device,
+            )
+
     @classmethod
     def allocate(cls, num_slots: int, num_rows_per_slot: int, device: torch.device | str) -> MixRecord:
         """A record of zeros for `num_slots` requests of `num_rows_per_slot = K + 1` rows each."""
-        dtypes = {"fallback": torch.bool, "kind": torch.int32}
         shape = (num_slots, num_rows_per_slot)
         return cls(
             **{
-                field.name: torch.zeros(shape, dtype=dtypes.get(field.name, torch.float32), device=device)
+                field.name: torch.zeros(shape, dtype=_DTYPES.get(field.name, torch.float32), device=device)
                 for field in fields(cls)
             }
         )

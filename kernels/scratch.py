@@ -7,9 +7,14 @@ from dataclasses import dataclass
 import torch
 import triton
 
-# An H100 or H200 has 132 SMs. Eight programs of eight warps each keep its memory busy and even out the last wave.
-_PROGRAMS = 132 * 8
+# An H100 or H200 has 132 SMs, which hold three programs of the first reading each (150 registers, 128 threads); four waves
+# even out the last one.
+_PROGRAMS = 132 * 12
 _MAX_SPLITS = 64
+_SUB, _LANES, _NUM_WARPS = 8, 256, 4
+_STEP = _SUB * _LANES
+# In steps. The end of a part costs about as much as a step; beyond sixteen nothing is gained, and the last wave is long.
+_SHORTEST_PART, _LONGEST_PART = 2, 16
 
 PARTIAL_WIDTH = 64
 SOLUTION_WIDTH = 16
@@ -28,10 +33,20 @@ class LaunchShape:
     rows: int
     splits: int
     split_size: int
-    """Tokens of a part, a multiple of the tile `sub * lanes`."""
+    """Tokens of a part, a multiple of the step `sub * lanes`."""
     sub: int
     lanes: int
     num_warps: int
+
+    @property
+    def refine_sub(self) -> int:
+        """`sub` of the refinements, whose nine nodes leave fewer registers."""
+        return min(self.sub, 4)
+
+    @property
+    def block(self) -> int:
+        """Tokens that the last pass, which keeps no sums, takes a step."""
+        return 4 * self.lanes if self.sub > 1 else self.lanes
 
     @classmethod
     def choose(cls, num_rows: int, vocab: int, *, interpreted: bool) -> LaunchShape:
@@ -39,19 +54,16 @@ class LaunchShape:
             lanes = min(triton.next_power_of_2(vocab), 8192)
             rows = min(triton.next_power_of_2(num_rows), max(1, 2**15 // lanes), 32)
             return cls(rows=rows, splits=1, split_size=-(-vocab // lanes) * lanes, sub=1, lanes=lanes, num_warps=1)
-        sub, lanes, num_warps = 8, 512, 8
-        tiles = -(-vocab // (sub * lanes))
-        # At least two tiles a part: the last step of a part costs about as much as a tile.
-        tiles_per_split = max(2, -(-num_rows * tiles // _PROGRAMS), -(-tiles // _MAX_SPLITS))
-        # Beyond eight tiles a part gains nothing, and long parts make the last wave long.
-        tiles_per_split = max(min(tiles_per_split, 8), -(-tiles // _MAX_SPLITS))
+        steps = -(-vocab // _STEP)
+        part = min(max(_SHORTEST_PART, -(-num_rows * steps // _PROGRAMS)), _LONGEST_PART)
+        part = max(part, -(-steps // _MAX_SPLITS))
         return cls(
             rows=1,
-            splits=-(-tiles // tiles_per_split),
-            split_size=tiles_per_split * sub * lanes,
-            sub=sub,
-            lanes=lanes,
-            num_warps=num_warps,
+            splits=-(-steps // part),
+            split_size=part * _STEP,
+            sub=_SUB,
+            lanes=_LANES,
+            num_warps=_NUM_WARPS,
         )
 
 
@@ -77,12 +89,12 @@ class MixScratch:
 
     @classmethod
     def allocate(cls, max_rows: int, vocab_size: int, device: torch.device | str) -> MixScratch:
-        """Memory for up to `max_rows` rows a call; about 1.5 KiB a row at 1,280 rows and 150,000 tokens."""
+        """Memory for up to `max_rows` rows a call; about 4 KiB a row at 1,280 rows and 150,000 tokens."""
         if max_rows < 1 or vocab_size < 1:
             raise ValueError(f"MixScratch needs at least one row and one token, got {max_rows=} and {vocab_size=}")
-        most = max(
-            rows * LaunchShape.choose(rows, vocab_size, interpreted=False).splits for rows in range(1, max_rows + 1)
-        )
+        # `LaunchShape.choose` either aims at _PROGRAMS programs in all or takes its longest parts.
+        longest_parts = -(-vocab_size // (_LONGEST_PART * _STEP))
+        most = max(_PROGRAMS + max_rows, max_rows * longest_parts)
         return cls(
             max_rows=max_rows,
             vocab_size=vocab_size,
@@ -92,3 +104,13 @@ class MixScratch:
             solutions=torch.empty(2, max_rows, SOLUTION_WIDTH, dtype=torch.float32, device=device),
             partials=torch.empty(READINGS * most, PARTIAL_WIDTH, dtype=torch.float32, device=device),
         )
+
+    def check(self, num_rows: int, vocab: int, device: torch.device) -> None:
+        """Raise ValueError if a call is too large for this scratch, or on another device."""
+        if num_rows > self.max_rows or vocab > self.vocab_size:
+            raise ValueError(
+                f"{num_rows} rows of {vocab} tokens are more than this scratch was allocated for "
+                f"({self.max_rows} rows of {self.vocab_size} tokens); allocate a larger one"
+            )
+        if self.plan.device != device:
+            raise ValueError(f"scratch is on {self.plan.device}, but has to be on {device}; allocate it there")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
+
+from .checks import check_tensor
 
 NEVER = torch.iinfo(torch.int64).max
 """`first_position` of a request that opted out: no token position reaches it."""
@@ -53,6 +55,17 @@ class MixSettings:
     """float32 in (0, 1]: mix over the smallest set of the teacher's likeliest tokens with this mass; 1 is off."""
     max_js_divergence: torch.Tensor
     """float32, nats: above this Jensen-Shannon divergence the teacher draws alone; inf is off."""
+
+    def __post_init__(self) -> None:
+        dtypes = {"first_position": torch.int64, "method": torch.int32, "support_top_k": torch.int32}
+        for field in fields(self):
+            check_tensor(
+                f"MixSettings.{field.name}",
+                getattr(self, field.name),
+                dtypes=(dtypes.get(field.name, torch.float32),),
+                shape=tuple(self.first_position.shape[:1]),
+                device=self.first_position.device,
+            )
 
     @classmethod
     def allocate(cls, num_slots: int, device: torch.device | str) -> MixSettings:

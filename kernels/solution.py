@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from .plan import ENTROPY, KL_SYMMETRY, REVERSE_KL_SYMMETRY
-from .tilt import LN_2, NOTHING, RESOLVED, close_cell, log_sum, move_peaks
+from .tilt import LN_2, NOTHING, RESOLVED, close_cell, log_sum, move_peaks, pick
 
 # Columns of a partial sum, after the reading.
 PEAK_LOW = tl.constexpr(0)
@@ -179,6 +179,7 @@ def solve_first(
     alpha_min,  # [ROWS]
     alpha_max,  # [ROWS]
     splits,
+    ROWS: tl.constexpr,
     NODES: tl.constexpr,
     PAD: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -188,18 +189,17 @@ def solve_first(
         partials_ptr, row, active, splits, NODES, PAD, SPLITS, True
     )
     index = tl.arange(0, PAD)[None, :]
-    first = index == 0
-    last = index == NODES - 1
-    z_0 = tl.sum(tl.where(first, z, 0.0), axis=1)
-    z_1 = tl.sum(tl.where(last, z, 0.0), axis=1)
-    poisoned = (tl.sum(z, axis=1) + own) != (tl.sum(z, axis=1) + own)
+    start = tl.full([ROWS], 0, tl.int32)
+    z_0, r_0 = pick(z, r, index, start)
+    z_1, r_1 = pick(z, r, index, start + (NODES - 1))
+    poisoned = (z_0 + own) != (z_0 + own)
     empty = (z_0 < RESOLVED) | (tl.where(arithmetic, own, z_1) < RESOLVED)
     safe_0 = tl.where(z_0 >= RESOLVED, z_0, 1.0)
     safe_1 = tl.where(z_1 >= RESOLVED, z_1, 1.0)
     log_0 = log_sum(safe_0)
     log_1 = log_sum(safe_1)
-    slope_0 = tl.sum(tl.where(first, r, 0.0), axis=1) / safe_0 * LN_2 + (log_0 - log_1)
-    slope_1 = tl.sum(tl.where(last, r, 0.0), axis=1) / safe_1 * LN_2 + (log_0 - log_1)
+    slope_0 = r_0 / safe_0 * LN_2 + (log_0 - log_1)
+    slope_1 = r_1 / safe_1 * LN_2 + (log_0 - log_1)
     kl_theta_teacher = tl.maximum(-slope_0, 0.0)
     kl_teacher_theta = tl.maximum(slope_1, 0.0)
     divergences = kl_theta_teacher + kl_teacher_theta
@@ -216,7 +216,7 @@ def solve_first(
     sound = (poisoned == 0) & (empty == 0) & (alpha_min == alpha_min)
     alpha_min = tl.where(known, alpha, alpha_min)
     alpha_max = tl.where(known, alpha, alpha_max)
-    low = tl.zeros_like(alpha_min)
+    low = tl.full([ROWS], 0.0, tl.float32)
     cell_low, cell_high, delta, value, slope, done, _ = close_cell(
         z, r, q, -log_0, -log_1, low, low + 1.0, alpha_min, alpha_max, NODES, PAD
     )

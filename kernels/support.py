@@ -37,8 +37,8 @@ def floor_of(key):
 
 @triton.jit
 def highest_floor(
-    teacher_row,  # [ROWS, 1, 1] pointers
-    theta_row,  # [ROWS, 1, 1] pointers
+    teacher_row,  # [ROWS, 1] pointers
+    theta_row,  # [ROWS, 1] pointers
     theta_decides,  # [ROWS]: tokens at -inf in theta's row take no part
     floor,  # [ROWS]: tokens below it take no part
     active,  # [ROWS]
@@ -50,22 +50,23 @@ def highest_floor(
     LANES: tl.constexpr,
 ):
     """The highest floor with at least `target` above or at it; -inf where even all tokens are fewer."""
-    lane = tl.arange(0, LANES)[None, None, :]
+    lane = tl.arange(0, LANES)[None, :]
     part = tl.arange(0, CANDIDATES)[None, :] + 1
     low = tl.full([ROWS], KEY_OF_MINUS_INF, tl.int64)
     high = tl.where(active, tl.full([ROWS], KEY_ABOVE_INF, tl.int64), low + 1)
     while tl.max(high - low, axis=0) > 1:
         candidate = low[:, None] + (high - low)[:, None] * part // (CANDIDATES + 1)
         candidate_key = candidate.to(tl.int32)[:, :, None]
-        measure = tl.zeros([ROWS, CANDIDATES, LANES], tl.float32)
+        measure = tl.full([ROWS, CANDIDATES, LANES], 0.0, tl.float32)
         for start in range(0, vocab, LANES):
+            ids = start + lane
             teacher, _, own, both = load_pair(
-                teacher_row, theta_row, floor[:, None, None], active[:, None, None], start + lane, vocab
+                teacher_row, theta_row, floor[:, None], active[:, None] & (ids < vocab), ids
             )
-            taken = own & (both | (theta_decides[:, None, None] == 0))
-            above = taken & (key_of(teacher) >= candidate_key)
+            taken = own & (both | (theta_decides[:, None] == 0))
+            above = taken[:, None, :] & (key_of(teacher)[:, None, :] >= candidate_key)
             if BY_MASS:
-                measure += tl.where(above, tl.exp2(teacher * LOG2_E - peak[:, None, None]), 0.0)
+                measure += tl.where(above, tl.exp2(teacher * LOG2_E - peak[:, None])[:, None, :], 0.0)
             else:
                 measure += above.to(tl.float32)
         total = tl.sum(measure, axis=2)

@@ -50,20 +50,17 @@ a KL gap of at most 4e-4; the first test alone let 1.5e-2 through, since errors 
 
 @triton.jit
 def load_pair(
-    teacher_row,  # [ROWS, 1, 1] pointers to fp32
-    theta_row,  # [ROWS, 1, 1] pointers to bf16, fp16 or fp32
-    floor,  # [ROWS, 1, 1]: the teacher's logit below which a token is not mixed
-    active,  # [ROWS, 1, 1]
-    ids,  # [1, SUB, LANES]
-    vocab,
+    teacher_row,  # [ROWS, 1] pointers to fp32
+    theta_row,  # [ROWS, 1] pointers to bf16, fp16 or fp32
+    floor,  # [ROWS, 1]: the teacher's logit below which a token is not mixed
+    inside,  # [ROWS, LANES]: tokens to look at
+    ids,  # [1, LANES]
 ):
     """Both rows, the tokens that the teacher's row keeps, and those that both keep. A nan stays in, and is seen."""
-    inside = active & (ids < vocab)
     teacher = tl.load(teacher_row + ids, mask=inside, other=float("-inf"))
     theta = tl.load(theta_row + ids, mask=inside, other=float("-inf")).to(tl.float32)
-    own = (teacher <= LOWEST) | (teacher < floor)
-    both = own | (theta <= LOWEST)
-    return teacher, theta, own == 0, both == 0
+    dropped = (teacher <= LOWEST) | (teacher < floor)
+    return teacher, theta, dropped == 0, (dropped | (theta <= LOWEST)) == 0
 
 
 @triton.jit
@@ -78,31 +75,32 @@ def move_peaks(z, r, q, fall_low, fall_high, tau):
 
 @triton.jit
 def tilted_sums(
-    teacher_row,  # [ROWS, 1, 1] pointers
-    theta_row,  # [ROWS, 1, 1] pointers
+    teacher_row,  # [ROWS, 1] pointers
+    theta_row,  # [ROWS, 1] pointers
     floor,  # [ROWS]
     active,  # [ROWS]
     low,  # [ROWS]: the span
     high,  # [ROWS]
-    vocab,
     begin,  # the tokens of this program
     end,
     ROWS: tl.constexpr,
     NODES: tl.constexpr,
     PAD: tl.constexpr,  # NODES rounded up to a power of two
-    SUB: tl.constexpr,  # a tile is [SUB, LANES] tokens; sums are kept per lane, so that the loop has no barrier
+    SUB: tl.constexpr,  # tiles of LANES tokens a step
     LANES: tl.constexpr,
     FIRST: tl.constexpr,  # the span is [0, 1], and the teacher's own mass and both entropies are wanted too
 ):
-    """peak_low, peak_high [ROWS] in bits, z, r, q [ROWS, PAD], and (FIRST) own, spread_low, spread_high [ROWS].
+    """peak_low, peak_high [ROWS] in bits, z, r, q [ROWS, PAD], own, spread_low, spread_high [ROWS].
 
     r counts in bits per span, relative to the peaks. `own` is the teacher's sum at its peak over the tokens that only
-    its own row decides on, and spread the sum of weight times bits below the peak at each end of the span.
+    its own row decides on, and spread the sum of weight times bits below the peak at each end of the span; both FIRST only.
+
+    Sums and peaks are kept per lane, so that the loop has no barrier; SUB tiles share one change of peaks.
     """
-    tile_ids = (tl.arange(0, SUB)[:, None] * LANES + tl.arange(0, LANES)[None, :])[None, :, :]
+    lane = tl.arange(0, LANES)[None, :]
     peak_low = tl.full([ROWS, LANES], NOTHING, tl.float32)
     peak_high = tl.full([ROWS, LANES], NOTHING, tl.float32)
-    zero = tl.zeros([ROWS, LANES], tl.float32)
+    zero = tl.full([ROWS, LANES], 0.0, tl.float32)
     z = ()
     r = ()
     q = ()
@@ -113,51 +111,73 @@ def tilted_sums(
     own_sum = zero
     spread_low = zero
     spread_high = zero
-    span = ((high - low) * LOG2_E)[:, None, None]
+    span = ((high - low) * LOG2_E)[:, None]
 
     for start in range(begin, end, SUB * LANES):
-        ids = start + tile_ids
-        teacher, theta, own, both = load_pair(
-            teacher_row, theta_row, floor[:, None, None], active[:, None, None] & (ids < end), ids, vocab
-        )
-        ratio = tl.where(both, teacher - theta, 0.0)
-        tilt = tl.where(both, (theta + low[:, None, None] * ratio) * LOG2_E, float("-inf"))
-        slope = ratio * span
-        top_low = tl.maximum(peak_low, tl.max(tilt, axis=1))
-        if FIRST:
-            own_bits = tl.where(own, teacher * LOG2_E, float("-inf"))
-            top_high = tl.maximum(peak_high, tl.max(own_bits, axis=1))
-        else:
-            top_high = tl.maximum(peak_high, tl.max(tilt + slope, axis=1))
+        tilts = ()
+        slopes = ()
+        own_bits = ()
+        kept = ()
+        top_low = peak_low
+        top_high = peak_high
+        for sub in tl.static_range(SUB):
+            ids = start + sub * LANES + lane
+            teacher, theta, own, both = load_pair(
+                teacher_row, theta_row, floor[:, None], active[:, None] & (ids < end), ids
+            )
+            ratio = tl.where(both, teacher - theta, 0.0)
+            tilt = tl.where(both, (theta + low[:, None] * ratio) * LOG2_E, float("-inf"))
+            slope = ratio * span
+            at_high = tl.where(own, teacher * LOG2_E, float("-inf")) if FIRST else tilt + slope
+            top_low = tl.maximum(top_low, tilt)
+            top_high = tl.maximum(top_high, at_high)
+            tilts = tilts + (tilt,)
+            slopes = slopes + (slope,)
+            if FIRST:
+                own_bits = own_bits + (at_high,)
+                kept = kept + (both,)
         fall_low = peak_low - top_low
         fall_high = peak_high - top_high
         peak_low = top_low
         peak_high = top_high
-        tilt = tilt - top_low[:, None, :]
-        slope = slope - (top_high - top_low)[:, None, :]
+        turn = fall_high - fall_low
         if FIRST:
-            # Before the sums that they refer to are moved.
+            # Before the sums that these refer to move.
             spread_low = (spread_low + fall_low * z[0]) * tl.exp2(fall_low)
             spread_high = (spread_high + fall_high * z[NODES - 1]) * tl.exp2(fall_high)
+            own_sum = own_sum * tl.exp2(fall_high)
         new_z = ()
         new_r = ()
         new_q = ()
         for node in tl.static_range(NODES):
             tau = node / (NODES - 1)
-            if FIRST and node == NODES - 1:
-                own_weight = tl.exp2(own_bits - top_high[:, None, :] + BIAS)
-                own_sum = own_sum * tl.exp2(fall_high) + tl.sum(own_weight, axis=1)
-                weight = tl.where(both, own_weight, 0.0)
-                spread_high += tl.sum(weight * tl.where(both, own_bits - top_high[:, None, :], 0.0), axis=1)
-            else:
-                weight = tl.exp2(tilt + (tau * slope + BIAS))
-            if FIRST and node == 0:
-                spread_low += tl.sum(weight * tl.where(both, tilt, 0.0), axis=1)
-            moved_z, moved_r, moved_q = move_peaks(z[node], r[node], q[node], fall_low, fall_high, tau)
-            first_moment = weight * slope
-            new_z = new_z + (moved_z + tl.sum(weight, axis=1),)
-            new_r = new_r + (moved_r + tl.sum(first_moment, axis=1),)
-            new_q = new_q + (moved_q + tl.sum(first_moment * slope, axis=1),)
+            # `move_peaks` written out: a call costs the interpreter more than its sums do.
+            half = tl.exp2(0.5 * (fall_low + tau * turn))
+            node_q = (q[node] + turn * (2.0 * r[node] + turn * z[node])) * half * half
+            node_r = (r[node] + turn * z[node]) * half * half
+            node_z = z[node] * half * half
+            shift = BIAS - (top_low + tau * (top_high - top_low))
+            for sub in tl.static_range(SUB):
+                if FIRST and node == NODES - 1:
+                    bits = own_bits[sub] - top_high
+                    own_weight = tl.exp2(bits + BIAS)
+                    own_sum += own_weight
+                    weight = tl.where(kept[sub], own_weight, 0.0)
+                    spread_high += weight * tl.where(kept[sub], bits, 0.0)
+                elif FIRST and node == 0:
+                    bits = tilts[sub] - top_low
+                    weight = tl.exp2(bits + BIAS)
+                    spread_low += weight * tl.where(kept[sub], bits, 0.0)
+                else:
+                    weight = tl.exp2(tilts[sub] + tau * slopes[sub] + shift)
+                slope = slopes[sub] - (top_high - top_low)
+                moment = weight * slope
+                node_z += weight
+                node_r += moment
+                node_q += moment * slope
+            new_z = new_z + (node_z,)
+            new_r = new_r + (node_r,)
+            new_q = new_q + (node_q,)
         z = new_z
         r = new_r
         q = new_q
@@ -166,19 +186,35 @@ def tilted_sums(
     top_high = tl.max(peak_high, axis=1)
     fall_low = peak_low - top_low[:, None]
     fall_high = peak_high - top_high[:, None]
-    own_sum = tl.sum(own_sum * tl.exp2(fall_high), axis=1)
-    spread_low = tl.sum((spread_low + fall_low * z[0]) * tl.exp2(fall_low), axis=1)
-    spread_high = tl.sum((spread_high + fall_high * z[NODES - 1]) * tl.exp2(fall_high), axis=1)
-    index = tl.arange(0, PAD)[None, :]
-    z_nodes = tl.zeros([ROWS, PAD], tl.float32)
-    r_nodes = tl.zeros([ROWS, PAD], tl.float32)
-    q_nodes = tl.zeros([ROWS, PAD], tl.float32)
+    if FIRST:
+        own_sum = tl.sum(own_sum * tl.exp2(fall_high), axis=1)
+        spread_low = tl.sum((spread_low + fall_low * z[0]) * tl.exp2(fall_low), axis=1)
+        spread_high = tl.sum((spread_high + fall_high * z[NODES - 1]) * tl.exp2(fall_high), axis=1)
+    else:
+        own_sum = top_low
+        spread_low = top_low
+        spread_high = top_low
+    index = tl.arange(0, PAD)[None, :, None]
+    all_z = tl.full([ROWS, PAD, LANES], 0.0, tl.float32)
+    all_r = all_z
+    all_q = all_z
     for node in tl.static_range(NODES):
-        moved_z, moved_r, moved_q = move_peaks(z[node], r[node], q[node], fall_low, fall_high, node / (NODES - 1))
-        z_nodes = tl.where(index == node, tl.sum(moved_z, axis=1)[:, None], z_nodes)
-        r_nodes = tl.where(index == node, tl.sum(moved_r, axis=1)[:, None], r_nodes)
-        q_nodes = tl.where(index == node, tl.sum(moved_q, axis=1)[:, None], q_nodes)
-    return top_low, top_high, z_nodes, r_nodes, q_nodes, own_sum, spread_low, spread_high
+        all_z = tl.where(index == node, z[node][:, None, :], all_z)
+        all_r = tl.where(index == node, r[node][:, None, :], all_r)
+        all_q = tl.where(index == node, q[node][:, None, :], all_q)
+    all_z, all_r, all_q = move_peaks(
+        all_z, all_r, all_q, fall_low[:, None, :], fall_high[:, None, :], index / (NODES - 1)
+    )
+    return (
+        top_low,
+        top_high,
+        tl.sum(all_z, axis=2),
+        tl.sum(all_r, axis=2),
+        tl.sum(all_q, axis=2),
+        own_sum,
+        spread_low,
+        spread_high,
+    )
 
 
 @triton.jit
@@ -188,9 +224,10 @@ def log_sum(z):
 
 
 @triton.jit
-def pick(values, index, wanted):
-    """values[row, wanted[row]] of [ROWS, PAD] values."""
-    return tl.sum(tl.where(index == wanted[:, None], values, 0.0), axis=1)
+def pick(first, second, index, wanted):
+    """first[row, wanted[row]] and second[row, wanted[row]] of [ROWS, PAD] values."""
+    chosen = tl.where((index == wanted[:, None])[:, :, None], tl.join(first, second), 0.0)
+    return tl.split(tl.sum(chosen, axis=1))
 
 
 @triton.jit
@@ -211,8 +248,12 @@ def zero_of_slope(slope_0, slope_1, rise_0, rise_1, correction):
     )
     below = tl.sum((grid_slope < 0.0).to(tl.int32), axis=1)
     left = tl.minimum(tl.maximum(below - 1, 0), GRID - 2)
-    left_slope = pick(grid_slope, point, left)
-    right_slope = pick(grid_slope, point, left + 1)
+    ends = tl.join(left, left + 1)
+    left_slope, right_slope = tl.split(
+        slope_at(
+            ends * step, slope_0[:, None], slope_1[:, None], rise_0[:, None], rise_1[:, None], correction[:, None]
+        )
+    )
     growth = right_slope - left_slope
     part = tl.where(growth > 0.0, -left_slope / tl.where(growth > 0.0, growth, 1.0), 0.5)
     return (left + tl.minimum(tl.maximum(part, 0.0), 1.0)) * step
@@ -253,16 +294,17 @@ def close_cell(
     left = tl.max(tl.where(resolved & (index < NODES - 1) & (sign < 0.0), index, 0), axis=1)
     right_nodes = resolved & (index > left[:, None]) & ((sign >= 0.0) | (index == NODES - 1))
     right = tl.min(tl.where(right_nodes, index, NODES - 1), axis=1)
-    adjacent = (right == left + 1) & (pick(z, index, left) >= RESOLVED) & (pick(z, index, right) >= RESOLVED)
+    z_0, slope_0 = pick(z, slope, index, left)
+    z_1, slope_1 = pick(z, slope, index, right)
+    _, rise_0 = pick(z, curvature, index, left)
+    _, rise_1 = pick(z, curvature, index, right)
+    rise_0 = tl.maximum(rise_0, 0.0) * step
+    rise_1 = tl.maximum(rise_1, 0.0) * step
+    adjacent = (right == left + 1) & (z_0 >= RESOLVED) & (z_1 >= RESOLVED)
     cell_low = low + step * left
     cell_high = tl.where(right == NODES - 1, high, low + step * right)
-
-    log_left = log_sum(pick(safe_z, index, left))
-    log_growth = log_sum(pick(safe_z, index, right)) - log_left
-    slope_0 = pick(slope, index, left)
-    slope_1 = pick(slope, index, right)
-    rise_0 = tl.maximum(pick(curvature, index, left), 0.0) * step
-    rise_1 = tl.maximum(pick(curvature, index, right), 0.0) * step
+    log_left = log_sum(tl.where(adjacent, z_0, 1.0))
+    log_growth = log_sum(tl.where(adjacent, z_1, 1.0)) - log_left
     secant = log_growth / step + (rest_high - rest_low) / span
     correction = secant - 0.5 * (slope_0 + slope_1) - (rise_0 - rise_1) / 12.0
     t = zero_of_slope(slope_0, slope_1, rise_0, rise_1, correction)

@@ -1,0 +1,103 @@
+"""Compile every kernel for sm_90 as `mix_` launches it there, and print its resources as JSON. Needs no GPU.
+
+Run without TRITON_INTERPRET: under it Triton's decorator does not make kernels that can be compiled.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from vllm_optimal_sampling.kernels.mix import NODES, PAD, read_kernel, refine_kernel, write_kernel
+from vllm_optimal_sampling.kernels.plan import plan_kernel
+from vllm_optimal_sampling.kernels.scratch import LaunchShape
+from vllm_optimal_sampling.kernels.token_logprobs import token_logprobs_kernel
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+INT64 = {"token_positions_ptr", "first_position_ptr", "theta_offset_ptr", "entry_ptr"}
+INT32 = {"slots_ptr", "draft_positions_ptr", "method_ptr", "support_top_k_ptr", "kind_ptr", "token_ids_ptr"}
+
+
+def type_of(name: str, theta_type: str) -> str:
+    """The Triton type of a kernel argument, which its name tells."""
+    if name == "theta_ptr":
+        return f"*{theta_type}"
+    if name in INT64:
+        return "*i64"
+    if name in INT32:
+        return "*i32"
+    if name == "fallback_ptr":
+        return "*i1"
+    return "*fp32" if name.endswith("_ptr") else "i32"
+
+
+def variants() -> Iterator[tuple[str, Any, dict[str, Any], int]]:
+    """Name, kernel, constants and warps of every kernel at the launch shapes of few and of many rows."""
+    for rows in (1, 160, 1280):
+        shape = LaunchShape.choose(rows, 151_936, interpreted=False)
+        tile = {"ROWS": shape.rows, "SUB": shape.sub, "LANES": shape.lanes}
+        splits = triton.next_power_of_2(shape.splits)
+        nodes = {"NODES": NODES.value, "PAD": PAD.value}
+        if rows == 1:
+            yield "plan", plan_kernel, {"ROWS": 1, "LANES": shape.lanes} | nodes, shape.num_warps
+            yield "read", read_kernel, tile, shape.num_warps
+            yield "token_logprobs", token_logprobs_kernel, {"BLOCK": 128}, 4
+        for first in (True, False):
+            constants = tile | {"SUB": shape.refine_sub, "SPLITS": splits, "FIRST": first}
+            yield f"refine_first={first}_splits={splits}", refine_kernel, constants, shape.num_warps
+        constants = {"ROWS": shape.rows, "BLOCK": shape.block, "SPLITS": splits}
+        yield f"write_splits={splits}", write_kernel, constants, shape.num_warps
+
+
+def resources(kernel: Any, constants: dict[str, Any], num_warps: int, theta_type: str) -> dict[str, int]:
+    signature = {
+        name: "constexpr" if name in constants else type_of(name, theta_type) for name in kernel.arg_names
+    }
+    # What Triton's launcher would find: pointers, strides and sizes of a real vocabulary are multiples of 16.
+    attributes = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(kernel.arg_names)
+        if name.endswith(("_ptr", "_stride", "vocab", "split_size"))
+    }
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
+        attrs=attributes,
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps})
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        command = [CUOBJDUMP, "--dump-resource-usage", cubin.name]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usage = dict(re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", report))
+    return {
+        "registers": int(usage["REG"]),
+        # Registers that were spilled live on the stack.
+        "stack_bytes": int(usage["STACK"]) + int(usage["LOCAL"]),
+        "shared_bytes": compiled.metadata.shared,
+        "threads": 32 * num_warps,
+    }
+
+
+def main() -> None:
+    theta_types = sys.argv[1:] or ["bf16"]
+    report = {
+        f"{name}_{theta_type}": resources(kernel, constants, num_warps, theta_type)
+        for theta_type in theta_types
+        for name, kernel, constants, num_warps in variants()
+    }
+    json.dump(report, sys.stdout, indent=2)
+
+
+if __name__ == "__main__":
+    main()
