@@ -35,9 +35,9 @@ PARTIAL_WIDTH = tl.constexpr(64)
 
 SOLUTION_WIDTH = tl.constexpr(16)
 
-SAME = tl.constexpr(1.0e-5)
+SAME = tl.constexpr(1.0e-4)
 """Nats. Rows whose two divergences add up to less are the same row up to rounding."""
-CERTAIN = tl.constexpr(1.0e-9)
+CERTAIN = tl.constexpr(1.0e-20)
 """Nats. Entropies that add up to less are those of two certain rows."""
 
 
@@ -218,7 +218,7 @@ def solve_first(
     alpha_max = tl.where(known, alpha, alpha_max)
     low = tl.full([ROWS], 0.0, tl.float32)
     cell_low, cell_high, delta, value, slope, done, _ = close_cell(
-        z, r, q, -log_0, -log_1, low, low + 1.0, alpha_min, alpha_max, NODES, PAD
+        z, r, q, -log_0, log_0 - log_1, low, low + 1.0, alpha_min, alpha_max, NODES, PAD
     )
     kl_end = tl.where(poisoned, float("nan"), tl.where(empty, float("inf"), kl_teacher_theta))
     own_lse = log_sum(own) + peak_high * LN_2
@@ -257,10 +257,10 @@ def solve_next(
 ):
     """cell_low, cell_high, delta, L, g, done, sound after a reading of [low, high]."""
     peak_low, peak_high, z, r, q, _, _, _ = load_reading(partials_ptr, row, active, splits, NODES, PAD, SPLITS, False)
-    rest_low = peak_low * LN_2 - (1.0 - low) * lse_theta - low * lse_teacher
-    rest_high = peak_high * LN_2 - (1.0 - high) * lse_theta - high * lse_teacher
+    rest = peak_low * LN_2 - (1.0 - low) * lse_theta - low * lse_teacher
+    rest_growth = (peak_high - peak_low) * LN_2 - (high - low) * (lse_teacher - lse_theta)
     cell_low, cell_high, delta, value, slope, done, adjacent = close_cell(
-        z, r, q, rest_low, rest_high, low, high, alpha_min, alpha_max, NODES, PAD
+        z, r, q, rest, rest_growth, low, high, alpha_min, alpha_max, NODES, PAD
     )
     # inf - inf and nan - nan are nan
     sound = adjacent & ((value - value) + (slope - slope) == 0.0)

@@ -35,11 +35,12 @@ NOTHING = tl.constexpr(-1.0e30)
 """The peak of a lane that has seen no token: below every logit, and finite, so that differences are never nan."""
 
 BIAS = tl.constexpr(80.0)
-RESOLVED = tl.constexpr(7.8886090522101181e-31)
-"""2^-100: a biased sum below this may lack terms that underflowed."""
+UNBIAS = tl.constexpr(2.0**-80)
+RESOLVED = tl.constexpr(2.0**-100)
+"""A biased sum below this may lack terms that underflowed."""
 
 GRID = tl.constexpr(256)
-"""Points on which the slope is looked at for its zero; a secant step follows."""
+"""Points on which the slope is looked at for its zero; two steps along a chord follow."""
 
 CUBIC_TOLERANCE = tl.constexpr(1.0e-3)
 """Nats. A reading is enough if the quintic's correction of the cubic is at most twice this..."""
@@ -219,8 +220,9 @@ def tilted_sums(
 
 @triton.jit
 def log_sum(z):
-    """Natural logarithm of a biased sum; -inf of none."""
-    return (tl.log2(z) - BIAS) * LN_2
+    """Natural logarithm of a biased sum; -inf of none. The bias goes before the logarithm where it can: 80 bits of it
+    would cost its last digits."""
+    return tl.where(z > 1.0, tl.log2(z * UNBIAS), tl.log2(z) - BIAS) * LN_2
 
 
 @triton.jit
@@ -240,7 +242,7 @@ def slope_at(t, slope_0, slope_1, rise_0, rise_1, correction):
 
 @triton.jit
 def zero_of_slope(slope_0, slope_1, rise_0, rise_1, correction):
-    """t in [0, 1] where the slope crosses zero upwards, on a grid and by one secant step; all arguments [ROWS]."""
+    """Where in [0, 1] the slope crosses zero upwards: on a grid, then by two steps along a chord. All arguments [ROWS]."""
     point = tl.arange(0, GRID)[None, :]
     step = 1.0 / (GRID - 1)
     grid_slope = slope_at(
@@ -255,8 +257,12 @@ def zero_of_slope(slope_0, slope_1, rise_0, rise_1, correction):
         )
     )
     growth = right_slope - left_slope
-    part = tl.where(growth > 0.0, -left_slope / tl.where(growth > 0.0, growth, 1.0), 0.5)
-    return (left + tl.minimum(tl.maximum(part, 0.0), 1.0)) * step
+    rising = growth > 0.0
+    part = tl.where(rising, -left_slope / tl.where(rising, growth, 1.0), 0.5)
+    t = (left + tl.minimum(tl.maximum(part, 0.0), 1.0)) * step
+    # The chord misses by the bend of the slope; one step along it leaves the square of that.
+    rest = slope_at(t, slope_0, slope_1, rise_0, rise_1, correction)
+    return tl.where(rising, t - rest / tl.where(rising, growth, 1.0) * step, t)
 
 
 @triton.jit
@@ -264,8 +270,8 @@ def close_cell(
     z,  # [ROWS, PAD]
     r,
     q,
-    rest_low,  # [ROWS]: peak at the low end less the log-normalisers there, nats
-    rest_high,
+    rest,  # [ROWS]: peak at the low end of the span less the log-normalisers there, nats
+    rest_growth,  # [ROWS]: the same at the high end less `rest`; large numbers cancel in it, so it comes as one
     low,  # [ROWS]: the span
     high,
     alpha_min,  # [ROWS]: bounds; equal where alpha is given
@@ -286,7 +292,7 @@ def close_cell(
     safe_z = tl.where(resolved, z, 1.0)
     scale = LN_2 / span
     mean = r / safe_z
-    slope = mean * scale[:, None] + ((rest_high - rest_low) / span)[:, None]
+    slope = mean * scale[:, None] + (rest_growth / span)[:, None]
     curvature = (q / safe_z - mean * mean) * (scale * scale)[:, None]
 
     # Outside the bounds the sign of the slope is what would put alpha at the bound.
@@ -305,7 +311,7 @@ def close_cell(
     cell_high = tl.where(right == NODES - 1, high, low + step * right)
     log_left = log_sum(tl.where(adjacent, z_0, 1.0))
     log_growth = log_sum(tl.where(adjacent, z_1, 1.0)) - log_left
-    secant = log_growth / step + (rest_high - rest_low) / span
+    secant = log_growth / step + rest_growth / span
     correction = secant - 0.5 * (slope_0 + slope_1) - (rise_0 - rise_1) / 12.0
     t = zero_of_slope(slope_0, slope_1, rise_0, rise_1, correction)
     # In this order alpha_min = alpha_max gives that alpha, whatever the slope.
@@ -324,7 +330,7 @@ def close_cell(
         + correction * t3 * (10.0 - 15.0 * t + 6.0 * t2)
     )
     tau = (left / (NODES - 1)).to(tl.float32)
-    value = log_left + (1.0 - tau) * rest_low + tau * rest_high + step * area
+    value = log_left + rest + tau * rest_growth + step * area
     # The ends of the cell are exact, so errors count by how far t is from them.
     doubt = 16.0 * t2 * (1.0 - t) * (1.0 - t)
     trapezoid = slope_1 - slope_0 - 0.5 * (rise_0 + rise_1)
