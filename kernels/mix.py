@@ -369,7 +369,7 @@ def write_kernel(
         tl.store(teacher_row + ids, result, mask=written[:, None] & (ids < tl.minimum(end, teacher_vocab)))
 
 
-def _launch(
+def launch(
     teacher_logits: torch.Tensor,
     theta_logits: torch.Tensor,
     slots: torch.Tensor,
@@ -380,6 +380,7 @@ def _launch(
     scratch: MixScratch,
     shape: LaunchShape,
 ) -> None:
+    """The five kernels, at a given launch shape. Checks nothing; `mix_` does."""
     num_rows, teacher_vocab = teacher_logits.shape
     num_slots, num_positions, theta_vocab = theta_logits.shape
     vocab = min(teacher_vocab, theta_vocab)
@@ -517,6 +518,6 @@ def mix_(
         return
     vocab = min(teacher_logits.shape[1], theta_logits.shape[2])
     shape = LaunchShape.choose(num_rows, vocab, interpreted=teacher_logits.is_cpu)
-    _launch(
+    launch(
         teacher_logits, theta_logits, slots, draft_positions, token_positions, settings, record, scratch, shape
     )
