@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 REPORT = """
 import json, sys, types
@@ -35,8 +36,7 @@ def run(code: str, interpret: str | None, **environment: str) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
-def has_gpu() -> bool:
-    return run("import torch; print(torch.cuda.is_available())", None) == "True"
+has_gpu = torch.cuda.is_available
 
 
 @pytest.mark.parametrize("interpret", [None, "0", ""])

@@ -1,5 +1,6 @@
 """With the gaps filled, interpreted kernels compute what numpy does."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -79,9 +80,11 @@ def test_masks_of_any_type_select_what_is_not_zero(dtype: type) -> None:
         return interpreter.TensorHandle(address.astype(np.uint64), tl.pointer_type(tl.float32))
 
     builder = interpreter.interpreter_builder
-    loaded = builder.create_masked_load(pointers(source), mask, other, None, False)
+    modifiers = [None] * (len(inspect.signature(builder.create_masked_load).parameters) - 3)
+    loaded = builder.create_masked_load(pointers(source), mask, other, *modifiers)
     np.testing.assert_array_equal(loaded.data, np.where(flags != 0, source, -1))
-    builder.create_masked_store(pointers(target), loaded, mask, None)
+    modifiers = [None] * (len(inspect.signature(builder.create_masked_store).parameters) - 3)
+    builder.create_masked_store(pointers(target), loaded, mask, *modifiers)
     np.testing.assert_array_equal(target, np.where(flags != 0, source, 0))
 
 

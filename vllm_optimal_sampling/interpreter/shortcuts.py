@@ -12,7 +12,7 @@ from typing import Any
 from vllm_optimal_sampling.interpreter import is_interpreting
 
 # The bodies replaced below were read in these releases; another one runs as Triton wrote it, only slower.
-TRITON_RELEASES = ("3.9.",)
+TRITON_RELEASES = ("3.7.", "3.9.")
 
 
 class _Untouched:
