@@ -456,7 +456,7 @@ def _engine_problems(config: VllmConfig) -> Iterator[str]:
 def _model_problems(role: str, model: ModelConfig) -> Iterator[str]:
     text = model.hf_text_config
     windows = (
-        getattr(text, "sliding_window", None) is not None or getattr(text, "attention_chunk_size", None) is not None
+        getattr(text, "attention_chunk_size", None) is not None
     )
     generates = model.runner_type in ("generate", "draft")
     table = {
@@ -466,7 +466,7 @@ def _model_problems(role: str, model: ModelConfig) -> Iterator[str]:
         "it generates by diffusion": model.is_diffusion,
         "it has state-space or linear-attention layers": model.is_hybrid or model.has_inner_state,
         "it has no attention": model.is_attention_free,
-        "its attention sees a sliding window or chunks": windows,
+        "its attention sees chunks": windows,
         "its attention keeps latents (MLA)": model.use_mla,
         "its positions have several dimensions (M-RoPE)": model.uses_mrope,
     }
@@ -487,24 +487,36 @@ def check_kv_cache(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, bloc
         block_size: of the scheduler, in tokens.
 
     Raises:
-        UnsupportedEngineError: a group of layers keeps something else than all tokens, in blocks of `block_size`.
+        UnsupportedEngineError: a group of layers keeps its tokens otherwise, or one request could not fit.
 
     """
-    from vllm.v1.kv_cache_interface import FullAttentionSpec, UniformTypeKVCacheSpecs
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec, UniformTypeKVCacheSpecs
 
+    spec_config = vllm_config.speculative_config
+    assert spec_config is not None
+    pair = f"teacher {vllm_config.model_config.model!r} and theta {spec_config.draft_model_config.model!r}"
+    blocks_needed = 0
+    # A request of the model's full length, theta's slots behind the teacher's, and the slots of one round.
+    longest = vllm_config.model_config.max_model_len + block_size + vllm_config.num_lookahead_tokens
     for group in kv_cache_config.kv_cache_groups:
         spec = group.kv_cache_spec
         specs = list(spec.kv_cache_specs.values()) if isinstance(spec, UniformTypeKVCacheSpecs) else [spec]
         for one in specs:
-            if type(one) is not FullAttentionSpec or one.block_size != block_size:
-                assert vllm_config.speculative_config is not None
+            # Blocks that leave the teacher's window have left theta's: its slots are never behind the teacher's.
+            if type(one) not in (FullAttentionSpec, SlidingWindowSpec) or block_size % one.block_size:
                 raise UnsupportedEngineError(
-                    f"optimal sampling cannot start: the layers {shown(group.layer_names)} of teacher "
-                    f"{vllm_config.model_config.model!r} and theta "
-                    f"{vllm_config.speculative_config.draft_model_config.model!r} keep their cache as "
-                    f"{type(one).__name__} in blocks of {one.block_size} tokens; only full attention in one block size "
-                    f"({block_size}) is shown exact. Use two models of one family"
+                    f"optimal sampling cannot start: the layers {shown(group.layer_names)} of {pair} keep their cache "
+                    f"as {type(one).__name__} in blocks of {one.block_size} tokens; only full and sliding-window "
+                    f"attention in blocks that divide {block_size} are shown exact. Use two models of one family"
                 )
+        if type(specs[0]) is FullAttentionSpec:
+            blocks_needed += -(-longest // specs[0].block_size)
+    if blocks_needed > kv_cache_config.num_blocks - 1:  # one is vLLM's null block
+        raise UnsupportedEngineError(
+            f"optimal sampling cannot start: {pair} have {kv_cache_config.num_blocks - 1} blocks of KV cache, and one "
+            f"request of max_model_len={vllm_config.model_config.max_model_len} may need {blocks_needed}; raise "
+            "gpu_memory_utilization, or lower max_model_len"
+        )
 
 
 # Tokenizers

@@ -55,7 +55,14 @@ def _patch(module: str, name: str, parameters: Sequence[str] | None, why: str) -
 # Front end: asking for an engine
 
 
+# Pairs of models (teacher, theta) of the engines that asked, in this process. vLLM validates its configuration again
+# whenever it copies it, and a speculative configuration does not know which engine it belongs to.
+_asked_pairs: set[tuple[str, str]] = set()
 _building_asked_engine: ContextVar[bool] = ContextVar("building_asked_engine", default=False)
+
+
+def _remember_pair(vllm_config: Any) -> None:
+    _asked_pairs.add((vllm_config.model_config.model, vllm_config.speculative_config.model))
 
 
 @_patch(
@@ -77,6 +84,7 @@ def _create_engine_config(original: Callable) -> Callable:
             finally:
                 _building_asked_engine.reset(token)
             engine_config.check_supported(vllm_config)
+            _remember_pair(vllm_config)
             return vllm_config
 
     return create_engine_config
@@ -91,7 +99,8 @@ def _create_engine_config(original: Callable) -> Callable:
 def _verify_equal_vocab_size(original: Callable) -> Callable:
     @functools.wraps(original)
     def verify_equal_vocab_size_if_draft_model(self: Any) -> None:
-        if not _building_asked_engine.get():
+        pair = (getattr(self.target_model_config, "model", None), self.model)
+        if not _building_asked_engine.get() and pair not in _asked_pairs:
             original(self)
 
     return verify_equal_vocab_size_if_draft_model
@@ -231,6 +240,8 @@ def _scheduler_init(original: Callable) -> Callable:
 def _engine_core_init(original: Callable) -> Callable:
     @functools.wraps(original)
     def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        if engine_config.is_asked(vllm_config):
+            _remember_pair(vllm_config)
         original(self, vllm_config, *args, **kwargs)
         hash_blocks = self.request_block_hasher
         if hash_blocks is None or not engine_config.is_asked(vllm_config):
@@ -293,6 +304,7 @@ def _init_speculator(original: Callable) -> Callable:
     def init_speculator(vllm_config: Any, device: Any, req_states: Any) -> Any:
         if not engine_config.is_asked(vllm_config):
             return original(vllm_config, device, req_states)
+        _remember_pair(vllm_config)
         from vllm_optimal_sampling.theta.speculator import ThetaSpeculator
 
         return ThetaSpeculator(vllm_config, device, req_states)

@@ -26,6 +26,7 @@ def _chunk_inputs_kernel(
     positions_ptr,  # [max_num_tokens] int64, out
     out_query_start_loc_ptr,  # [max_num_reqs + 1] int32, out
     seq_lens_ptr,  # [max_num_reqs] int32, out
+    last_token_id,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0)
@@ -42,7 +43,8 @@ def _chunk_inputs_kernel(
         own = x < theta_len
         prompt_token = tl.load(theta_prompt_ptr + slot * theta_prompt_stride + x, mask=mask & own, other=0)
         other_token = tl.load(all_token_ids_ptr + slot * all_token_ids_stride + x - delta, mask=mask & ~own, other=0)
-        tl.store(input_ids_ptr + start + offset, tl.where(own, prompt_token, other_token), mask=mask)
+        token = tl.minimum(tl.where(own, prompt_token, other_token), last_token_id)
+        tl.store(input_ids_ptr + start + offset, token, mask=mask)
         tl.store(positions_ptr + start + offset, x, mask=mask)
     tl.store(seq_lens_ptr + row, (first + end - start).to(tl.int32))
     tl.store(out_query_start_loc_ptr + row, start)
@@ -61,8 +63,13 @@ def chunk_inputs(
     positions: torch.Tensor,  # [max_num_tokens] int64, out
     out_query_start_loc: torch.Tensor,  # [max_num_reqs + 1] int32, out
     seq_lens: torch.Tensor,  # [max_num_reqs] int32, out
+    vocab_size: int,
 ) -> None:
-    """Theta's tokens and positions for one pass over prompt chunks, one range of positions per request."""
+    """Theta's tokens and positions for one pass over prompt chunks, one range of positions per request.
+
+    A teacher with a larger padded vocabulary may have put out a padding id; theta, which has no embedding for it, reads
+    its own last id instead.
+    """
     _chunk_inputs_kernel[(slots.shape[0],)](
         slots,
         first,
@@ -77,6 +84,7 @@ def chunk_inputs(
         positions,
         out_query_start_loc,
         seq_lens,
+        vocab_size - 1,
         BLOCK=BLOCK,
     )
 
@@ -97,6 +105,7 @@ def _round_inputs_kernel(
     num_reqs,
     max_num_reqs,
     max_model_len,
+    last_token_id,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0)
@@ -118,7 +127,7 @@ def _round_inputs_kernel(
     position = teacher_position + tl.load(delta_ptr + slot, mask=active, other=0)
     position = tl.minimum(position, max_model_len - 1)
     tl.store(slots_ptr + row, tl.where(active, slot, -1))
-    tl.store(input_ids_ptr + row, token.to(tl.int32))
+    tl.store(input_ids_ptr + row, tl.minimum(token, last_token_id).to(tl.int32))
     tl.store(positions_ptr + row, position)
     tl.store(sample_positions_ptr + row, teacher_position)
     tl.store(query_start_loc_ptr + row, row)
@@ -138,6 +147,7 @@ def round_inputs(
     query_start_loc: torch.Tensor,  # [max_num_reqs + 1] int32, out
     seq_lens: torch.Tensor,  # [max_num_reqs] int32, out
     max_model_len: int,
+    vocab_size: int,
 ) -> None:
     """The first decode of theta's round: the newest token of every request that drew one in this step."""
     num_reqs = idx_mapping.shape[0]
@@ -156,6 +166,7 @@ def round_inputs(
         num_reqs,
         slots.shape[0],
         max_model_len,
+        vocab_size - 1,
         BLOCK=BLOCK,
     )
 
@@ -219,5 +230,49 @@ def advance_round(
         draft_tokens.shape[1],
         num_reqs,
         max_model_len,
+        BLOCK=block,
+    )
+
+
+@triton.jit
+def _keep_rows_kernel(
+    logits_ptr,  # [num_reqs, vocab_size], any row stride
+    logits_stride,
+    slots_ptr,  # [max_num_reqs] int64
+    rows_ptr,  # [max_num_reqs, K + 1, teacher's vocab]
+    rows_slot_stride,
+    rows_step_stride,
+    step_ptr,  # [] int64
+    vocab_size,
+    BLOCK: tl.constexpr,
+):
+    slot = tl.load(slots_ptr + tl.program_id(0))
+    if slot < 0:
+        return
+    step = tl.load(step_ptr)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = column < vocab_size
+    row = tl.load(logits_ptr + tl.program_id(0).to(tl.int64) * logits_stride + column, mask=mask)
+    tl.store(rows_ptr + slot * rows_slot_stride + step * rows_step_stride + column, row, mask=mask)
+
+
+def keep_rows(
+    logits: torch.Tensor,  # [num_reqs, vocab_size]
+    slots: torch.Tensor,  # [max_num_reqs] int64
+    rows: torch.Tensor,  # [max_num_reqs, K + 1, teacher's vocab], out, in the dtype of `logits`
+    step: torch.Tensor,  # [] int64
+) -> None:
+    """Keep theta's logits of decode `step` without drawing from them: the last decode's row is for the bonus token."""
+    num_reqs, vocab_size = logits.shape
+    block = min(8192, triton.next_power_of_2(vocab_size))
+    _keep_rows_kernel[(num_reqs, triton.cdiv(vocab_size, block))](
+        logits,
+        logits.stride(0),
+        slots,
+        rows,
+        rows.stride(0),
+        rows.stride(1),
+        step,
+        vocab_size,
         BLOCK=block,
     )

@@ -28,7 +28,7 @@ from vllm.v1.worker.utils import AttentionGroup
 
 from vllm_optimal_sampling.layout import split_by_position
 from vllm_optimal_sampling.theta.block_tables import ThetaBlockTables
-from vllm_optimal_sampling.theta.inputs import advance_round, chunk_inputs, round_inputs
+from vllm_optimal_sampling.theta.inputs import advance_round, chunk_inputs, keep_rows, round_inputs
 from vllm_optimal_sampling.theta.requests import ThetaRequests
 
 logger = init_logger(__name__)
@@ -196,6 +196,7 @@ class ThetaSpeculator(StandaloneARSpeculator):
             self.input_buffers.positions,
             self.input_buffers.query_start_loc,
             self.input_buffers.seq_lens,
+            self.vocab_size,
         )
         slot_mappings = self.block_tables.compute_slot_mappings(
             self.input_buffers.query_start_loc, self.input_buffers.positions, num_reqs, num_tokens
@@ -270,6 +271,7 @@ class ThetaSpeculator(StandaloneARSpeculator):
             self.input_buffers.query_start_loc,
             self.input_buffers.seq_lens,
             self.draft_model_config.max_model_len,
+            self.vocab_size,
         )
 
         num_tokens, sync = num_reqs, None
@@ -316,7 +318,9 @@ class ThetaSpeculator(StandaloneARSpeculator):
                 assert self.round_graphs is not None
                 self.round_graphs.run_fullgraph(batch_desc)
             else:
-                self._decode(num_reqs, batch_desc.num_tokens, metadata, theta_slots, num_tokens_across_dp)
+                self._decode(
+                    num_reqs, batch_desc.num_tokens, metadata, theta_slots, num_tokens_across_dp, draw=step < drafts
+                )
         return self.draft_tokens[:num_reqs]
 
     def _slot_mappings(self, num_reqs: int, num_tokens: int) -> dict[str, torch.Tensor]:
@@ -340,7 +344,14 @@ class ThetaSpeculator(StandaloneARSpeculator):
             self._slot_mappings(num_reqs, num_tokens)
             self._update_draft_decode_metadata(attn_metadata, num_reqs)
             self.current_draft_step.fill_(step)
-            self._decode(num_reqs, num_tokens, attn_metadata, slot_mappings, num_tokens_across_dp)
+            self._decode(
+                num_reqs,
+                num_tokens,
+                attn_metadata,
+                slot_mappings,
+                num_tokens_across_dp,
+                draw=step < num_speculative_steps,
+            )
 
     def _decode(
         self,
@@ -351,6 +362,7 @@ class ThetaSpeculator(StandaloneARSpeculator):
         num_tokens_across_dp: torch.Tensor | None,
         cudagraph_runtime_mode: CUDAGraphMode = CUDAGraphMode.NONE,
         num_speculative_steps: int = 0,
+        draw: bool = True,
     ) -> None:
         """One decode: theta's logits into row `current_draft_step`, a token drawn from them into the next input."""
         hidden_states = self._run_model(
@@ -361,6 +373,9 @@ class ThetaSpeculator(StandaloneARSpeculator):
             num_tokens_across_dp,
         )
         logits = self.compute_draft_logits(hidden_states[:num_reqs], 0)[:, : self.common_vocab_size]
+        if not draw:
+            keep_rows(logits, self.slots, self.draft_logits, self.current_draft_step)
+            return
         drafted = gumbel_sample(
             logits,
             self.slots[:num_reqs],
