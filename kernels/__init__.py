@@ -4,6 +4,7 @@ from .mix import mix_
 from .record import Kind, MixRecord
 from .scratch import MixScratch
 from .settings import NEVER, Method, MixSettings
+from .tally import tally
 from .token_logprobs import token_logprobs
 
-__all__ = ["NEVER", "Kind", "Method", "MixRecord", "MixScratch", "MixSettings", "mix_", "token_logprobs"]
+__all__ = ["NEVER", "Kind", "Method", "MixRecord", "MixScratch", "MixSettings", "mix_", "tally", "token_logprobs"]

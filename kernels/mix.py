@@ -20,7 +20,7 @@ A row's tokens, and what happens to a row that cannot be mixed
     Tokens at -inf (at or below -1e4) in either row have no mass in q and take no part in alpha, and neither do those from
     min(V_t, V_theta) on. `ARITHMETIC` needs a token in the teacher's row only: -inf there is taken for a grammar's and binds
     both models, -inf in theta's row is theta's own. A row is left to the teacher, bit for bit and flagged, if no token is
-    allowed by both (or none with more than exp(-124) of the mass under both), if a logit of either row is nan or +inf,
+    allowed by both (or next to none: `tilt.py`), if a logit of either row is nan or +inf,
     or if the Jensen-Shannon divergence is above the request's limit.
 """
 
@@ -95,7 +95,7 @@ def read_kernel(
     floor = tl.load(plan_ptr + row * PLAN_WIDTH + FLOOR, mask=active, other=0.0)
     low = tl.full([ROWS], 0.0, tl.float32)
     begin = split * split_size
-    peak_low, peak_high, z, r, q, own, spread_low, spread_high = tilted_sums(
+    peak_low, peak_high, z, r, q, own, peak_own, spread_low, spread_high = tilted_sums(
         (teacher_ptr + row * teacher_stride)[:, None],
         (theta_ptr + tl.where(active, offset, 0))[:, None],
         floor,
@@ -113,7 +113,7 @@ def read_kernel(
     )
     part = row * tl.num_programs(1) + split
     store_reading(
-        partials_ptr, part, active, peak_low, peak_high, z, r, q, own, spread_low, spread_high, FIRST_PAD, True
+        partials_ptr, part, active, peak_low, peak_high, z, r, q, own, peak_own, spread_low, spread_high, FIRST_PAD, True
     )
 
 
@@ -235,11 +235,11 @@ def refine_kernel(
         )  # fmt: skip
     still_open = active & (done == 0)
     if tl.max(still_open.to(tl.int32), axis=0) > 0:
-        peak_low, peak_high, z, r, q, own, spread_low, spread_high = tilted_sums(
+        peak_low, peak_high, z, r, q, own, peak_own, spread_low, spread_high = tilted_sums(
             teacher_row, theta_row, floor, still_open, low, high, begin, end, ROWS, NODES, PAD, SUB, LANES, False
         )
         store_reading(
-            partials_ptr, part, still_open, peak_low, peak_high, z, r, q, own, spread_low, spread_high, PAD, False
+            partials_ptr, part, still_open, peak_low, peak_high, z, r, q, own, peak_own, spread_low, spread_high, PAD, False
         )
 
 
@@ -346,6 +346,8 @@ def write_kernel(
     if tl.max(written.to(tl.int32), axis=0) == 0:
         return
     sums = written & arithmetic
+    log_weight_teacher = tl.log2(alpha) - lse_teacher * LOG2_E
+    log_weight_theta = tl.log2(1.0 - alpha) - lse_theta * LOG2_E
     teacher_row = (teacher_ptr + row * teacher_stride)[:, None]
     theta_row = (theta_ptr + tl.where(active, offset, 0))[:, None]
     begin = split * split_size
@@ -361,11 +363,13 @@ def write_kernel(
         mixture = theta + low[:, None] * ratio + delta[:, None] * ratio - log_z[:, None]
         result = tl.where(both, mixture, float("-inf"))
         if tl.max(sums.to(tl.int32), axis=0) > 0:
-            weight = alpha[:, None]
-            p_teacher = tl.where(own, tl.exp2((teacher - lse_teacher[:, None]) * LOG2_E), 0.0)
-            p_theta = tl.where(both, tl.exp2((theta - lse_theta[:, None]) * LOG2_E), 0.0)
-            log_sum_of_both = tl.log2(weight * p_teacher + (1.0 - weight) * p_theta) * LN_2
-            result = tl.where(sums[:, None], log_sum_of_both, result)
+            from_teacher = tl.where(own, log_weight_teacher[:, None] + teacher * LOG2_E, float("-inf"))
+            from_theta = tl.where(both, log_weight_theta[:, None] + theta * LOG2_E, float("-inf"))
+            larger = tl.maximum(from_teacher, from_theta)
+            # -inf - (-inf) would be nan.
+            base = tl.where(larger == float("-inf"), 0.0, larger)
+            total = larger + tl.log2(tl.exp2(from_teacher - base) + tl.exp2(from_theta - base))
+            result = tl.where(sums[:, None], tl.where(own, total * LN_2, float("-inf")), result)
         tl.store(teacher_row + ids, result, mask=written[:, None] & (ids < tl.minimum(end, teacher_vocab)))
 
 

@@ -95,32 +95,33 @@ def plan_kernel(
         teacher_row = (teacher_ptr + row.to(tl.int64) * teacher_stride)[:, None]
         theta_row = (theta_ptr + tl.where(read, offset, 0))[:, None]
         low = tl.full([ROWS], 0.0, tl.float32)
-        peak_theta, peak_teacher, z, _, _, own, _, _ = tilted_sums(
+        peak_theta, _, z, _, _, own, peak_own, _, _ = tilted_sums(
             teacher_row, theta_row, floor, read, low, low + 1.0, 0, vocab, ROWS, 2, 2, 1, LANES, True
         )
         first = tl.arange(0, 2)[None, :] == 0
-        teacher_lse = log_sum(own) + peak_teacher * LN_2
+        teacher_lse = log_sum(own) + peak_own * LN_2
         theta_lse = log_sum(tl.sum(tl.where(first, z, 0.0), axis=1)) + peak_theta * LN_2
         if tl.max(restricted.to(tl.int32), axis=0) > 0:
             theta_decides = method != ARITHMETIC
             limited = restricted & (top_k > 0)
             floor = highest_floor(
-                teacher_row, theta_row, theta_decides, floor, limited, top_k.to(tl.float32), peak_teacher, vocab,
+                teacher_row, theta_row, theta_decides, floor, limited, top_k.to(tl.float32), peak_own, vocab,
                 False, ROWS, LANES,
             )  # fmt: skip
             nucleus = restricted & (top_p < 1.0)
-            _, peak, z, _, _, own, _, _ = tilted_sums(
+            _, peak_both, z, _, _, own, peak_own, _, _ = tilted_sums(
                 teacher_row, theta_row, floor, nucleus, low, low + 1.0, 0, vocab, ROWS, 2, 2, 1, LANES, True
             )
             mass = tl.where(theta_decides, tl.sum(tl.where(first, 0.0, z), axis=1), own)
-            # log_sum takes the bias out; what remains is relative to the peak.
-            target = top_p * tl.exp2(log_sum(mass) / LN_2)
+            peak = tl.where(theta_decides, peak_both, peak_own)
             nucleus_floor = highest_floor(
-                teacher_row, theta_row, theta_decides, floor, nucleus, target, peak, vocab, True, ROWS, LANES
+                teacher_row, theta_row, theta_decides, floor, nucleus, top_p * mass, peak, vocab, True, ROWS, LANES
             )
-            floor = tl.maximum(floor, nucleus_floor)
+            # A nan outside the support is to be seen too, so that a broken row is always flagged.
+            broken = teacher_lse + theta_lse != teacher_lse + theta_lse
+            floor = tl.where(broken, float("-inf"), tl.maximum(floor, nucleus_floor))
         if tl.max(balanced.to(tl.int32), axis=0) > 0:
-            peak_theta, peak_teacher, z, _, _, _, _, _ = tilted_sums(
+            peak_theta, peak_teacher, z, _, _, _, _, _, _ = tilted_sums(
                 teacher_row, theta_row, floor, balanced, low, low + 1.0, 0, vocab, ROWS, 2, 2, 1, LANES, True
             )
             mixed_theta_lse = log_sum(tl.sum(tl.where(first, z, 0.0), axis=1)) + peak_theta * LN_2

@@ -28,6 +28,7 @@ SPREAD_HIGH = tl.constexpr(4)
 JS = tl.constexpr(5)
 KL_THETA = tl.constexpr(6)
 KL_TEACHER = tl.constexpr(7)
+PEAK_OWN = tl.constexpr(8)
 Z = tl.constexpr(16)
 R = tl.constexpr(32)
 Q = tl.constexpr(48)
@@ -52,6 +53,7 @@ def store_reading(
     r,
     q,
     own,
+    peak_own,
     spread_low,
     spread_high,
     PAD: tl.constexpr,
@@ -62,6 +64,7 @@ def store_reading(
     tl.store(out + PEAK_HIGH, peak_high, mask=active)
     if FIRST:
         tl.store(out + OWN, own, mask=active)
+        tl.store(out + PEAK_OWN, peak_own, mask=active)
         tl.store(out + SPREAD_LOW, spread_low, mask=active)
         tl.store(out + SPREAD_HIGH, spread_high, mask=active)
     nodes = out[:, None] + tl.arange(0, PAD)[None, :]
@@ -98,10 +101,13 @@ def load_reading(
     fall_low = peaks_low - peak_low[:, None]
     fall_high = peaks_high - peak_high[:, None]
     own = peak_low
+    peak_own = peak_low
     spread_low = peak_low
     spread_high = peak_low
     if FIRST:
-        own = tl.sum(tl.load(parts + OWN, mask=inside, other=0.0) * tl.exp2(fall_high), axis=1)
+        peaks_own = tl.load(parts + PEAK_OWN, mask=inside, other=NOTHING)
+        peak_own = tl.max(peaks_own, axis=1)
+        own = tl.sum(tl.load(parts + OWN, mask=inside, other=0.0) * tl.exp2(peaks_own - peak_own[:, None]), axis=1)
         z_low = tl.sum(tl.where(index == 0, z, 0.0), axis=1)
         z_high = tl.sum(tl.where(index == NODES - 1, z, 0.0), axis=1)
         spreads_low = tl.load(parts + SPREAD_LOW, mask=inside, other=0.0) + fall_low * z_low
@@ -110,7 +116,17 @@ def load_reading(
         spread_high = tl.sum(spreads_high * tl.exp2(fall_high), axis=1)
     tau = index / (NODES - 1)
     z, r, q = move_peaks(z, r, q, fall_low[:, None, :], fall_high[:, None, :], tau)
-    return peak_low, peak_high, tl.sum(z, axis=2), tl.sum(r, axis=2), tl.sum(q, axis=2), own, spread_low, spread_high
+    return (
+        peak_low,
+        peak_high,
+        tl.sum(z, axis=2),
+        tl.sum(r, axis=2),
+        tl.sum(q, axis=2),
+        own,
+        peak_own,
+        spread_low,
+        spread_high,
+    )
 
 
 @triton.jit
@@ -185,7 +201,7 @@ def solve_first(
     SPLITS: tl.constexpr,
 ):
     """The solution after the reading of [0, 1], in the order of `store_solution`."""
-    peak_low, peak_high, z, r, q, own, spread_low, spread_high = load_reading(
+    peak_low, peak_high, z, r, q, own, peak_own, spread_low, spread_high = load_reading(
         partials_ptr, row, active, splits, NODES, PAD, SPLITS, True
     )
     index = tl.arange(0, PAD)[None, :]
@@ -193,7 +209,8 @@ def solve_first(
     z_0, r_0 = pick(z, r, index, start)
     z_1, r_1 = pick(z, r, index, start + (NODES - 1))
     poisoned = (z_0 + own) != (z_0 + own)
-    empty = (z_0 < RESOLVED) | (tl.where(arithmetic, own, z_1) < RESOLVED)
+    # A sum relative to its own peak is at least 1, or of nothing.
+    empty = z_0 < RESOLVED
     safe_0 = tl.where(z_0 >= RESOLVED, z_0, 1.0)
     safe_1 = tl.where(z_1 >= RESOLVED, z_1, 1.0)
     log_0 = log_sum(safe_0)
@@ -221,7 +238,7 @@ def solve_first(
         z, r, q, -log_0, log_0 - log_1, low, low + 1.0, alpha_min, alpha_max, NODES, PAD
     )
     kl_end = tl.where(poisoned, float("nan"), tl.where(empty, float("inf"), kl_teacher_theta))
-    own_lse = log_sum(own) + peak_high * LN_2
+    own_lse = log_sum(own) + peak_own * LN_2
     return (
         done | arithmetic | (sound == 0),
         tl.where(arithmetic, alpha_min, cell_low),
@@ -256,7 +273,7 @@ def solve_next(
     SPLITS: tl.constexpr,
 ):
     """cell_low, cell_high, delta, L, g, done, sound after a reading of [low, high]."""
-    peak_low, peak_high, z, r, q, _, _, _ = load_reading(partials_ptr, row, active, splits, NODES, PAD, SPLITS, False)
+    peak_low, peak_high, z, r, q, _, _, _, _ = load_reading(partials_ptr, row, active, splits, NODES, PAD, SPLITS, False)
     rest = peak_low * LN_2 - (1.0 - low) * lse_theta - low * lse_teacher
     rest_growth = (peak_high - peak_low) * LN_2 - (high - low) * (lse_teacher - lse_theta)
     cell_low, cell_high, delta, value, slope, done, adjacent = close_cell(
