@@ -75,6 +75,4 @@ def check_rows(
     num_slots, num_positions, _ = theta_logits.shape
     check_tensor("slots", slots, dtypes=(torch.int32,), shape=(rows,), device=device)
     check_tensor("draft_positions", draft_positions, dtypes=(torch.int32,), shape=(rows,), device=device)
-    check_tensor(
-        "record.alpha", record.alpha, dtypes=(torch.float32,), shape=(num_slots, num_positions), device=device
-    )
+    check_tensor("record.alpha", record.alpha, dtypes=(torch.float32,), shape=(num_slots, num_positions), device=device)

@@ -113,7 +113,20 @@ def read_kernel(
     )
     part = row * tl.num_programs(1) + split
     store_reading(
-        partials_ptr, part, active, peak_low, peak_high, z, r, q, own, peak_own, spread_low, spread_high, FIRST_PAD, True
+        partials_ptr,
+        part,
+        active,
+        peak_low,
+        peak_high,
+        z,
+        r,
+        q,
+        own,
+        peak_own,
+        spread_low,
+        spread_high,
+        FIRST_PAD,
+        True,
     )
 
 
@@ -239,7 +252,20 @@ def refine_kernel(
             teacher_row, theta_row, floor, still_open, low, high, begin, end, ROWS, NODES, PAD, SUB, LANES, False
         )
         store_reading(
-            partials_ptr, part, still_open, peak_low, peak_high, z, r, q, own, peak_own, spread_low, spread_high, PAD, False
+            partials_ptr,
+            part,
+            still_open,
+            peak_low,
+            peak_high,
+            z,
+            r,
+            q,
+            own,
+            peak_own,
+            spread_low,
+            spread_high,
+            PAD,
+            False,
         )
 
 
@@ -522,6 +548,4 @@ def mix_(
         return
     vocab = min(teacher_logits.shape[1], theta_logits.shape[2])
     shape = LaunchShape.choose(num_rows, vocab, interpreted=teacher_logits.is_cpu)
-    launch(
-        teacher_logits, theta_logits, slots, draft_positions, token_positions, settings, record, scratch, shape
-    )
+    launch(teacher_logits, theta_logits, slots, draft_positions, token_positions, settings, record, scratch, shape)

@@ -273,7 +273,9 @@ def solve_next(
     SPLITS: tl.constexpr,
 ):
     """cell_low, cell_high, delta, L, g, done, sound after a reading of [low, high]."""
-    peak_low, peak_high, z, r, q, _, _, _, _ = load_reading(partials_ptr, row, active, splits, NODES, PAD, SPLITS, False)
+    peak_low, peak_high, z, r, q, _, _, _, _ = load_reading(
+        partials_ptr, row, active, splits, NODES, PAD, SPLITS, False
+    )
     rest = peak_low * LN_2 - (1.0 - low) * lse_theta - low * lse_teacher
     rest_growth = (peak_high - peak_low) * LN_2 - (high - low) * (lse_teacher - lse_theta)
     cell_low, cell_high, delta, value, slope, done, adjacent = close_cell(

@@ -256,9 +256,7 @@ def zero_of_slope(slope_0, slope_1, rise_0, rise_1, correction):
     left = tl.minimum(tl.maximum(below - 1, 0), GRID - 2)
     ends = tl.join(left, left + 1)
     left_slope, right_slope = tl.split(
-        slope_at(
-            ends * step, slope_0[:, None], slope_1[:, None], rise_0[:, None], rise_1[:, None], correction[:, None]
-        )
+        slope_at(ends * step, slope_0[:, None], slope_1[:, None], rise_0[:, None], rise_1[:, None], correction[:, None])
     )
     growth = right_slope - left_slope
     rising = growth > 0.0

@@ -48,7 +48,10 @@ def families(vocab: int, seed: int = 0) -> dict[str, list[Pair]]:
             "equal_rows": (equal, equal),
             "equal_but_for_shift": (equal + 30, equal - 20),
             "rows_of_equal_logits": (torch.full((vocab,), 3.0), torch.full((vocab,), -2.0)),
-            "uniform_80": (torch.rand(vocab, generator=generator) * 160 - 80, torch.rand(vocab, generator=generator) * 160 - 80),
+            "uniform_80": (
+                torch.rand(vocab, generator=generator) * 160 - 80,
+                torch.rand(vocab, generator=generator) * 160 - 80,
+            ),
             "halves_40": halves(40),
             "halves_80": halves(80),
             "bf16_ties": ((base + normal(1)).bfloat16().float(), (base + normal(1)).bfloat16().float()),

@@ -1,4 +1,6 @@
-"""Compile every kernel for sm_90 as `mix_` launches it there, and print its resources as JSON. Needs no GPU.
+"""Compile kernels for sm_90 as `mix_` launches them there, and print their resources as JSON. Needs no GPU.
+
+usage: compile_for_hopper.py [theta's dtype: bf16, fp16 or fp32 [name of a kernel]...]
 
 Run without TRITON_INTERPRET: under it Triton's decorator does not make kernels that can be compiled.
 """
@@ -58,9 +60,7 @@ def variants() -> Iterator[tuple[str, Any, dict[str, Any], int]]:
 
 
 def resources(kernel: Any, constants: dict[str, Any], num_warps: int, theta_type: str) -> dict[str, int]:
-    signature = {
-        name: "constexpr" if name in constants else type_of(name, theta_type) for name in kernel.arg_names
-    }
+    signature = {name: "constexpr" if name in constants else type_of(name, theta_type) for name in kernel.arg_names}
     # What Triton's launcher would find: pointers, strides and sizes of a real vocabulary are multiples of 16.
     attributes = {
         (i,): [["tt.divisibility", 16]]
@@ -90,11 +90,11 @@ def resources(kernel: Any, constants: dict[str, Any], num_warps: int, theta_type
 
 
 def main() -> None:
-    theta_types = sys.argv[1:] or ["bf16"]
+    theta_type, *wanted = sys.argv[1:] or ["bf16"]
     report = {
-        f"{name}_{theta_type}": resources(kernel, constants, num_warps, theta_type)
-        for theta_type in theta_types
+        name: resources(kernel, constants, num_warps, theta_type)
         for name, kernel, constants, num_warps in variants()
+        if not wanted or name in wanted
     }
     json.dump(report, sys.stdout, indent=2)
 

@@ -43,14 +43,18 @@ def check(
             continue
         limit = tolerances.TOTAL_VARIATION_ENTROPY if method == Method.ENTROPY else tolerances.TOTAL_VARIATION
         assert call.total_variation(row, wanted.log_q) < limit, at
-        assert abs(row.double().logsumexp(0).item()) < tolerances.NORMALISED, at
+        extreme = name == "halves_80"
+        normalised = tolerances.NORMALISED_80 if extreme else tolerances.NORMALISED
+        assert abs(row.double().logsumexp(0).item()) < normalised, at
         assert torch.equal(row == -torch.inf, wanted.log_q == -torch.inf), at
         if method == Method.KL_SYMMETRY:
-            gap = tolerances.KL_GAP_80 if name == "halves_80" else tolerances.KL_GAP
+            gap = tolerances.KL_GAP_80 if extreme else tolerances.KL_GAP
             assert call.kl_gap(row, teacher, theta) < gap, at
+        relative = tolerances.KL_RELATIVE_80 if extreme else tolerances.KL_RELATIVE
+        # Where alpha is not at the root, both divergences move with it by their difference.
+        absolute = relative * (1 + abs(wanted.kl_theta - wanted.kl_teacher) if method == Method.ENTROPY else 1)
         for got, want in ((record.kl_theta, wanted.kl_theta), (record.kl_teacher, wanted.kl_teacher)):
-            scale = 1 if method != Method.ENTROPY else 1 + abs(wanted.kl_theta - wanted.kl_teacher)
-            assert got[i, 0].item() == pytest.approx(want, rel=tolerances.KL_RELATIVE, abs=tolerances.KL_RELATIVE * scale), at
+            assert got[i, 0].item() == pytest.approx(want, rel=relative, abs=absolute), at
 
 
 @pytest.mark.parametrize("method", Method)
@@ -280,7 +284,8 @@ class TestAddressing:
         theta = torch.full((self.NUM_POSITIONS, self.NUM_SLOTS, self.V + 3), 7.0).transpose(0, 1)[..., 2 : 2 + self.V]
         theta.copy_(self.theta)
         self.check(self.mix(rows, theta))
-        assert torch.equal(rows.as_strided((10, 1), (rows.stride(0), 1), rows.storage_offset() + self.V), torch.full((10, 1), 7.0))
+        beyond = rows.as_strided((10, 2), (rows.stride(0), 1), rows.storage_offset() + self.V)
+        assert (beyond == 7).all()
 
     def test_chunks_give_what_one_call_gives(self) -> None:
         whole = self.mix(self.teacher.clone(), self.theta)
@@ -322,8 +327,7 @@ class TestAddressing:
         assert (self.record.kl_theta[4] == 8).all()
         assert self.settings.first_position[4] == NEVER
 
-    def test_the_call_allocates_nothing_it_keeps(self) -> None:
-        """Two calls give the same bits: nothing of the first is left in the scratch for the second to find."""
+    def test_nothing_is_left_in_the_scratch_for_the_next_call(self) -> None:
         first = self.mix(self.teacher.clone(), self.theta)
         for field in ("plan", "solutions", "partials"):
             getattr(self.scratch, field).fill_(float("nan"))
@@ -370,7 +374,9 @@ LOGITS = st.one_of(
     ),
     method=st.sampled_from(GEOMETRIC_METHODS),
 )
-def test_any_row_gives_a_distribution_between_the_two(rows: list[tuple[list[float], list[float]]], method: Method) -> None:
+def test_any_row_gives_a_distribution_between_the_two(
+    rows: list[tuple[list[float], list[float]]], method: Method
+) -> None:
     pairs = [(torch.tensor(teacher), torch.tensor(theta)) for teacher, theta in rows]
     mixed = call.mix(pairs, method, alpha=0.25)
     for i, (teacher, theta) in enumerate(pairs):
@@ -381,10 +387,10 @@ def test_any_row_gives_a_distribution_between_the_two(rows: list[tuple[list[floa
             assert torch.equal(row, teacher)
             if support.any():
                 u, v = theta[support].double().log_softmax(0), teacher[support].double().log_softmax(0)
-                assert float(((u + v) / 2).logsumexp(0)) < -60
+                assert float(((u + v) / 2).logsumexp(0)) < -60, "something in common"
             continue
         assert torch.equal(row > -torch.inf, support)
-        assert abs(row.double().logsumexp(0).item()) < tolerances.NORMALISED
+        assert abs(row.double().logsumexp(0).item()) < tolerances.NORMALISED_80
         assert 0 <= record.alpha[i, 0] <= 1
         assert record.kl_theta[i, 0] >= 0
         assert record.kl_teacher[i, 0] >= 0

@@ -24,8 +24,14 @@ ALPHA_OF_CERTAIN_ROWS = 0.1
 NORMALISED = 1e-4
 """|log sum q|. Values of up to 80 have 4e-6 of rounding each, those that were shifted by 300 have 2e-5."""
 
+NORMALISED_80 = 1e-3
+"""The same for the rows of `KL_GAP_80`, whose last cell is 1/128: the quintic is off by as much between its ends."""
+
 KL_RELATIVE = 5e-4
 """Divergences in the record, relative to 1 + the divergence: as far off as alpha may be, and not further."""
+
+KL_RELATIVE_80 = 2e-3
+"""The same for the rows of `KL_GAP_80`."""
 
 LOG_PROBABILITY = 2e-4
 """log q, log teacher, log theta of one token: rounding of logits of 80 and normalisers, plus what `KL_GAP` leaves of alpha."""

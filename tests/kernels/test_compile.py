@@ -1,0 +1,46 @@
+"""Every kernel compiles for Hopper as it is launched there, fits its registers, and spills none. Needs no GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent / "compile_for_hopper.py"
+
+# sm_90: 64 Ki registers an SM. `read` is what every row pays: three programs of 128 threads have to fit.
+REGISTERS_PER_SM = 65536
+PROGRAMS_OF_READ = 3
+SHARED_LIMIT = 48 * 1024
+
+
+def compile_for_hopper(*arguments: str) -> dict[str, dict[str, int]]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    result = subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, env=environment, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    report: dict[str, dict[str, int]] = json.loads(result.stdout)
+    return report
+
+
+def check(report: dict[str, dict[str, int]]) -> None:
+    for name, usage in report.items():
+        assert usage["stack_bytes"] == 0, f"{name} spills: {usage}"
+        assert usage["shared_bytes"] <= SHARED_LIMIT, f"{name}: {usage}"
+        if name.startswith("read"):
+            programs = REGISTERS_PER_SM // (usage["registers"] * usage["threads"])
+            assert programs >= PROGRAMS_OF_READ, f"{name}: {usage}"
+
+
+def test_kernels_of_every_row_compile_without_spills() -> None:
+    check(compile_for_hopper("bf16", "read", "write_splits=16", "token_logprobs"))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("theta_type", ["bf16", "fp16", "fp32"])
+def test_all_kernels_compile_without_spills(theta_type: str) -> None:
+    check(compile_for_hopper(theta_type))
