@@ -1,4 +1,4 @@
-"""Count what a step drew: histograms of alpha and of D_KL(q || theta), and how many tokens were mixed, plain or left over.
+"""Count what a step drew: histograms of alpha and of D_KL(q || theta), and how many tokens were mixed or not.
 
 One program reads three numbers per token drawn and writes some forty per step, in one launch: no atomics, nothing to
 clear, no host sync.
