@@ -331,6 +331,7 @@ def _load_model(original: Callable) -> Callable:
         processors.remove(processor)
         processors.insert(0, processor)
         processor.connect(self.speculator)
+        self.sampler.theta_recorder = processor.recorder
 
     return load_model
 
@@ -368,11 +369,293 @@ def _initialize_kv_cache(original: Callable) -> Callable:
 def _sample(original: Callable) -> Callable:
     @functools.wraps(original)
     def sample(self: Any, hidden_states: Any, input_batch: Any, grammar_output: Any) -> Any:
-        if _has_theta(self):
-            self.speculator.prefill(input_batch)
-        return original(self, hidden_states, input_batch, grammar_output)
+        if not _has_theta(self):
+            return original(self, hidden_states, input_batch, grammar_output)
+        self.speculator.prefill(input_batch)
+        sampler_output, num_sampled, num_rejected = original(self, hidden_states, input_batch, grammar_output)
+        sampler_output.optimal_sampling = self.sampler.theta_recorder.gather(input_batch, num_sampled)
+        return sampler_output, num_sampled, num_rejected
 
     return sample
+
+
+# Records: from the worker to the scheduler
+
+
+@_patch(
+    "vllm.v1.worker.gpu.sample.sampler",
+    "Sampler.sample",
+    (
+        *("self", "logits", "expanded_idx_mapping", "idx_mapping", "idx_mapping_np", "pos", "input_ids"),
+        *("expanded_local_pos", "seq_lens_upper_bound_np", "return_logprobs"),
+    ),
+    "a record needs the token drawn beside the teacher's row as it was before the mix, and only here both are at hand",
+)
+def _sampler_sample(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def sample(
+        self: Any,
+        logits: Any,
+        expanded_idx_mapping: Any,
+        idx_mapping: Any,
+        idx_mapping_np: Any,
+        pos: Any,
+        input_ids: Any,
+        expanded_local_pos: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        sampled, processed_logits = original(
+            self,
+            logits,
+            expanded_idx_mapping,
+            idx_mapping,
+            idx_mapping_np,
+            pos,
+            input_ids,
+            expanded_local_pos,
+            *args,
+            **kwargs,
+        )
+        recorder = getattr(self, "theta_recorder", None)
+        if recorder is not None and recorder.is_wanted(idx_mapping_np):
+            recorder.write(sampled, logits, expanded_idx_mapping, expanded_local_pos)
+        return sampled, processed_logits
+
+    return sample
+
+
+@_patch(
+    "vllm.v1.worker.gpu.spec_decode.rejection_sampler",
+    "RejectionSampler._verify",
+    (
+        *("self", "logits", "draft_logits", "draft_sampled", "pos", "cu_num_logits", "idx_mapping", "idx_mapping_np"),
+        *("expanded_idx_mapping", "expanded_local_pos", "seq_lens_upper_bound_np", "verify_draft_sampled"),
+    ),
+    "the same where drafts are verified, a chunk of the batch at a time",
+)
+def _verify(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def verify(
+        self: Any,
+        logits: Any,
+        draft_logits: Any,
+        draft_sampled: Any,
+        pos: Any,
+        cu_num_logits: Any,
+        idx_mapping: Any,
+        idx_mapping_np: Any,
+        expanded_idx_mapping: Any,
+        expanded_local_pos: Any,
+        *args: Any,
+    ) -> Any:
+        processed_logits, sampled, num_sampled = original(
+            self,
+            logits,
+            draft_logits,
+            draft_sampled,
+            pos,
+            cu_num_logits,
+            idx_mapping,
+            idx_mapping_np,
+            expanded_idx_mapping,
+            expanded_local_pos,
+            *args,
+        )
+        recorder = getattr(self.sampler, "theta_recorder", None)
+        if recorder is not None and recorder.is_wanted(idx_mapping_np):
+            recorder.write_verified(
+                sampled, num_sampled, cu_num_logits, logits, expanded_idx_mapping, expanded_local_pos
+            )
+        return processed_logits, sampled, num_sampled
+
+    return verify
+
+
+@_patch(
+    "vllm.v1.worker.gpu.async_utils",
+    "AsyncOutput.__init__",
+    (
+        *("self", "model_runner_output", "sampler_output", "num_sampled_tokens", "main_stream", "copy_stream"),
+        *("check_ep_fault", "pending_aux_output"),
+    ),
+    "records go to the host with the tokens, on the same stream and behind the same event",
+)
+def _async_output_init(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        self.theta_step = getattr(self.sampler_output, "optimal_sampling", None)
+        if self.theta_step is not None:
+            self.theta_step.start_copy(kwargs["copy_stream"], kwargs["main_stream"], self.copy_event)
+
+    return __init__
+
+
+@_patch(
+    "vllm.v1.worker.gpu.async_utils",
+    "AsyncOutput.get_output",
+    ("self",),
+    "the output of a step has no field for what a logits processor has to report",
+)
+def _get_output(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def get_output(self: Any) -> Any:
+        output = original(self)
+        if self.theta_step is not None:
+            output.optimal_sampling = self.theta_step.on_host()
+        return output
+
+    return get_output
+
+
+@_patch(
+    "vllm.v1.core.sched.scheduler",
+    "Scheduler.update_from_output",
+    ("self", "scheduler_output", "model_runner_output"),
+    "only the scheduler knows which of the tokens drawn are kept, and its outputs have no field of ours",
+)
+def _update_from_output(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
+        outputs = original(self, scheduler_output, model_runner_output)
+        step = getattr(model_runner_output, "optimal_sampling", None)
+        if step is not None:
+            from vllm_optimal_sampling.metrics import attach_tally
+            from vllm_optimal_sampling.records import attach_rows
+
+            if step.rows:
+                for client_outputs in outputs.values():
+                    attach_rows(client_outputs.outputs, step)
+            attach_tally(outputs, step)
+        return outputs
+
+    return update_from_output
+
+
+# Front end: records on the user's output, and metrics
+
+
+@_patch(
+    "vllm.v1.engine.output_processor",
+    "OutputProcessor.process_outputs",
+    ("self", "engine_core_outputs", "engine_core_timestamp", "iteration_stats", "weight_version"),
+    "the records of the new tokens must be there before vLLM makes the request's output of them",
+)
+def _process_outputs(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def process_outputs(self: Any, engine_core_outputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(output.kv_transfer_params for output in engine_core_outputs):
+            from vllm_optimal_sampling.records import collect_rows
+
+            collect_rows(engine_core_outputs, self.request_states)
+        return original(self, engine_core_outputs, *args, **kwargs)
+
+    return process_outputs
+
+
+@_patch(
+    "vllm.v1.engine.output_processor",
+    "RequestState._new_completion_output",
+    ("self", "token_ids", "finish_reason", "stop_reason"),
+    "a completion has no field for what a logits processor has to report",
+)
+def _new_completion_output(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def _new_completion_output(self: Any, *args: Any, **kwargs: Any) -> Any:
+        completion = original(self, *args, **kwargs)
+        records = None
+        if getattr(self, "token_records", None) is not None:
+            from vllm_optimal_sampling.records import records_of
+
+            records = records_of(self, self.detokenizer.num_output_tokens(), len(completion.token_ids))
+        completion.optimal_sampling = records
+        return completion
+
+    return _new_completion_output
+
+
+@_patch(
+    "vllm.outputs",
+    "RequestOutput.add",
+    ("self", "next_output", "aggregate"),
+    "vLLM merges the deltas that a slow reader has not taken yet, field by field",
+)
+def _add(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def add(self: Any, next_output: Any, aggregate: bool) -> None:
+        if aggregate and any(getattr(delta, "optimal_sampling", None) is not None for delta in next_output.outputs):
+            from vllm_optimal_sampling.records import merge
+
+            merge(self.outputs, next_output.outputs)
+        original(self, next_output, aggregate)
+
+    return add
+
+
+@_patch(
+    "vllm.v1.metrics.loggers",
+    "PrometheusStatLogger.__init__",
+    ("self", "vllm_config", "engine_indexes"),
+    "vLLM's logger clears all metrics named vllm when it is made, so ours are made after its own",
+)
+def _prometheus_init(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, vllm_config, *args, **kwargs)
+        if engine_config.is_asked(vllm_config):
+            from vllm_optimal_sampling.metrics import OptimalSamplingMetrics
+
+            self.optimal_sampling = OptimalSamplingMetrics(self)
+
+    return __init__
+
+
+@_patch(
+    "vllm.v1.metrics.loggers",
+    "StatLoggerManager.record",
+    ("self", "scheduler_stats", "iteration_stats", "mm_cache_stats", "engine_idx"),
+    "a logger of a plugin would see the statistics too, but vLLM's own loggers must not see our part of them",
+)
+def _record_stats(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def record(
+        self: Any,
+        scheduler_stats: Any,
+        iteration_stats: Any,
+        mm_cache_stats: Any = None,
+        engine_idx: int | None = None,
+    ) -> None:
+        if scheduler_stats is not None and scheduler_stats.kv_connector_stats:
+            from vllm_optimal_sampling.metrics import take_tally
+
+            tally = take_tally(scheduler_stats)
+            for logger in self.stat_loggers:
+                metrics = getattr(logger, "optimal_sampling", None)
+                if tally is not None and metrics is not None:
+                    metrics.record(tally, engine_idx or 0)
+        original(self, scheduler_stats, iteration_stats, mm_cache_stats, engine_idx)
+
+    return record
+
+
+@_patch(
+    "vllm.v1.worker.gpu.model_runner",
+    "GPUModelRunner.reload_weights",
+    ("self", "weights_iterator", "weights_path", "is_checkpoint_format"),
+    "vLLM reloads the teacher alone from a path; a student that is trained on changes every round",
+)
+def _reload_weights(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def reload_weights(self: Any, *args: Any, theta: bool = False, **kwargs: Any) -> None:
+        if not theta:
+            original(self, *args, **kwargs)
+        elif not _has_theta(self):
+            raise ValueError("this engine has no theta whose weights could be reloaded")
+        else:
+            self.speculator.reload_weights(*args, **kwargs)
+
+    return reload_weights
 
 
 # Putting them in

@@ -44,6 +44,7 @@ class OptimalSamplingLogitsProcessor(LogitsProcessor):
     def connect(self, theta: ThetaSpeculator) -> None:
         """Mix with the rows of this theta from now on. Allocates what every later call works with."""
         from vllm_optimal_sampling.kernels import MixRecord, MixScratch
+        from vllm_optimal_sampling.recorder import Recorder
 
         assert theta.draft_logits is not None
         num_slots, rows_per_slot, vocab_size = theta.draft_logits.shape
@@ -51,6 +52,7 @@ class OptimalSamplingLogitsProcessor(LogitsProcessor):
         self.theta = theta
         self.record = MixRecord.allocate(num_slots, rows_per_slot, device)
         self.scratch = MixScratch.allocate(num_slots * rows_per_slot, vocab_size, device)
+        self.recorder = Recorder(theta.draft_logits, theta.requests.settings.first_position, self.record)
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         if self.theta is None:
@@ -58,6 +60,7 @@ class OptimalSamplingLogitsProcessor(LogitsProcessor):
         # The front end has checked the arguments and turned theta's prompt into tokens.
         params = OptimalSamplingParams.from_resolved_extra_args(sampling_params.extra_args)
         self.theta.requests.add(req_idx, params, params.theta_prompt_token_ids)
+        self.recorder.add(req_idx, params)
         return params.optimal_sampling
 
     def apply_staged_writes(self) -> None:
