@@ -658,6 +658,112 @@ def _reload_weights(original: Callable) -> Callable:
     return reload_weights
 
 
+# Front end: records over HTTP
+
+
+def _serves_theta(serving: Any) -> bool:
+    return engine_config.is_asked(serving.engine_client.vllm_config)
+
+
+@_patch(
+    "vllm.entrypoints.openai.completion.serving",
+    "OpenAIServingCompletion.request_output_to_completion_response",
+    (
+        *("self", "final_res_batch", "request", "request_id", "created_time", "model_name", "tokenizer"),
+        "request_metadata",
+    ),
+    "a choice is made of a completion field by field, and has none of ours",
+)
+def _completion_response(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def request_output_to_completion_response(
+        self: Any, final_res_batch: Any, request: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        response = original(self, final_res_batch, request, *args, **kwargs)
+        if request.max_tokens != 0 and _serves_theta(self):  # without tokens vLLM draws one that it does not show
+            from vllm_optimal_sampling.responses import add_to_choices
+
+            add_to_choices(response.choices, [completion for output in final_res_batch for completion in output.outputs])
+        return response
+
+    return request_output_to_completion_response
+
+
+@_patch(
+    "vllm.entrypoints.openai.completion.serving",
+    "OpenAIServingCompletion.completion_stream_generator",
+    (
+        *("self", "request", "engine_inputs", "result_generator", "request_id", "created_time", "model_name"),
+        *("num_prompts", "tokenizer", "request_metadata"),
+    ),
+    "the same for the chunks of a stream, which leave as text",
+)
+def _completion_stream(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def completion_stream_generator(
+        self: Any, request: Any, engine_inputs: Any, result_generator: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        if request.max_tokens == 0 or not _serves_theta(self):
+            return original(self, request, engine_inputs, result_generator, *args, **kwargs)
+        from vllm_optimal_sampling.responses import Pending
+
+        pending = Pending(result_generator, request.n or 1)
+        return pending.add_to(original(self, request, engine_inputs, aiter(pending), *args, **kwargs))
+
+    return completion_stream_generator
+
+
+@_patch(
+    "vllm.entrypoints.openai.chat_completion.serving",
+    "OpenAIServingChat.chat_completion_full_generator",
+    (
+        *("self", "request", "result_generator", "request_id", "model_name", "conversation", "tokenizer"),
+        *("request_metadata", "parser", "mm_token_counts"),
+    ),
+    "the same for a chat",
+)
+def _chat_response(original: Callable) -> Callable:
+    @functools.wraps(original)
+    async def chat_completion_full_generator(
+        self: Any, request: Any, result_generator: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        if not _serves_theta(self):
+            return await original(self, request, result_generator, *args, **kwargs)
+        from vllm_optimal_sampling.responses import Last, add_to_choices
+
+        outputs = Last(result_generator)
+        response = await original(self, request, aiter(outputs), *args, **kwargs)
+        if hasattr(response, "choices"):  # else it is an error
+            add_to_choices(response.choices, outputs.output.outputs)
+        return response
+
+    return chat_completion_full_generator
+
+
+@_patch(
+    "vllm.entrypoints.openai.chat_completion.serving",
+    "OpenAIServingChat.chat_completion_stream_generator",
+    (
+        *("self", "request", "result_generator", "request_id", "model_name", "conversation", "tokenizer"),
+        *("request_metadata", "chat_template_kwargs", "mm_token_counts"),
+    ),
+    "the same for the chunks of a chat's stream",
+)
+def _chat_stream(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def chat_completion_stream_generator(
+        self: Any, request: Any, result_generator: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        if not _serves_theta(self):
+            return original(self, request, result_generator, *args, **kwargs)
+        from vllm_optimal_sampling.responses import Pending
+
+        pending = Pending(result_generator, 1)
+        return pending.add_to(original(self, request, aiter(pending), *args, **kwargs))
+
+    return chat_completion_stream_generator
+
+
 # Putting them in
 
 
