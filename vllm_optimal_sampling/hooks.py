@@ -683,7 +683,7 @@ def _completion_response(original: Callable) -> Callable:
         if request.max_tokens != 0 and _serves_theta(self):  # without tokens vLLM draws one that it does not show
             from vllm_optimal_sampling.responses import add_to_choices
 
-            add_to_choices(response.choices, [completion for output in final_res_batch for completion in output.outputs])
+            add_to_choices(response.choices, [made_of for output in final_res_batch for made_of in output.outputs])
         return response
 
     return request_output_to_completion_response

@@ -170,7 +170,10 @@ class RowAudit:
                 (theta_prompt,) = (list(p) if p is not None else None for r, p in theta_prompts.items() if row.request.startswith(r))  # fmt: skip
             prompt = row.tokens[: row.prompt_len] if theta_prompt is None else theta_prompt
             teacher = reference.logits(reference.teacher, row.tokens)
-            theta = reference.logits(reference.theta, [*prompt, *row.tokens[row.prompt_len :]])
+            # Theta has no embedding for the padding ids of a teacher that is padded further: its last id stands in.
+            last_id = reference.theta.config.vocab_size - 1
+            read = [min(token, last_id) for token in [*prompt, *row.tokens[row.prompt_len :]]]
+            theta = reference.logits(reference.theta, read)
             self._check_row(row, teacher, theta, report)
         return report
 

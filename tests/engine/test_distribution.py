@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from audit import RowAudit
+from audit import Reference, expected_log_q
 from requests_mix import KL_SYMMETRY, OPTED_OUT, Case, generate, token_ids
 from vllm import LLM
 
@@ -18,13 +18,12 @@ MAX_CHI_SQUARE = 43.8
 
 
 @pytest.mark.parametrize("arguments", [KL_SYMMETRY, OPTED_OUT], ids=["q*", "opted out"])
-@pytest.mark.parametrize("temperature", [1.0])
-def test_draws_follow_their_rows(arguments: dict, temperature: float, engines: Callable[..., LLM]) -> None:
-    """Each token drawn, accepted draft or not, is placed in its row's distribution function: uniform if it is exact.
+def test_draws_follow_the_models(arguments: dict, engines: Callable[..., LLM], reference: Reference) -> None:
+    """Each token drawn, accepted draft or not, is placed in its distribution function by float64: uniform if exact.
 
-    The rows are those the audit proves to be right; each is a distribution of its own, and the randomised probability
-    integral transform makes one test of all. Tokens are ordered by probability: what is drawn too seldom or too
-    often (a missing temperature, drafts accepted too freely) moves mass to one end.
+    Every token has a distribution of its own, and the randomised probability integral transform makes one test of all.
+    Tokens are ordered by probability: what is drawn too seldom or too often (a missing temperature, drafts accepted
+    too freely) moves mass to one end.
     """
     llm = engines(num_speculative_tokens=3, max_num_seqs=16)
     rng = random.Random(23)
@@ -32,22 +31,24 @@ def test_draws_follow_their_rows(arguments: dict, temperature: float, engines: C
     own = arguments is KL_SYMMETRY
     cases = [Case(token_ids(rng, 8), token_ids(rng, 6) if own else None, arguments) for _ in range(num_requests)]
     max_tokens = NUM_DRAWS // num_requests + 1
-    with RowAudit(llm) as audit:
-        outputs = generate(llm, cases, max_tokens=max_tokens, temperature=temperature, seed=29)
-    rows = {tuple(row.tokens): row.after for row in audit.rows}
-    assert all(row.enabled == own for row in audit.rows)
+    outputs = generate(llm, cases, max_tokens=max_tokens, seed=29)
 
     uniform = random.Random(31)
     counts = torch.zeros(BINS)
     for case, output in zip(cases, outputs, strict=True):
-        tokens = list(case.prompt)
-        for token in output.outputs[0].token_ids:
-            probabilities = (rows[tuple(tokens)].double() / temperature).softmax(-1)
+        drawn = list(output.outputs[0].token_ids)
+        reference.logits(reference.teacher, case.prompt + drawn)  # one forward for all prefixes
+        if own:
+            reference.logits(reference.theta, case.theta_prompt + drawn)
+        for i, token in enumerate(drawn):
+            logits = reference.logits(reference.teacher, case.prompt + drawn[:i])
+            if own:
+                logits = expected_log_q(logits, reference.logits(reference.theta, case.theta_prompt + drawn[:i]))
+            probabilities = logits.softmax(-1)
             order = probabilities.argsort(descending=True, stable=True)
             place = int((order == token).nonzero())
             below = probabilities[order[:place]].sum().item()
             counts[min(int((below + uniform.random() * probabilities[token].item()) * BINS), BINS - 1)] += 1
-            tokens.append(token)
     total = counts.sum().item()
     assert total >= NUM_DRAWS
     chi_square = ((counts - total / BINS) ** 2 / (total / BINS)).sum().item()

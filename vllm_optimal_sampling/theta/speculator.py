@@ -1,12 +1,16 @@
 """Theta as vLLM's draft model: its part of every prompt chunk before sampling, its round of drafts after it."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from vllm.compilation.backends import set_model_tag
 from vllm.config import VllmConfig
 from vllm.config.compilation import CUDAGraphMode
 from vllm.logger import init_logger
+from vllm.model_executor.model_loader.reload.inplace import reload_weights
 from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
 from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -30,8 +34,11 @@ from vllm_optimal_sampling.layout import split_by_position
 from vllm_optimal_sampling.theta.block_tables import ThetaBlockTables
 from vllm_optimal_sampling.theta.inputs import advance_round, chunk_inputs, keep_rows, round_inputs
 from vllm_optimal_sampling.theta.requests import ThetaRequests
+from vllm_optimal_sampling.theta.shared_weights import same_model, share_weights
 
 logger = init_logger(__name__)
+
+GIB = 1 << 30
 
 
 class ThetaSpeculator(StandaloneARSpeculator):
@@ -69,8 +76,51 @@ class ThetaSpeculator(StandaloneARSpeculator):
         self.slots = torch.full((self.max_num_reqs,), -1, dtype=torch.int64, device=device)
         self.sample_positions = torch.zeros(self.max_num_reqs, dtype=torch.int64, device=device)
         self.round_graphs: SpeculatorCudaGraphManager | None = None
+        self.shares_weights = False
 
     # Set-up
+
+    def load_draft_model(self, target_model: nn.Module, target_attn_layer_names: set[str]) -> nn.Module:
+        """Load theta, or share the teacher's weights where both are the same model."""
+        teacher_config, theta_config = self.vllm_config.model_config, self.draft_model_config
+        same_ranks = (
+            self.speculative_config.draft_parallel_config.tensor_parallel_size
+            == self.vllm_config.parallel_config.tensor_parallel_size
+        )
+        self.shares_weights = same_ranks and same_model(teacher_config, theta_config)
+        if not self.shares_weights:
+            theta = super().load_draft_model(target_model, target_attn_layer_names)
+            weights = sum(tensor.nbytes for tensor in theta.state_dict().values())
+            note = f"{weights / GIB:.2f} GiB of weights"
+        else:
+            with set_model_tag("draft_model"):
+                theta = share_weights(target_model, self.vllm_config, prefix="draft_model")
+            note = "no weights of its own: teacher and theta are the same model"
+        assert self.draft_logits is not None
+        logger.info(
+            "Theta %s takes %s, and %.2f GiB for the rows of %d requests with %d drafts; its KV cache lies in the "
+            "teacher's blocks",
+            theta_config.model,
+            note,
+            self.draft_logits.nbytes / GIB,
+            self.max_num_reqs,
+            self.num_speculative_steps,
+        )
+        return theta
+
+    def reload_weights(
+        self,
+        weights_iterator: Iterable[tuple[str, torch.Tensor]] | None = None,
+        weights_path: str | None = None,
+        is_checkpoint_format: bool = True,
+    ) -> None:
+        """Reload theta in place, as vLLM reloads a target: from a path, an iterator, or where it came from."""
+        if self.shares_weights:
+            raise ValueError(
+                "theta has no weights of its own here, it shares the teacher's; reload the teacher, or start the engine "
+                "with a copy of theta under another path"
+            )
+        reload_weights(self._draft_vllm_config, self.model, weights_iterator, weights_path, is_checkpoint_format)
 
     def set_attn(
         self,
