@@ -1,0 +1,60 @@
+"""One server for all tests of this folder, started from a YAML file; both models again with transformers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from serving import VLLM, Server, start_server
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path.append(str(TESTS / "engine"))  # the row audit's reference models
+
+PAIR = TESTS.parent / "examples" / "pair"
+TEACHER, THETA = str(PAIR / "teacher"), str(PAIR / "theta")
+
+SMALL = {
+    "dtype": "float32",
+    "enforce-eager": True,
+    "max-model-len": 256,
+    "max-num-seqs": 8,
+    "kv-cache-memory-bytes": 1 << 26,
+    "block-size": 32,
+}
+"""What keeps an engine small on a machine without a GPU."""
+
+SETTINGS = {"theta_system_prompt": "Think.", "alpha_max": 0.98, "other_extra_args": ["another_plugin"]}
+"""The engine's own defaults; none of the requests here is changed by them unless it says so."""
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """`vllm serve --config server.yaml`, with everything in the file."""
+    folder = tmp_path_factory.mktemp("server")
+    config = {
+        "model": TEACHER,
+        "served-model-name": "teacher",
+        "logits-processors": ["optimal_sampling"],
+        "speculative-config": {"model": THETA, "num_speculative_tokens": 3},
+        "additional-config": {"optimal_sampling": SETTINGS},
+        # The pair was not trained on JSON, and fills all tokens with blanks where it may.
+        "structured-outputs-config": {"backend": "xgrammar", "disable_any_whitespace": True},
+        "enable-auto-tool-choice": True,
+        "tool-call-parser": "hermes",
+        **SMALL,
+    }
+    (folder / "server.yaml").write_text(yaml.safe_dump(config))
+    server = start_server([*VLLM, "serve", "--config", str(folder / "server.yaml")], folder / "server.log")
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def reference() -> object:
+    """Both models in float64."""
+    from audit import Reference
+
+    return Reference(TEACHER, THETA)

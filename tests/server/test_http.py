@@ -1,0 +1,299 @@
+"""`vllm serve` with optimal sampling, asked over HTTP by clients that know nothing of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import threading
+from typing import Any
+
+import pytest
+from asking import (
+    PROBLEM,
+    TEACHER_MESSAGES,
+    THETA_MESSAGES,
+    ask,
+    chat_body,
+    chat_tokens,
+    tokenizer,
+    up_to_end,
+)
+from conftest import SETTINGS, TEACHER, THETA
+from openai import BadRequestError, OpenAI
+from serving import Server
+
+SYSTEM = [{"role": "system", "content": SETTINGS["theta_system_prompt"]}]
+
+
+@pytest.fixture(scope="session")
+def client(server: Server) -> OpenAI:
+    return OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120)
+
+
+@pytest.fixture(scope="session")
+def expected(reference: Any) -> list[int]:
+    """The greedy tokens of `chat_body()`: theta's chat has the engine's system prompt, and alpha is at most 0.98."""
+    from audit import greedy_tokens
+    from requests_mix import Case
+
+    prompts = chat_tokens(TEACHER, TEACHER_MESSAGES), chat_tokens(THETA, SYSTEM + THETA_MESSAGES)
+    return up_to_end(greedy_tokens(reference, Case(*prompts, {"alpha_max": SETTINGS["alpha_max"]}), 48))
+
+
+# Clients
+
+
+def test_the_openai_client_chats_with_the_answer_in_the_teachers_messages_only(
+    client: OpenAI, expected: list[int]
+) -> None:
+    answer = client.chat.completions.create(
+        model="teacher",
+        messages=TEACHER_MESSAGES,
+        temperature=0,
+        max_tokens=48,
+        extra_body={
+            "return_token_ids": True,
+            "vllm_xargs": {"theta_messages": json.dumps(THETA_MESSAGES), "return_alpha": True},
+        },
+    )
+    (choice,) = answer.choices
+    assert choice.token_ids == expected
+    assert choice.message.content == tokenizer(TEACHER).decode(expected, skip_special_tokens=True)
+    alphas = choice.optimal_sampling["alpha"]
+    assert len(alphas) == len(expected)
+    assert all(0 <= alpha <= SETTINGS["alpha_max"] + 1e-6 for alpha in alphas)
+    assert len(set(alphas)) > 1
+
+
+def test_a_stream_of_the_openai_client_is_the_same_text(client: OpenAI, expected: list[int]) -> None:
+    body = chat_body(stream=True)
+    extra = {name: body.pop(name) for name in ("vllm_xargs", "return_token_ids")}
+    chunks = list(client.chat.completions.create(**body, extra_body=extra))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text == tokenizer(TEACHER).decode(expected, skip_special_tokens=True)
+    assert len(chunks) > 2
+
+
+def test_theta_prompts_as_text_and_as_tokens(server: Server, reference: Any) -> None:
+    from audit import greedy_tokens
+    from requests_mix import Case
+
+    prompt, theta_prompt = (
+        f"<|user|>{PROBLEM}\nAnswer: 59.<|end|><|assistant|>",
+        f"<|user|>{PROBLEM}<|end|><|assistant|>",
+    )
+    tokens, theta_tokens = tokenizer(TEACHER).encode(prompt), tokenizer(THETA).encode(theta_prompt)
+    body = {"model": "teacher", "temperature": 0, "max_tokens": 24, "return_token_ids": True}
+    arguments = {"alpha_method": "fixed", "alpha": 0}
+    as_text = ask(
+        server, {**body, "prompt": prompt, "vllm_xargs": {"theta_prompt": theta_prompt, **arguments}}, "/v1/completions"
+    )
+    as_tokens = ask(
+        server,
+        {**body, "prompt": tokens, "vllm_xargs": {"theta_prompt_token_ids": theta_tokens, **arguments}},
+        "/v1/completions",
+    )
+    alone = up_to_end(greedy_tokens(reference, Case(tokens, theta_tokens, {"alpha_method": "fixed", "alpha": 0.0}), 24))
+    assert as_text["choices"][0]["token_ids"] == alone
+    assert as_tokens["choices"][0]["token_ids"] == alone
+
+
+def test_a_request_that_opts_out_is_the_teacher(server: Server, reference: Any) -> None:
+    from audit import greedy_tokens
+    from requests_mix import Case
+
+    answer = ask(server, chat_body() | {"vllm_xargs": {"optimal_sampling": False}})
+    prompt = chat_tokens(TEACHER, TEACHER_MESSAGES)
+    tokens = up_to_end(greedy_tokens(reference, Case(prompt, None, {"optimal_sampling": False}), 48))
+    assert answer["choices"][0]["token_ids"] == tokens
+
+
+@pytest.mark.parametrize("program", ["curl", "node"])
+def test_clients_of_other_languages(server: Server, expected: list[int], program: str) -> None:
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
+    url, body = f"{server.url}/v1/chat/completions", json.dumps(chat_body())
+    commands = {
+        "curl": ["curl", "-sS", "-H", "Content-Type: application/json", "-d", "@-", url],
+        "node": [
+            "node",
+            "-e",
+            "let text = ''; process.stdin.on('data', part => text += part).on('end', async () => {"
+            "const body = JSON.parse(text);"
+            "body.vllm_xargs.theta_messages = JSON.stringify(JSON.parse(body.vllm_xargs.theta_messages));"
+            "const answer = await fetch(process.argv[1], {method: 'POST', body: JSON.stringify(body),"
+            "headers: {'Content-Type': 'application/json'}});"
+            "console.log(JSON.stringify(await answer.json()))})",
+            url,
+        ],
+    }
+    done = subprocess.run(commands[program], input=body, capture_output=True, text=True, timeout=120, check=True)
+    assert json.loads(done.stdout)["choices"][0]["token_ids"] == expected
+
+
+# What vLLM's own arguments do
+
+
+def test_several_samples_with_a_seed(server: Server) -> None:
+    body = chat_body(n=3, seed=7, temperature=1.5, max_tokens=12)
+    first, second = (ask(server, body)["choices"] for _ in range(2))
+    samples = [choice["token_ids"] for choice in first]
+    assert samples == [choice["token_ids"] for choice in second]
+    assert len({tuple(tokens) for tokens in samples}) > 1
+
+
+def test_logprobs_are_the_teachers(server: Server, reference: Any) -> None:
+    """vLLM's default mode is `raw_logprobs`: of the model as it is, before any processor."""
+    answer = ask(server, chat_body(logprobs=True, top_logprobs=2, max_tokens=6))
+    (choice,) = answer["choices"]
+    tokens = chat_tokens(TEACHER, TEACHER_MESSAGES)
+    for token, entry in zip(choice["token_ids"], choice["logprobs"]["content"], strict=True):
+        row = reference.logits(reference.teacher, tokens).log_softmax(-1)
+        assert entry["logprob"] == pytest.approx(row[token].item(), abs=1e-3)
+        assert len(entry["top_logprobs"]) == 2
+        tokens = [*tokens, token]
+
+
+def test_a_stop_string_ends_the_text(server: Server, expected: list[int]) -> None:
+    text = tokenizer(TEACHER).decode(expected, skip_special_tokens=True)
+    stop = text.split()[2]
+    (choice,) = ask(server, chat_body(stop=[stop]))["choices"]
+    assert choice["message"]["content"] == text[: text.index(stop)]
+    assert choice["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_structured_outputs_restrict_what_is_drawn(server: Server, temperature: float) -> None:
+    pattern = r"(yes|no), [0-9]{2} apples\."
+    (choice,) = ask(server, chat_body(structured_outputs={"regex": pattern}, temperature=temperature))["choices"]
+    assert re.fullmatch(pattern, choice["message"]["content"]), choice
+
+
+def test_a_response_format(server: Server) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"answer": {"enum": [59, 72]}},
+        "required": ["answer"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    (choice,) = ask(server, chat_body(response_format=form, temperature=1))["choices"]
+    assert json.loads(choice["message"]["content"])["answer"] in (59, 72)
+
+
+@pytest.mark.parametrize("tool_choice", ["none", "auto", {"type": "function", "function": {"name": "answer"}}])
+def test_tools_off_and_on(server: Server, expected: list[int], tool_choice: Any) -> None:
+    """The pair's template does not show tools to the models, so only a forced call gives one."""
+    parameters = {
+        "type": "object",
+        "properties": {"apples": {"enum": [59, 72]}},
+        "required": ["apples"],
+        "additionalProperties": False,
+    }
+    tools = [{"type": "function", "function": {"name": "answer", "parameters": parameters}}]
+    (choice,) = ask(server, chat_body(tools=tools, tool_choice=tool_choice))["choices"]
+    if isinstance(tool_choice, str):
+        assert choice["message"]["content"] == tokenizer(TEACHER).decode(expected, skip_special_tokens=True)
+        assert not choice["message"].get("tool_calls")
+    else:
+        (call,) = choice["message"]["tool_calls"]
+        assert json.loads(call["function"]["arguments"])["apples"] in (59, 72)
+
+
+def test_min_p_and_logit_bias_are_taken(server: Server) -> None:
+    """vLLM refuses both beside a draft model; here both hold for q* (tests/surface/test_composition.py)."""
+    word = tokenizer(TEACHER).encode("apples")[0]
+    (choice,) = ask(server, chat_body(min_p=0.1, temperature=1, logit_bias={str(word): 100}, max_tokens=5))["choices"]
+    assert choice["token_ids"] == [word] * 5
+
+
+def test_the_engines_defaults_hold(server: Server) -> None:
+    status, answer = server.send("/v1/chat/completions", chat_body(vllm_xargs={"alpha_min": 0.99}))
+    assert status == 400
+    assert "alpha_min=0.99 is above alpha_max=0.98" in answer["error"]["message"]
+    ask(server, chat_body(vllm_xargs={"another_plugin": 1}, max_tokens=1))
+
+
+# What is refused
+
+BAD_ARGUMENTS: list[tuple[str, dict[str, Any], str]] = [
+    ("misspelt key", {"theta_promt": "x"}, "theta_promt is not an argument.*did you mean theta_prompt"),
+    ("number as text", {"alpha": "0.5"}, "alpha='0.5' is text, not a number; send it without quotes"),
+    ("bool as text", {"optimal_sampling": "true"}, "optimal_sampling='true' is text, not true or false"),
+    ("bool as two", {"return_alpha": 2}, "return_alpha=2 is an integer"),
+    ("count as float", {"support_top_k": 2.5}, "support_top_k=2.5"),
+    ("alpha above 1", {"alpha": 1.5}, r"alpha=1.5 is outside \[0, 1\]"),
+    ("alpha below 0", {"alpha": -0.1}, r"alpha=-0.1 is outside \[0, 1\]"),
+    ("bounds swapped", {"alpha_min": 0.9, "alpha_max": 0.5}, "alpha_min=0.9 is above alpha_max=0.5"),
+    ("unknown method", {"alpha_method": "kl_symetry"}, "alpha_method='kl_symetry' is not one of.*kl_symmetry"),
+    ("two prompts", {"theta_prompt": "x"}, "theta_prompt and theta_messages are both theta's prompt"),
+    ("not JSON", {"theta_messages": "[{"}, "theta_messages=.* is not JSON"),
+    ("not a list", {"theta_messages": "{}"}, "theta_messages is an object, not a list"),
+    ("no messages", {"theta_messages": "[]"}, "theta_messages is empty"),
+    ("no role", {"theta_messages": '[{"content": "x"}]'}, r"theta_messages\[0\] has role"),
+    ("an image", {"theta_messages": '[{"role": "user", "content": [{"type": "image_url"}]}]'}, "theta reads text only"),
+    ("template fails", {"theta_messages": '[{"role": "robot", "content": "x"}]'}, "chat template refused.*robot"),
+    ("nested", {"theta_messages": "[" * 5000 + "]" * 5000}, "nested|not JSON"),
+    ("messages as objects", {"theta_messages": [{"role": "user", "content": "x"}]}, "vllm_xargs.theta_messages"),
+    ("null", {"alpha": None}, "vllm_xargs.alpha"),
+]
+BAD_PROMPTS: list[tuple[str, dict[str, Any], str]] = [
+    ("empty prompt", {"theta_prompt": ""}, "theta_prompt is empty"),
+    ("no tokens", {"theta_prompt_token_ids": []}, "theta_prompt_token_ids is empty"),
+    ("beyond the vocabulary", {"theta_prompt_token_ids": [5, 552]}, "token id 552 at position 1, which is not in"),
+    ("negative token", {"theta_prompt_token_ids": [-1]}, r"theta_prompt_token_ids\[0\]=-1 is not a token id"),
+    ("token as text", {"theta_prompt_token_ids": [5, "6"]}, "'6' is text, not a whole number"),
+    (
+        "too long",
+        {"theta_prompt_token_ids": [5] * 300},
+        "theta_prompt_token_ids has 300 tokens, and theta",
+    ),
+    ("too long text", {"theta_prompt": "x" * 100_000}, "theta_prompt has 100000 characters"),
+    ("no room", {"theta_prompt_token_ids": [5] * 250}, "plus max_tokens=48 goes beyond the 256 tokens"),
+]
+
+
+def bad_bodies() -> list[tuple[Any, str]]:
+    bodies: list[tuple[Any, str]] = [(chat_body(vllm_xargs=given), reason) for _, given, reason in BAD_ARGUMENTS]
+    bodies += [(chat_body() | {"vllm_xargs": given}, reason) for _, given, reason in BAD_PROMPTS]
+    raw = json.dumps(chat_body(vllm_xargs={"alpha": 0.125})).encode()
+    bodies += [(raw.replace(b"0.125", number), "alpha=.* is not a finite number") for number in (b"NaN", b"1e999")]
+    bodies.append((chat_body(use_beam_search=True, n=2), "beam search draws nothing from q"))
+    return bodies
+
+
+def test_bad_input_is_one_clear_error_and_hurts_nobody(server: Server, expected: list[int]) -> None:
+    neighbours: list[list[int]] = []
+    done = threading.Event()
+
+    def keep_asking() -> None:
+        while not done.is_set():
+            neighbours.append(ask(server, chat_body())["choices"][0]["token_ids"])
+
+    neighbour = threading.Thread(target=keep_asking)
+    neighbour.start()
+    try:
+        for body, reason in bad_bodies():
+            status, answer = server.send("/v1/chat/completions", body)
+            assert status == 400, (status, body)
+            assert re.search(reason, answer["error"]["message"], re.DOTALL), answer["error"]["message"]
+    finally:
+        done.set()
+        neighbour.join(240)
+    assert neighbours
+    assert all(tokens == expected for tokens in neighbours)
+    assert server.is_alive()
+
+
+def test_the_openai_client_gets_the_reason(client: OpenAI) -> None:
+    with pytest.raises(BadRequestError, match="did you mean alpha_max") as caught:
+        client.completions.create(model="teacher", prompt="x", extra_body={"vllm_xargs": {"alpha_mx": 1}})
+    assert caught.value.param == "alpha_mx"
+
+
+def test_completions_refuse_alike(server: Server) -> None:
+    body = {"model": "teacher", "prompt": "x", "vllm_xargs": {"theta_prompt": "\ud800"}}
+    status, answer = server.send("/v1/completions", body)
+    assert status == 400, answer
