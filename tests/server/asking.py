@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from serving import Server
 from transformers import AutoTokenizer
+
+PAIR = Path(__file__).resolve().parents[2] / "examples" / "pair"
+TEACHER, THETA = str(PAIR / "teacher"), str(PAIR / "theta")
+
+SETTINGS = {"theta_system_prompt": "Think.", "alpha_max": 0.98, "other_extra_args": ["another_plugin"]}
+"""The engine's own defaults."""
 
 PROBLEM = "Mia has 47 apples. She buys 25 more and then sells 13. How many apples does Mia have now?"
 TEACHER_MESSAGES = [{"role": "user", "content": f"{PROBLEM}\nAnswer: 59."}]

@@ -8,26 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from serving import VLLM, Server, start_server
+from asking import SETTINGS, TEACHER, THETA
+from serving import SMALL, VLLM, Server, start_server
 
-TESTS = Path(__file__).resolve().parents[1]
-sys.path.append(str(TESTS / "engine"))  # the row audit's reference models
-
-PAIR = TESTS.parent / "examples" / "pair"
-TEACHER, THETA = str(PAIR / "teacher"), str(PAIR / "theta")
-
-SMALL = {
-    "dtype": "float32",
-    "enforce-eager": True,
-    "max-model-len": 256,
-    "max-num-seqs": 8,
-    "kv-cache-memory-bytes": 1 << 26,
-    "block-size": 32,
-}
-"""What keeps an engine small on a machine without a GPU."""
-
-SETTINGS = {"theta_system_prompt": "Think.", "alpha_max": 0.98, "other_extra_args": ["another_plugin"]}
-"""The engine's own defaults; none of the requests here is changed by them unless it says so."""
+sys.path.append(str(Path(__file__).resolve().parents[1] / "engine"))  # the row audit's reference models
 
 
 @pytest.fixture(scope="session")

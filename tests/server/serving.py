@@ -19,6 +19,16 @@ from typing import Any
 VLLM = [sys.executable, "-m", "vllm.entrypoints.cli.main"]
 """The command `vllm` of the interpreter that runs the tests."""
 
+SMALL = {
+    "dtype": "float32",
+    "enforce-eager": True,
+    "max-model-len": 256,
+    "max-num-seqs": 8,
+    "kv-cache-memory-bytes": 1 << 26,
+    "block-size": 32,
+}
+"""What keeps an engine small on a machine without a GPU, as `vllm serve` spells it."""
+
 START_SECONDS = 420  # 25 to 40 s on two idle cores; CI shares them
 REQUEST_SECONDS = 120
 

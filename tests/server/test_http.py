@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 from asking import (
     PROBLEM,
+    SETTINGS,
+    TEACHER,
     TEACHER_MESSAGES,
+    THETA,
     THETA_MESSAGES,
     ask,
     chat_body,
@@ -20,7 +23,6 @@ from asking import (
     tokenizer,
     up_to_end,
 )
-from conftest import SETTINGS, TEACHER, THETA
 from openai import BadRequestError, OpenAI
 from serving import Server
 
