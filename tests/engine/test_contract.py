@@ -71,6 +71,12 @@ CALLED: dict[str, str] = {
     "vllm.v1.worker.gpu.buffer_utils:StagedWriteTensor.__init__": (
         "self size dtype device max_concurrency uva_instead_of_gpu"
     ),
+    "vllm.v1.worker.gpu.spec_decode.rejection_sampler:_flatten_sampled_kernel": (
+        "flat_sampled_ptr sampled_ptr sampled_stride num_sampled_ptr cu_num_logits_ptr"
+    ),
+    "vllm.v1.worker.gpu.async_utils:async_copy_to_np": "x",
+    "vllm.v1.worker.gpu.async_utils:stream": "to_stream from_stream",
+    "vllm.v1.metrics.utils:create_metric_per_engine": "metric per_engine_labelvalues",
     "vllm.v1.worker.gpu.sample.logits_processor.interface:LogitsProcessor.__init__": "self vllm_config req_states",
     "vllm.v1.worker.gpu.sample.logits_processor.interface:LogitsProcessor.add_request": "self req_idx sampling_params",
     "vllm.v1.worker.gpu.sample.logits_processor.interface:LogitsProcessor.apply": "self logits ctx",
@@ -81,9 +87,10 @@ FIELDS: dict[str, str] = {
         "expanded_idx_mapping idx_mapping idx_mapping_np expanded_local_pos input_ids pos seq_lens_upper_bound_np"
     ),
     "vllm.v1.worker.gpu.input_batch:InputBatch": (
-        "num_reqs idx_mapping idx_mapping_np num_scheduled_tokens num_tokens seq_lens_cpu_upper_bound "
+        "req_ids num_reqs idx_mapping idx_mapping_np num_scheduled_tokens num_tokens seq_lens_cpu_upper_bound "
         "num_computed_tokens_np prefill_len_np is_prefilling_np has_prefill"
     ),
+    "vllm.v1.metrics.stats:SchedulerStats": "kv_connector_stats",
     f"{GRAPHS}:SpeculatorBatchDescriptor": "cg_mode num_tokens num_reqs num_speculative_tokens",
 }
 
@@ -97,6 +104,8 @@ def find(name: str) -> Any:
 
 
 def parameters(function: Any) -> list[str]:
+    if hasattr(function, "arg_names"):  # a Triton kernel
+        return list(function.arg_names)
     return list(inspect.signature(inspect.unwrap(function)).parameters)
 
 
