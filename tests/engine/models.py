@@ -19,7 +19,8 @@ def save_tokenizer(path: Path) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    words = "the quick brown fox jumps over the lazy dog and two more numbers add up to the answer".split()
+    text = "the quick brown fox jumps over the lazy dog and two more numbers add up to the answer"
+    words = text.split()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE,
         special_tokens=["<|endoftext|>"],

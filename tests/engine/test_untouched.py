@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from vllm import LLM, SamplingParams
 
 teacher, theta = sys.argv[1:]
-options = dict(dtype="float32", enforce_eager=True, max_model_len=128, max_num_seqs=4, kv_cache_memory_bytes=1 << 24, block_size=32)
+options = dict(dtype="float32", enforce_eager=True, max_model_len=128, max_num_seqs=4)
+options |= dict(kv_cache_memory_bytes=1 << 24, block_size=32)
 if theta:
     options["speculative_config"] = {"model": theta, "num_speculative_tokens": 2}
 llm = LLM(teacher, **options)

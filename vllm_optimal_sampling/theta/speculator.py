@@ -133,6 +133,16 @@ class ThetaSpeculator(StandaloneARSpeculator):
         super().set_attn(model_state, kv_cache_config, block_tables, target_input_buffers, target_attn_groups)
         self.requests.block_size = resolve_kv_cache_block_sizes(kv_cache_config, self.vllm_config)[0]
         self.block_tables = ThetaBlockTables(block_tables, self.requests)
+        # Backends with smaller blocks of their own keep a table as wide as the model's length; ours are a block wider.
+        for group in (group for groups in (*self.attn_groups, *target_attn_groups) for group in groups):
+            if group.kernel_block_size is None:
+                continue
+            assert group.kernel_block_table is not None
+            kernel_blocks = group.kv_cache_spec.block_size // group.kernel_block_size
+            ubatches, num_reqs, width = group.kernel_block_table.shape
+            needed = block_tables.input_block_tables[group.kv_cache_group_id].shape[1] * kernel_blocks
+            if width < needed:
+                group.kernel_block_table = group.kernel_block_table.new_zeros(ubatches, num_reqs, needed)
 
     def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
         full = cudagraph_mode.decode_mode() == CUDAGraphMode.FULL
