@@ -7,15 +7,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vllm_optimal_sampling.params import ArgumentError, OptimalSamplingParams
+    from vllm_optimal_sampling.sampler import OptimalSampler, OptimalSamplingOutput, OptimalSamplingV1
 
 __version__ = "0.1.0"
 
-__all__ = ["ArgumentError", "OptimalSamplingParams", "__version__"]
+__all__ = [
+    "ArgumentError",
+    "OptimalSampler",
+    "OptimalSamplingOutput",
+    "OptimalSamplingParams",
+    "OptimalSamplingV1",
+    "__version__",
+]
 
 # vLLM imports this package in every process of every engine: a name is loaded when it is first used.
 _HOMES = {
     "ArgumentError": "vllm_optimal_sampling.params",
+    "OptimalSampler": "vllm_optimal_sampling.sampler",
+    "OptimalSamplingOutput": "vllm_optimal_sampling.sampler",
     "OptimalSamplingParams": "vllm_optimal_sampling.params",
+    "OptimalSamplingV1": "vllm_optimal_sampling.sampler",
 }
 
 
