@@ -1,0 +1,69 @@
+"""The fenced code blocks of docs/, and the few words that are exchanged before a test runs them.
+
+What is exchanged, and nothing else: the two models' names for the example pair's folders, the server's address for that
+of the test's server, `vllm` for the module behind it in this interpreter. Where an engine is started, the options of
+`serving.SMALL` are added.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from asking import TEACHER, THETA
+from serving import SMALL, VLLM
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+MODELS = {"Qwen/Qwen2.5-3B-Instruct": TEACHER, "Qwen/Qwen2.5-1.5B-Instruct": THETA}
+ADDRESS = "http://localhost:8000"
+
+FENCE = re.compile(r"(?:^<!-- test: (?P<mark>[a-z ]+) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
+
+SMALL_ARGUMENTS = {name.replace("-", "_"): value for name, value in SMALL.items()}
+SMALL_OPTIONS = [
+    option
+    for name, value in SMALL.items()
+    for option in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
+]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block.
+
+    Attributes:
+        mark: what a comment before it says: `full` (run in the long matrix only), `new process`, or nothing.
+    """
+
+    name: str
+    language: str
+    text: str
+    mark: str | None
+
+    def prepared(self, address: str = ADDRESS) -> str:
+        """The text with the words exchanged."""
+        text = self.text.replace(ADDRESS, address)
+        for name, folder in MODELS.items():
+            text = text.replace(name, folder)
+        return re.sub("^vllm ", f"{shlex.join(VLLM)} ", text, flags=re.M) if self.language == "bash" else text
+
+    def starting_an_engine(self) -> str:
+        """The text of a Python block, with the small options after the teacher's name."""
+        return self.prepared().replace(f'"{TEACHER}",', f'"{TEACHER}", **{SMALL_ARGUMENTS!r},')
+
+
+def blocks(document: str, *languages: str) -> list[Block]:
+    """The blocks of a document in the given languages, in their order."""
+    text = (DOCS / document).read_text()
+    return [
+        Block(
+            f"{document}:{text[: match.start('text')].count(chr(10))}",
+            match["language"],
+            match["text"],
+            match["mark"],
+        )
+        for match in FENCE.finditer(text)
+        if match["language"] in languages
+    ]
