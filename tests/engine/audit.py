@@ -18,12 +18,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from requests_mix import Case
 from transformers import AutoModelForCausalLM
 from vllm import LLM
-
-from requests_mix import Case
-
 from vllm_optimal_sampling.kernels import NEVER, Method
+
 from vllm_optimal_sampling.processor import OptimalSamplingLogitsProcessor
 
 # A float32 forward of these models against float64, through other attention kernels and other reductions: observed
@@ -167,7 +166,8 @@ class RowAudit:
         for row in sorted(self.rows, key=lambda row: -len(row.tokens)):
             theta_prompt = row.theta_prompt
             if theta_prompts is not None:
-                (theta_prompt,) = (list(p) if p is not None else None for r, p in theta_prompts.items() if row.request.startswith(r))  # fmt: skip
+                (given,) = (prompt for request, prompt in theta_prompts.items() if row.request.startswith(request))
+                theta_prompt = None if given is None else list(given)
             prompt = row.tokens[: row.prompt_len] if theta_prompt is None else theta_prompt
             teacher = reference.logits(reference.teacher, row.tokens)
             # Theta has no embedding for the padding ids of a teacher that is padded further: its last id stands in.
@@ -209,7 +209,9 @@ class RowAudit:
 
 def _expected(row: Row, teacher: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
     """log q* of one row from float64 logits [vocab], written down from the definition once more."""
-    return expected_log_q(teacher, theta, **{name: row.settings[name] for name in ("method", "alpha", "alpha_min", "alpha_max")})
+    return expected_log_q(
+        teacher, theta, **{name: row.settings[name] for name in ("method", "alpha", "alpha_min", "alpha_max")}
+    )
 
 
 def expected_log_q(
