@@ -1,4 +1,4 @@
-"""The alpha at which both models, as importance samplers of each other's side of q, have the same effective sample size.
+"""The alpha at which reweighting draws of q to theta, and to the teacher, leaves the same effective sample size.
 
     sum theta^2 / q = sum teacher^2 / q,   q = theta^(1 - alpha) teacher^alpha / Z(alpha)
 
@@ -6,8 +6,8 @@ With L as in `tilt.py`, but alpha beyond [0, 1] too, the two sides are exp(L(-al
 L(alpha)), so alpha solves F = L(2 - alpha) - L(-alpha) = 0. L is convex with zeros at 0 and 1, hence F falls from
 L(2) >= 0 at alpha 0 to -L(-1) <= 0 at alpha 1, and the zero is unique.
 
-Three readings, each of two spans of nine tilts that mirror each other, narrow alpha to 1/512; a cubic through values and
-slopes ends it. 54 exponentials an element, paid only by the rows that ask for this method.
+Three readings, each of two spans of nine tilts that mirror each other, narrow alpha to 1/512; a cubic through values
+and slopes ends it. 54 exponentials an element, paid only by the rows that ask for this method.
 """
 
 import triton

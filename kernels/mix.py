@@ -1,27 +1,28 @@
 """Mix the teacher's rows with theta's, in place: every row that asks for it becomes log q*.
 
 The mathematics
-    q*(y) = theta(y)^(1 - alpha) teacher(y)^alpha / Z(alpha), alpha by the row's method; `tilt.py` and `solution.py` say how.
-    `ARITHMETIC` is q(y) = alpha teacher(y) + (1 - alpha) theta(y).
+    q*(y) = theta(y)^(1 - alpha) teacher(y)^alpha / Z(alpha), alpha by the row's method; `tilt.py` and `solution.py` say
+    how. `ARITHMETIC` is q(y) = alpha teacher(y) + (1 - alpha) theta(y).
 
 The passes (rows x splits programs each, five launches, no atomics, no host sync, no allocation)
     plan    settings of each row; the support's floor and the balanced alpha for the rows that ask for one (`plan.py`)
     read    both rows at alpha 0, 1/4, .., 1
-    refine  solve; read the open cell (1/4) again at nine alphas, and the divergences of rows that need them, else return
-    refine  the same with the open cell (1/32), which leaves 1/256
-    write   log q*, and the record; rows in reverse, so that what `read` touched last is still in L2
+    refine  solve; read the open cell (1/4) again at nine alphas, and the divergences of rows that need them
+    refine  solve; read the open cell (1/32) again, which leaves 1/256
+    write   solve; log q*, and the record; rows in reverse, so that what `read` touched last is still in L2
+    A refinement of a row that is solved, and has no divergence to compare, returns at once.
 
-What it costs, per element of an ordinary row: 6 bytes and 5 exponentials to read (theta in bf16; about 40 instructions), 10
-bytes and no exponential to write: 16 bytes against the floor of 10 (teacher read and written once, theta read once). Of
-rows with noise of 1.4 nats between teacher and theta all are done after the first reading, with 2.8 nats 7 in 10;
-a further reading costs 6 bytes and 9 exponentials. Rows that are not mixed: one load per program.
+What it costs, per element of an ordinary row: 6 bytes and 6 exponentials to read (theta in bf16; about 45
+instructions), 10 bytes and no exponential to write: 16 bytes against the floor of 10 (teacher read and written once,
+theta read once). Of rows with noise of 1.4 nats between teacher and theta all are done after the first reading, with
+2.8 nats 7 in 10; a further reading costs 6 bytes and 9 exponentials. Rows that are not mixed: one load per program.
 
 A row's tokens, and what happens to a row that cannot be mixed
-    Tokens at -inf (at or below -1e4) in either row have no mass in q and take no part in alpha, and neither do those from
-    min(V_t, V_theta) on. `ARITHMETIC` needs a token in the teacher's row only: -inf there is taken for a grammar's and binds
-    both models, -inf in theta's row is theta's own. A row is left to the teacher, bit for bit and flagged, if no token is
-    allowed by both (or next to none: `tilt.py`), if a logit of either row is nan or +inf,
-    or if the Jensen-Shannon divergence is above the request's limit.
+    Tokens at -inf (at or below -1e4) in either row have no mass in q and take no part in alpha, and neither do those
+    from min(V_t, V_theta) on. `ARITHMETIC` needs a token in the teacher's row only: -inf there is taken for a grammar's
+    and binds both models, -inf in theta's row is theta's own. A row is left to the teacher, bit for bit and flagged, if
+    no token is allowed by both (or next to none: `tilt.py`), if a logit of either row is nan or +inf, or if the
+    Jensen-Shannon divergence is above the request's limit.
 """
 
 from __future__ import annotations
@@ -308,7 +309,7 @@ def write_kernel(
     if tl.max(active.to(tl.int32), axis=0) == 0:
         return
     (
-        done, low, high, delta, value, slope, sound, alpha_min, alpha_max, lse_theta, lse_teacher, own_lse, kl_end,
+        done, low, _, delta, value, slope, sound, alpha_min, alpha_max, lse_theta, lse_teacher, own_lse, kl_end,
     ) = load_solution(first_ptr, row, active)  # fmt: skip
     reread = active & (done == 0)
     if tl.max(reread.to(tl.int32), axis=0) > 0:

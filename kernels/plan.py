@@ -1,7 +1,8 @@
 """First kernel of a mix: what each row asks for, and the two searches that few rows ask for.
 
 Reads the slot's settings once, so that the kernels after it need one small row of `plan` each. Rows that restrict the
-support or balance effective sample sizes are read here as often as `support.py` and `ess_balance.py` say; the others not at all.
+support or balance effective sample sizes are read here as often as `support.py` and `ess_balance.py` say; the others
+not at all.
 """
 
 import triton

@@ -32,8 +32,8 @@ class MixRecord:
     alpha: torch.Tensor
     """float32: the weight of the teacher in q; 1 where the teacher draws alone."""
     kl_theta: torch.Tensor
-    """float32: D_KL(q || theta). Where the teacher draws alone D_KL(teacher || theta); inf if no token is allowed by both
-    rows, nan if a logit is."""
+    """float32: D_KL(q || theta). Where the teacher draws alone D_KL(teacher || theta); inf if no token is allowed by
+    both rows, nan if a logit is."""
     kl_teacher: torch.Tensor
     """float32: D_KL(q || teacher); 0 where the teacher draws alone."""
     fallback: torch.Tensor

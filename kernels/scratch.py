@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import torch
 import triton
 
-# An H100 or H200 has 132 SMs, which hold three programs of the first reading each (150 registers, 128 threads); four waves
-# even out the last one.
+# An H100 or H200 has 132 SMs, which hold five programs of the first reading each (96 registers, 128 threads); two and a
+# half waves even out the last one.
 _PROGRAMS = 132 * 12
-_MAX_SPLITS = 64
+# `refine` reduces the splits of a row in its registers: 189 of them with 32 splits; with 64 it would spill.
+_MAX_SPLITS = 32
 _SUB, _LANES, _NUM_WARPS = 8, 256, 4
 _STEP = _SUB * _LANES
-# In steps. The end of a part costs about as much as a step; beyond sixteen nothing is gained, and the last wave is long.
+# In steps. The end of a part costs about as much as a step; long parts make the last wave long.
 _SHORTEST_PART, _LONGEST_PART = 2, 16
 
 PARTIAL_WIDTH = 64

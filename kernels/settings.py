@@ -14,7 +14,7 @@ NEVER = torch.iinfo(torch.int64).max
 
 
 class Method(enum.IntEnum):
-    """How alpha, the weight of the teacher, is found for a row. The names are those of `alpha_method`, in upper case."""
+    """How alpha, the weight of the teacher, is found for a row. Names as `alpha_method` has them, in upper case."""
 
     KL_SYMMETRY = 0
     """D_KL(q || theta) = D_KL(q || teacher)."""
@@ -23,7 +23,7 @@ class Method(enum.IntEnum):
     ENTROPY = 2
     """alpha = H(theta) / (H(theta) + H(teacher))."""
     ESS_BALANCE = 3
-    """sum theta^2 / q = sum teacher^2 / q: both importance samplers have the same effective sample size."""
+    """sum theta^2 / q = sum teacher^2 / q: draws of q, reweighted to either model, are worth as many draws of it."""
     REVERSE_KL_SYMMETRY = 4
     """D_KL(theta || q) = D_KL(teacher || q)."""
     ARITHMETIC = 5
@@ -34,9 +34,9 @@ class Method(enum.IntEnum):
 class MixSettings:
     """Settings of every request slot, on the device. All tensors are `[slots]`; write entries in place.
 
-    A row is mixed where `token_position >= first_position`. Below it the teacher draws alone (`teacher_only_tokens`); there
-    the row stays bit for bit, and the record says alpha 1. A request that opted out has `first_position = NEVER`: its
-    rows are neither read nor written, and its record is left as it was.
+    A row is mixed where `token_position >= first_position`. Below it the teacher draws alone (`teacher_only_tokens`);
+    there the row stays bit for bit, and the record says alpha 1. A request that opted out has `first_position = NEVER`:
+    its rows are neither read nor written, and its record is left as it was.
     """
 
     first_position: torch.Tensor

@@ -1,8 +1,8 @@
 """From the partial sums of a reading to alpha: the step between two readings. Device functions; `mix.py` launches them.
 
-The consumers of a reading reduce its partial sums again, each for itself: no atomics, no kernel only for that. The first
-reading, of the span [0, 1], also gives what the other methods need. With F_theta = -g(0) = D_KL(theta || teacher) and
-F_teacher = g(1) = D_KL(teacher || theta), and H the entropies,
+The consumers of a reading reduce its partial sums again, each for itself: no atomics, no kernel only for that. The
+first reading, of the span [0, 1], also gives what the other methods need. With F_theta = -g(0) = D_KL(theta || teacher)
+and F_teacher = g(1) = D_KL(teacher || theta), and H the entropies,
 
     KL symmetry           g(alpha) = 0
     reverse KL symmetry   D_KL(theta || q) = alpha F_theta + L,  D_KL(teacher || q) = (1 - alpha) F_teacher + L,
@@ -90,9 +90,9 @@ def load_reading(
     parts = partials_ptr + (row[:, None] * splits + split) * PARTIAL_WIDTH
     peaks_low = tl.load(parts + PEAK_LOW, mask=inside, other=NOTHING)
     peaks_high = tl.load(parts + PEAK_HIGH, mask=inside, other=NOTHING)
-    index = tl.arange(0, PAD)[None, :, None]
-    nodes = parts[:, None, :] + index
-    wanted = inside[:, None, :] & (index < NODES)
+    index = tl.arange(0, PAD)[None, None, :]
+    nodes = parts[:, :, None] + index
+    wanted = inside[:, :, None] & (index < NODES)
     z = tl.load(nodes + Z, mask=wanted, other=0.0)
     r = tl.load(nodes + R, mask=wanted, other=0.0)
     q = tl.load(nodes + Q, mask=wanted, other=0.0)
@@ -108,20 +108,20 @@ def load_reading(
         peaks_own = tl.load(parts + PEAK_OWN, mask=inside, other=NOTHING)
         peak_own = tl.max(peaks_own, axis=1)
         own = tl.sum(tl.load(parts + OWN, mask=inside, other=0.0) * tl.exp2(peaks_own - peak_own[:, None]), axis=1)
-        z_low = tl.sum(tl.where(index == 0, z, 0.0), axis=1)
-        z_high = tl.sum(tl.where(index == NODES - 1, z, 0.0), axis=1)
+        z_low = tl.load(parts + Z, mask=inside, other=0.0)
+        z_high = tl.load(parts + Z + (NODES - 1), mask=inside, other=0.0)
         spreads_low = tl.load(parts + SPREAD_LOW, mask=inside, other=0.0) + fall_low * z_low
         spreads_high = tl.load(parts + SPREAD_HIGH, mask=inside, other=0.0) + fall_high * z_high
         spread_low = tl.sum(spreads_low * tl.exp2(fall_low), axis=1)
         spread_high = tl.sum(spreads_high * tl.exp2(fall_high), axis=1)
     tau = index / (NODES - 1)
-    z, r, q = move_peaks(z, r, q, fall_low[:, None, :], fall_high[:, None, :], tau)
+    z, r, q = move_peaks(z, r, q, fall_low[:, :, None], fall_high[:, :, None], tau)
     return (
         peak_low,
         peak_high,
-        tl.sum(z, axis=2),
-        tl.sum(r, axis=2),
-        tl.sum(q, axis=2),
+        tl.sum(z, axis=1),
+        tl.sum(r, axis=1),
+        tl.sum(q, axis=1),
         own,
         peak_own,
         spread_low,

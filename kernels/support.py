@@ -3,13 +3,14 @@
     top k:    floor = the k-th largest logit,
     nucleus:  floor = the largest logit f with  sum over {logit >= f} of exp(logit) >= p * sum over all of exp(logit),
 
-over the tokens that may be mixed at all; with both, the nucleus is taken inside the top k, as vLLM does. Every token at the
-floor is kept, so ties can leave more than k.
+over the tokens that may be mixed at all; with both, the nucleus is taken inside the top k, as vLLM does. Every token at
+the floor is kept, so ties can leave more than k.
 
 Neither needs a sort. A float's bits, read as an integer with the negative ones flipped, order as the float does; both
-measures fall as the floor rises; so the floor is found by a search over 2^32 keys with 16 candidates a reading: 8 readings of
-both rows at most, fewer once a candidate has exactly k tokens above it. No exponential for top k, one an element and reading
-for the nucleus, whose sum is float32: where the mass of a set is within about 1e-6 of p, the set can be one token off.
+measures fall as the floor rises; so the floor is found by a search over 2^32 keys with 16 candidates a reading: 8
+readings of both rows at most, fewer once a candidate has exactly k tokens above it. No exponential for top k, one an
+element and reading for the nucleus, whose sum is float32: where the mass of a set is within about 1e-6 of p, the set
+can be one token off.
 """
 
 import triton

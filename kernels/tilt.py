@@ -1,7 +1,8 @@
 """Tilted sums of two rows, and the alpha that solves for them. Device functions; `mix.py` and `support.py` launch them.
 
 The mathematics
-    With theta's logits a, the teacher's b and r = b - a, the *tilt* of the pair at alpha is a + alpha r. Over the mixed tokens
+    With theta's logits a, the teacher's b and r = b - a, the *tilt* of the pair at alpha is a + alpha r. Over the mixed
+    tokens
 
         Z(alpha) = sum exp(a + alpha r),   R = sum r exp(a + alpha r),   Q = sum r^2 exp(a + alpha r),
 
@@ -11,16 +12,18 @@ The mathematics
         D_KL(q || theta) = alpha g - L,   D_KL(q || teacher) = (alpha - 1) g - L.
 
 How it is computed
-    One reading of a row gives Z, R and Q at `NODES` equally spaced alphas of a span [low, high]: `tilted_sums`. In the cell
-    between two nodes where g changes sign, L has six known numbers (value, slope and curvature at both ends): `close_cell`
-    puts the quintic through them, finds the zero of its slope and estimates the error from the difference to the cubic
-    that does without the values. Where that is too large, the cell is the span of the next reading.
+    One reading of a row gives Z, R and Q at `NODES` equally spaced alphas of a span [low, high]: `tilted_sums`. In the
+    cell between two nodes where g changes sign, L has six known numbers (value, slope and curvature at both ends):
+    `close_cell` puts the quintic through them, finds the zero of its slope and estimates the error from the difference
+    to the cubic that does without the values. Where that is too large, the cell is the span of the next reading.
 
-    Sums are kept relative to the largest tilts at low and at high that a lane has seen (`peak_low`, `peak_high`, in bits), so
-    that shifting a row changes nothing. Where the peaks disagree, the sum at a node in between can be so small that its
-    terms underflow: such a node is left out, and the cell is wider. A row for which that leaves no cell in the end
-    (sum sqrt(theta * teacher) below about exp(-130)) counts as having nothing in common.
+    Sums are kept relative to the largest tilts at low and at high that a lane has seen (`peak_low`, `peak_high`, in
+    bits), so that shifting a row changes nothing. Where the peaks disagree, the sum at a node in between can be so
+    small that its terms underflow: such a node is left out, and the cell is wider. A row for which that leaves no cell
+    in the end (sum sqrt(theta * teacher) below about exp(-130)) counts as having nothing in common.
 """
+
+# ruff: noqa: RUF005 - Triton adds tuples, but does not unpack one into another.
 
 import triton
 import triton.language as tl
@@ -37,17 +40,20 @@ NOTHING = tl.constexpr(-1.0e30)
 RESOLVED = tl.constexpr(2.0**-100)
 """A sum below this, relative to the peaks, may lack terms that underflowed."""
 
+MOST_LEVELS = tl.constexpr(4)
+"""Base-2 logarithm of the most nodes of a reading, padded."""
+
 GRID = tl.constexpr(256)
 """Points on which the slope is looked at for its zero; two steps along a chord follow."""
 
 CUBIC_TOLERANCE = tl.constexpr(2.0e-3)
 """Nats. A reading is enough if the quintic's correction of the cubic is at most twice this..."""
 SLOPE_TOLERANCE = tl.constexpr(0.1)
-"""...and the trapezoid of the curvatures gives the growth of the slope to this. Over 1,200 rows of 14 families that left
-a KL gap of at most 4e-4; the first test alone let 1.5e-2 through, since errors of both signs cancel in it."""
+"""...and the trapezoid of the curvatures gives the growth of the slope to this. Over 1,200 rows of 14 families that
+left a KL gap of at most 4e-4; the first test alone let 1.5e-2 through, since errors of both signs cancel in it."""
 NEAR_TOLERANCE = tl.constexpr(5.0e-4)
-"""Nats. Enough too if alpha is so near a node that an error of that growth, shrunk by the square of the distance, is at most
-this: alpha = 1/2 needs no second reading of any row."""
+"""Nats. Enough too if alpha is so near a node that an error of that growth, shrunk by the square of the distance, is at
+most this: alpha = 1/2 needs no second reading of any row."""
 
 
 @triton.jit
@@ -74,6 +80,27 @@ def move_peaks(z, r, q, fall_low, fall_high, tau):
 
 
 @triton.jit
+def sum_lanes(sums, ROWS: tl.constexpr, NODES: tl.constexpr, PAD: tl.constexpr, LANES: tl.constexpr):
+    """[ROWS, PAD] of NODES times [ROWS, LANES], in one reduction.
+
+    Joining pairs, unlike a comparison with an index, keeps the nodes of a lane in the registers of its thread.
+    """
+    parts = sums
+    for _ in tl.static_range(PAD - NODES):
+        parts = parts + (tl.full([ROWS, LANES], 0.0, tl.float32),)
+    for level in tl.static_range(1, MOST_LEVELS + 1):
+        if (PAD >> level) > 0:
+            joined = ()
+            for node in tl.static_range(PAD >> level):
+                joined = joined + (tl.join(parts[node], parts[node + (PAD >> level)]),)
+            parts = joined
+    if LANES > 256:
+        # The interpreter adds along this axis one by one: two chains of 32 round less than one of a thousand.
+        return tl.sum(tl.sum(tl.reshape(parts[0], [ROWS, LANES // 32, 32, PAD]), axis=2), axis=1)
+    return tl.reshape(tl.sum(parts[0], axis=1), [ROWS, PAD])
+
+
+@triton.jit
 def tilted_sums(
     teacher_row,  # [ROWS, 1] pointers
     theta_row,  # [ROWS, 1] pointers
@@ -92,8 +119,9 @@ def tilted_sums(
 ):
     """peak_low, peak_high [ROWS] in bits, z, r, q [ROWS, PAD], own, peak_own, spread_low, spread_high [ROWS].
 
-    r counts in bits per span, relative to the peaks. FIRST only: `own` is the teacher's sum over the tokens that its own row
-    keeps, relative to `peak_own`, and spread the sum of weight times bits below the peak at each end of the span.
+    r counts in bits per span, relative to the peaks. FIRST only: `own` is the teacher's sum over the tokens that its
+    own row keeps, relative to `peak_own`, and spread the sum of weight times bits below the peak at each end of the
+    span.
 
     Sums and peaks are kept per lane, so that the loop has no barrier; SUB tiles share one change of peaks.
     """
@@ -118,6 +146,7 @@ def tilted_sums(
         tilts = ()
         slopes = ()
         owns = ()
+        highs = ()
         top_low = peak_low
         top_high = peak_high
         top_own = peak_own
@@ -129,14 +158,17 @@ def tilted_sums(
             ratio = tl.where(both, teacher - theta, 0.0)
             tilt = tl.where(both, (theta + low[:, None] * ratio) * LOG2_E, float("-inf"))
             slope = ratio * span
+            # At high = 1 the teacher's own logit, exactly: the entropy of a certain row is a sum of last bits.
+            at_high = tl.where(both, teacher * LOG2_E, float("-inf")) if FIRST else tilt + slope
             top_low = tl.maximum(top_low, tilt)
-            top_high = tl.maximum(top_high, tilt + slope)
+            top_high = tl.maximum(top_high, at_high)
             tilts = tilts + (tilt,)
             slopes = slopes + (slope,)
             if FIRST:
                 own_bits = tl.where(own, teacher * LOG2_E, float("-inf"))
                 top_own = tl.maximum(top_own, own_bits)
                 owns = owns + (own_bits,)
+                highs = highs + (at_high,)
         fall_low = peak_low - top_low
         fall_high = peak_high - top_high
         peak_low = top_low
@@ -161,13 +193,16 @@ def tilted_sums(
         new_q = ()
         for node in tl.static_range(NODES):
             tau = node / (NODES - 1)
-            # `move_peaks` written out: a call costs the interpreter more than its sums do.
+            # `move_peaks` written out, here and below: a call costs the interpreter more than its sums do.
             scale = tl.exp2(fall_low + tau * turn)
             node_q = (q[node] + turn * (2.0 * r[node] + turn * z[node])) * scale
             node_r = (r[node] + turn * z[node]) * scale
             node_z = z[node] * scale
             for sub in tl.static_range(SUB):
-                bits = near_tilts[sub] + tau * near_slopes[sub]
+                if FIRST and node == NODES - 1:
+                    bits = highs[sub] - top_high
+                else:
+                    bits = near_tilts[sub] + tau * near_slopes[sub]
                 weight = tl.exp2(bits)
                 # A dropped token has no weight, and bits of -inf that must not make it nan.
                 if FIRST and node == 0:
@@ -199,23 +234,21 @@ def tilted_sums(
         own_sum = top_low
         spread_low = top_low
         spread_high = top_low
-    index = tl.arange(0, PAD)[None, :, None]
-    all_z = tl.full([ROWS, PAD, LANES], 0.0, tl.float32)
-    all_r = all_z
-    all_q = all_z
+    turn = fall_high - fall_low
+    moved_z = ()
+    moved_r = ()
+    moved_q = ()
     for node in tl.static_range(NODES):
-        all_z = tl.where(index == node, z[node][:, None, :], all_z)
-        all_r = tl.where(index == node, r[node][:, None, :], all_r)
-        all_q = tl.where(index == node, q[node][:, None, :], all_q)
-    all_z, all_r, all_q = move_peaks(
-        all_z, all_r, all_q, fall_low[:, None, :], fall_high[:, None, :], index / (NODES - 1)
-    )
+        scale = tl.exp2(fall_low + node / (NODES - 1) * turn)
+        moved_z = moved_z + (z[node] * scale,)
+        moved_r = moved_r + ((r[node] + turn * z[node]) * scale,)
+        moved_q = moved_q + ((q[node] + turn * (2.0 * r[node] + turn * z[node])) * scale,)
     return (
         top_low,
         top_high,
-        tl.sum(all_z, axis=2),
-        tl.sum(all_r, axis=2),
-        tl.sum(all_q, axis=2),
+        sum_lanes(moved_z, ROWS, NODES, PAD, LANES),
+        sum_lanes(moved_r, ROWS, NODES, PAD, LANES),
+        sum_lanes(moved_q, ROWS, NODES, PAD, LANES),
         own_sum,
         top_own,
         spread_low,
@@ -238,7 +271,7 @@ def pick(first, second, index, wanted):
 
 @triton.jit
 def slope_at(t, slope_0, slope_1, rise_0, rise_1, correction):
-    """Slope of the quintic at t in [0, 1] of a cell: the cubic through slopes and rises (step times curvature), corrected."""
+    """Slope of the quintic at t in [0, 1]: the cubic through slopes and rises (step times curvature), corrected."""
     s = 1.0 - t
     cubic = s * s * ((1.0 + 2.0 * t) * slope_0 + t * rise_0) + t * t * ((1.0 + 2.0 * s) * slope_1 - s * rise_1)
     return cubic + 30.0 * correction * (t * t) * (s * s)
@@ -246,7 +279,7 @@ def slope_at(t, slope_0, slope_1, rise_0, rise_1, correction):
 
 @triton.jit
 def zero_of_slope(slope_0, slope_1, rise_0, rise_1, correction):
-    """Where in [0, 1] the slope crosses zero upwards: on a grid, then by two steps along a chord. All arguments [ROWS]."""
+    """Where in [0, 1] the slope crosses zero upwards: on a grid, then two steps along a chord. All [ROWS]."""
     point = tl.arange(0, GRID)[None, :]
     step = 1.0 / (GRID - 1)
     grid_slope = slope_at(
@@ -283,8 +316,9 @@ def close_cell(
 ):
     """The cell that holds alpha, alpha inside it, L and g there, and whether that is good enough. All [ROWS].
 
-    Returns cell_low, cell_high, delta (alpha = cell_low + delta, kept apart: near a step of g the last bit of alpha counts),
-    L, g, done, and whether the cell's ends are neighbouring nodes, without which the other numbers mean nothing.
+    Returns cell_low, cell_high, delta (alpha = cell_low + delta, kept apart: near a step of g the last bit of alpha
+    counts), L, g, done, and whether the cell's ends are neighbouring nodes, without which the other numbers mean
+    nothing.
     """
     index = tl.arange(0, PAD)[None, :]
     span = high - low
@@ -317,8 +351,10 @@ def close_cell(
     correction = secant - 0.5 * (slope_0 + slope_1) - (rise_0 - rise_1) / 12.0
     t = zero_of_slope(slope_0, slope_1, rise_0, rise_1, correction)
     # In this order alpha_min = alpha_max gives that alpha, whatever the slope.
-    t = tl.maximum(t, (alpha_min - cell_low) / step)
-    t = tl.minimum(t, (alpha_max - cell_low) / step)
+    lowest = (alpha_min - cell_low) / step
+    highest = (alpha_max - cell_low) / step
+    bounded = (t <= lowest) | (t >= highest)
+    t = tl.minimum(tl.maximum(t, lowest), highest)
     t = tl.minimum(tl.maximum(t, 0.0), 1.0)
     g = slope_at(t, slope_0, slope_1, rise_0, rise_1, correction)
     t2 = t * t
@@ -337,5 +373,6 @@ def close_cell(
     doubt = 16.0 * t2 * (1.0 - t) * (1.0 - t)
     trapezoid = tl.abs(slope_1 - slope_0 - 0.5 * (rise_0 + rise_1))
     smooth = (trapezoid <= SLOPE_TOLERANCE) & (doubt * tl.abs(correction) <= CUBIC_TOLERANCE)
-    done = adjacent & (smooth | (doubt * trapezoid <= NEAR_TOLERANCE))
+    zero = bounded | (tl.abs(g) <= NEAR_TOLERANCE)
+    done = adjacent & zero & (smooth | (doubt * trapezoid <= NEAR_TOLERANCE))
     return cell_low, cell_high, t * step, value, g, done, adjacent

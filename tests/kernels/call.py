@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 from adversarial_rows import Pair
-
 from vllm_optimal_sampling.kernels import Method, MixRecord, MixScratch, MixSettings, mix_, reference
 from vllm_optimal_sampling.kernels.mix import launch
 from vllm_optimal_sampling.kernels.scratch import LaunchShape

@@ -17,7 +17,6 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-
 from vllm_optimal_sampling.kernels.mix import NODES, PAD, read_kernel, refine_kernel, write_kernel
 from vllm_optimal_sampling.kernels.plan import plan_kernel
 from vllm_optimal_sampling.kernels.scratch import LaunchShape

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from vllm_optimal_sampling.kernels import MixRecord, MixScratch, MixSettings, mix_, token_logprobs
 
 ROWS, SLOTS, POSITIONS, VOCAB = 4, 3, 2, 16
@@ -81,12 +80,12 @@ def test_token_logprobs_refuses() -> None:
 
 def test_settings_and_record_refuse_wrong_tensors() -> None:
     settings = MixSettings.allocate(SLOTS, "cpu")
-    with pytest.raises(TypeError, match="MixSettings.method is int64; it has to be int32"):
+    with pytest.raises(TypeError, match=r"MixSettings\.method is int64; it has to be int32"):
         MixSettings(**vars(settings) | {"method": settings.first_position})
     with pytest.raises(ValueError, match=r"MixSettings.alpha has shape \[2\]"):
         MixSettings(**vars(settings) | {"alpha": settings.alpha[:2]})
     record = MixRecord.allocate(SLOTS, POSITIONS, "cpu")
-    with pytest.raises(TypeError, match="MixRecord.fallback is float32; it has to be bool"):
+    with pytest.raises(TypeError, match=r"MixRecord\.fallback is float32; it has to be bool"):
         MixRecord(**vars(record) | {"fallback": record.alpha})
 
 

@@ -7,14 +7,13 @@ import torch
 from adversarial_rows import Pair, families
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-
 from vllm_optimal_sampling.kernels import NEVER, Kind, Method, MixRecord, MixScratch, MixSettings, mix_, reference
 from vllm_optimal_sampling.kernels.scratch import LaunchShape
 
 VOCAB = 997
 GEOMETRIC_METHODS = [method for method in Method if method != Method.ARITHMETIC]
 # One row a program, several splits, several tiles a step and steps a split: what a GPU runs, in small.
-LIKE_A_GPU = LaunchShape(rows=1, splits=3, split_size=384, sub=4, lanes=32, num_warps=1)
+LIKE_A_GPU = LaunchShape(rows=1, splits=2, split_size=512, sub=2, lanes=128, num_warps=1)
 
 
 def all_pairs(vocab: int = VOCAB, seed: int = 0) -> list[tuple[str, Pair]]:
@@ -88,7 +87,7 @@ def test_theta_in_half_precision(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("method", [Method.KL_SYMMETRY, Method.ESS_BALANCE, Method.ARITHMETIC])
 def test_split_rows_give_the_same(method: Method) -> None:
-    """The shape of a GPU launch: partial sums of three splits, two of them with a second step, one that is partly empty."""
+    """The shape of a GPU launch: partial sums of two splits with two steps each, the last partly empty."""
     names = ["ordinary", "far", "disjoint_peaks", "halves_40", "grammar_2", "minus_inf_in_theta"]
     pairs = [families(VOCAB)[name][0] for name in names]
     mixed = call.mix(pairs, method, alpha=0.3, shape=LIKE_A_GPU, max_js_divergence=0.6931)

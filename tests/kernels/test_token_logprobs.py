@@ -5,7 +5,6 @@ import pytest
 import tolerances
 import torch
 from adversarial_rows import families
-
 from vllm_optimal_sampling.kernels import Method, MixRecord, token_logprobs
 
 VOCAB = 301

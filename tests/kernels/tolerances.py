@@ -5,8 +5,8 @@ KL_GAP = 1e-3
 (`tilt.CUBIC_TOLERANCE`, its error on 1,200 rows of 14 families is at most 4e-4)."""
 
 KL_GAP_80 = 2e-3
-"""The same where both rows reach from -80 to 80 with their peaks apart. There g rises by 25,000 nats per unit of alpha and a
-logit's own rounding, 4e-6, moves g by 6e-4."""
+"""The same where both rows reach from -80 to 80 with their peaks apart. There g rises by 25,000 nats per unit of alpha
+and a logit's own rounding, 4e-6, moves g by 6e-4."""
 
 TOTAL_VARIATION = 1e-4
 """TV(q, q*) at the reference's alpha. The requirement."""
@@ -34,10 +34,12 @@ KL_RELATIVE_80 = 2e-3
 """The same for the rows of `KL_GAP_80`."""
 
 LOG_PROBABILITY = 2e-4
-"""log q, log teacher, log theta of one token: rounding of logits of 80 and normalisers, plus what `KL_GAP` leaves of alpha."""
+"""log q, log teacher, log theta of one token: rounding of logits of 80 and normalisers, plus what `KL_GAP` leaves of
+alpha."""
 
 SAME_DISTRIBUTION = 2e-4
 """TV between two launch shapes: each is within `TOTAL_VARIATION` of q*."""
 
 SHIFTED = 5e-5
-"""TV after adding up to 100 to a row: the rounding of the shifted logits themselves, 8e-6, times a mean |r| of a few."""
+"""TV after adding up to 100 to a row: the rounding of the shifted logits themselves, 8e-6, times a mean |r| of a
+few."""

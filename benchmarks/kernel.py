@@ -1,0 +1,358 @@
+"""The mix kernel against its floor, a copy in the same run, and three ways to write it in torch.
+
+    python benchmarks/kernel.py                 on a GPU: check, time, print a table, write
+    benchmarks/results/kernel.json python benchmarks/kernel.py --check         only check, on small shapes; without a
+    GPU this is all that runs
+
+Every row is KL symmetry over bf16 theta logits. The floor is the time to read the teacher's rows and theta's once and
+write the teacher's once, at the speed of a device-to-device copy of the same size measured in this run. The peers:
+
+    original   the algorithm of the public implementation: probabilities clamped at 1e-10, twelve steps of bisection,
+    row
+               by row, each step waiting for the device with .item()
+    batched    thirty steps of bisection over all rows at once, in log space
+    compiled   the same through torch.compile
+
+A peer that would need more than --peer-seconds for a call (it is timed once first) is left out of the table, and said
+so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+import triton
+from vllm_optimal_sampling.kernels import Method, MixRecord, MixScratch, MixSettings, mix_, reference
+
+ROWS = (1, 8, 32, 64, 160, 320, 1280)
+VOCABULARIES = (32_000, 128_256, 151_936, 262_144)
+NUM_POSITIONS = 5
+SEED = 0
+RESULTS = Path(__file__).parent / "results" / "kernel.json"
+
+KL_GAP = 1e-3
+TOTAL_VARIATION = 1e-4
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call's tensors. Rows are those of requests with `NUM_POSITIONS` rows each."""
+
+    teacher: torch.Tensor
+    theta: torch.Tensor
+    slots: torch.Tensor
+    draft_positions: torch.Tensor
+    token_positions: torch.Tensor
+    settings: MixSettings
+    record: MixRecord
+    scratch: MixScratch
+
+    @classmethod
+    def make(cls, num_rows: int, vocab: int, noise: float, device: torch.device) -> Case:
+        """Rows like a language model's: shared normal logits of 2.5 nats, a few likely tokens, `noise` nats on each
+        model."""
+        generator = torch.Generator(device=device).manual_seed(SEED)
+        num_slots = -(-num_rows // NUM_POSITIONS)
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, device=device, generator=generator)
+
+        shared = 2.5 * normal(num_slots * NUM_POSITIONS, vocab)
+        likely = torch.randint(0, vocab, (num_slots * NUM_POSITIONS, 6), device=device, generator=generator)
+        shared.scatter_add_(1, likely, 10 + 4 * normal(*likely.shape))
+        theta = (shared + noise * normal(*shared.shape)).bfloat16().view(num_slots, NUM_POSITIONS, vocab)
+        teacher = shared[:num_rows] + noise * normal(num_rows, vocab)
+        rows = torch.arange(num_rows, device=device, dtype=torch.int32)
+        settings = MixSettings.allocate(num_slots, device)
+        settings.first_position.zero_()
+        settings.method.fill_(Method.KL_SYMMETRY)
+        return cls(
+            teacher=teacher,
+            theta=theta,
+            slots=rows // NUM_POSITIONS,
+            draft_positions=rows % NUM_POSITIONS,
+            token_positions=torch.zeros(num_rows, dtype=torch.int64, device=device),
+            settings=settings,
+            record=MixRecord.allocate(num_slots, NUM_POSITIONS, device),
+            scratch=MixScratch.allocate(num_rows, vocab, device),
+        )
+
+    @property
+    def theta_rows(self) -> torch.Tensor:
+        return self.theta.flatten(0, 1)[: len(self.teacher)]
+
+    @property
+    def floor_bytes(self) -> int:
+        num_rows, vocab = self.teacher.shape
+        return num_rows * vocab * (4 + 4 + self.theta.element_size())
+
+    def mix(self, rows: torch.Tensor) -> None:
+        mix_(
+            rows,
+            self.theta,
+            self.slots,
+            self.draft_positions,
+            self.token_positions,
+            self.settings,
+            self.record,
+            self.scratch,
+        )
+
+
+def original(teacher: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
+    """Twelve steps of bisection over clamped probabilities, one row after another, a device sync per step."""
+    rows = []
+    for row in range(len(teacher)):
+        p = theta[row].float().softmax(-1).clamp_min(1e-10)
+        t = teacher[row].softmax(-1).clamp_min(1e-10)
+        low, high = 0.0, 1.0
+        for _ in range(12):
+            alpha = (low + high) / 2
+            q = p ** (1 - alpha) * t**alpha
+            q = q / q.sum()
+            difference = (q * (q / p).log()).sum() - (q * (q / t).log()).sum()
+            if difference.item() < 0:
+                low = alpha
+            else:
+                high = alpha
+        alpha = (low + high) / 2
+        q = p ** (1 - alpha) * t**alpha
+        rows.append((q / q.sum()).log())
+    return torch.stack(rows)
+
+
+def batched(teacher: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
+    """Thirty steps of bisection over all rows, in log space."""
+    u, v = theta.float().log_softmax(-1), teacher.log_softmax(-1)
+    ratio = v - u
+    low = torch.zeros(len(u), 1, device=u.device)
+    high = torch.ones_like(low)
+    for _ in range(30):
+        alpha = (low + high) / 2
+        slope = ((u + alpha * ratio).softmax(-1) * ratio).sum(-1, keepdim=True)
+        low, high = torch.where(slope < 0, alpha, low), torch.where(slope < 0, high, alpha)
+    return (u + (low + high) / 2 * ratio).log_softmax(-1)
+
+
+def errors(case: Case, log_q: torch.Tensor, sample: int = 4) -> tuple[float, float]:
+    """Largest KL gap over all rows, and largest total variation to the float64 reference over the first `sample`."""
+    gap = variation = 0.0
+    for row in range(len(log_q)):
+        u, v = case.theta_rows[row].double().log_softmax(0), case.teacher[row].double().log_softmax(0)
+        q = log_q[row].double().softmax(0)
+        gap = max(gap, abs(float((q * (v - u)).sum())))
+        if row < sample:
+            wanted = reference.mix(case.teacher[row], case.theta_rows[row]).log_q.exp()
+            variation = max(variation, float((q - wanted).abs().sum()) / 2)
+    return gap, variation
+
+
+def check(case: Case) -> tuple[float, float]:
+    """`errors` of the kernel; raises if they are larger than allowed."""
+    rows = case.teacher.clone()
+    case.mix(rows)
+    gap, variation = errors(case, rows)
+    if gap > KL_GAP or variation > TOTAL_VARIATION:
+        raise RuntimeError(
+            f"{list(rows.shape)}: KL gap {gap:.1e} (allowed {KL_GAP}), TV {variation:.1e} (allowed {TOTAL_VARIATION})"
+        )
+    return gap, variation
+
+
+@dataclass(frozen=True)
+class Time:
+    """Microseconds per call."""
+
+    median: float
+    p20: float
+    p80: float
+
+
+def timed(call: Callable[[], object], seconds: float, prepare: Callable[[], object] = lambda: None) -> Time:
+    """Median and quantiles of single calls for about `seconds`, after a tenth of that as warm-up.
+
+    Before each call, and outside its time, `prepare` runs and a buffer larger than the L2 cache is written, so that
+    every call finds its rows in memory.
+    """
+    flush = torch.empty(256 * 2**20, dtype=torch.int8, device="cuda")
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def once() -> float:
+        prepare()
+        flush.zero_()
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) * 1e3
+
+    def repeat(limit: float, fewest: int) -> list[float]:
+        times: list[float] = []
+        until = perf_counter() + limit
+        while len(times) < fewest or perf_counter() < until:
+            times.append(once())
+        return times
+
+    repeat(seconds / 10, 3)
+    quantiles = torch.tensor(repeat(seconds, 20)).quantile(torch.tensor([0.5, 0.2, 0.8]))
+    return Time(*(float(value) for value in quantiles))
+
+
+def graph_of(call: Callable[[], object]) -> Callable[[], None]:
+    """A CUDA graph of a call, warmed up."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def copy_time(num_bytes: int, seconds: float) -> Time:
+    """A device-to-device copy that moves `num_bytes` in all, half of them read."""
+    source = torch.empty(num_bytes // 2, dtype=torch.int8, device="cuda")
+    target = torch.empty_like(source)
+    return timed(graph_of(lambda: target.copy_(source)), seconds)
+
+
+def measure(case: Case, seconds: float, peer_seconds: float) -> dict[str, Any]:
+    """One line of the table."""
+    # Graphs are replayed, so that the device is timed and not the host's launches. The kernel works in place: its rows
+    # are restored before each call, or it would soon mix theta with itself.
+    rows = case.teacher.clone()
+    replay = graph_of(lambda: case.mix(rows))
+    times = {
+        "copy": copy_time(case.floor_bytes, seconds),
+        "kernel": timed(replay, seconds, prepare=lambda: rows.copy_(case.teacher)),
+    }
+    eager = case.teacher.clone()
+    case.mix(eager)
+    rows.copy_(case.teacher)
+    replay()
+    torch.cuda.synchronize()
+    peers: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+        "original": original,
+        "batched": batched,
+        "compiled": torch.compile(batched, dynamic=False),
+    }
+    left_out = []
+    for name, peer in peers.items():
+        try:
+            peer(case.teacher, case.theta_rows)
+            torch.cuda.synchronize()
+            begin = perf_counter()
+            peer(case.teacher, case.theta_rows)
+            torch.cuda.synchronize()
+        except torch.cuda.OutOfMemoryError:
+            left_out.append(f"{name}: out of memory")
+            continue
+        if perf_counter() - begin > peer_seconds:
+            left_out.append(f"{name}: {perf_counter() - begin:.1f} s a call")
+            continue
+        times[name] = timed(lambda peer=peer: peer(case.teacher, case.theta_rows), seconds)
+    floor = times["copy"].median
+    gigabytes = case.floor_bytes / 1e3
+    return {
+        "rows": len(case.teacher),
+        "vocab": case.teacher.shape[1],
+        "floor_bytes": case.floor_bytes,
+        "microseconds": {name: asdict(time) for name, time in times.items()},
+        "gigabytes_per_second": {name: gigabytes / times[name].median for name in ("copy", "kernel")},
+        "times_floor": times["kernel"].median / floor,
+        "graph_equals_eager": torch.equal(eager, rows),
+        "left_out": left_out,
+    }
+
+
+def commit() -> str:
+    """The checked-out commit, with a mark if files differ from it."""
+    result = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.stdout.strip() or "unknown"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Check and time the mix kernel.")
+    parser.add_argument("--check", action="store_true", help="only check, on small shapes")
+    parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
+    parser.add_argument("--vocabularies", type=int, nargs="+", default=VOCABULARIES)
+    parser.add_argument("--noise", type=float, default=1.0, help="nats between each model and what they share")
+    parser.add_argument("--seconds", type=float, default=0.5, help="time for each measurement")
+    parser.add_argument("--peer-seconds", type=float, default=1.0, help="leave out a peer that takes longer for a call")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+
+    if arguments.check or not torch.cuda.is_available():
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        for num_rows, vocab in ((1, 997), (8, 2048), (33, 515)):
+            gap, variation = check(Case.make(num_rows, vocab, arguments.noise, device))
+            print(f"{num_rows:>5} rows of {vocab:>6}: KL gap {gap:.1e}, TV {variation:.1e}")
+        if not arguments.check:
+            sys.exit("No GPU here: the kernel was checked, but not timed; times of Triton's interpreter mean nothing.")
+        return
+
+    device = torch.device("cuda")
+    lines = []
+    titles = ("kernel us", "p20", "p80", "GB/s", "copy GB/s", "x floor", "original", "batched", "compiled")
+    print(f"{'rows':>6} {'vocab':>8} " + " ".join(f"{title:>9}" for title in titles))
+    for vocab in arguments.vocabularies:
+        for num_rows in arguments.rows:
+            case = Case.make(num_rows, vocab, arguments.noise, device)
+            gap, variation = check(case)
+            line = measure(case, arguments.seconds, arguments.peer_seconds)
+            line |= {"kl_gap": gap, "total_variation": variation}
+            lines.append(line)
+            times, speed = line["microseconds"], line["gigabytes_per_second"]
+            kernel = times["kernel"]
+            ratios = [
+                f"{times[name]['median'] / kernel['median']:>8.1f}x" if name in times else f"{'-':>9}"
+                for name in ("original", "batched", "compiled")
+            ]
+            print(
+                f"{num_rows:>6} {vocab:>8} {kernel['median']:>9.1f} {kernel['p20']:>9.1f} {kernel['p80']:>9.1f} "
+                f"{speed['kernel']:>9.0f} {speed['copy']:>9.0f} {line['times_floor']:>9.2f} {' '.join(ratios)}"
+            )
+            del case
+            torch.cuda.empty_cache()
+    properties = torch.cuda.get_device_properties(device)
+    result = {
+        "device": properties.name,
+        "multiprocessors": properties.multi_processor_count,
+        "cuda": torch.version.cuda,
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "python": platform.python_version(),
+        "commit": commit(),
+        "seed": SEED,
+        "noise": arguments.noise,
+        "theta_dtype": "bfloat16",
+        "rows_per_request": NUM_POSITIONS,
+        "l2_flushed_between_calls": True,
+        "lines": lines,
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"written to {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()
