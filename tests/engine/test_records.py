@@ -304,7 +304,8 @@ def test_metrics_over_http(server: Server) -> None:
         "/v1/completions",
         {"prompt": [5, 6], "max_tokens": 4, "ignore_eos": True, "vllm_xargs": {"optimal_sampling": False}},
     )
-    lines = [line for line in server.get("/metrics").splitlines() if line.startswith("vllm:optimal_sampling")]
+    exposed = server.get("/metrics")
+    lines = [line for line in exposed.splitlines() if line.startswith("vllm:optimal_sampling")]
     values = {re.sub(r'model_name="[^"]*"|engine="0"|[{},]', "", line.rsplit(" ", 1)[0]): line for line in lines}
     number = {name: float(line.rsplit(" ", 1)[1]) for name, line in values.items()}
     assert all('engine="0"' in line and 'model_name="pair"' in line for line in lines)
@@ -313,3 +314,7 @@ def test_metrics_over_http(server: Server) -> None:
     assert number["vllm:optimal_sampling_fallback_tokens_total"] == 0
     for name in ("alpha", "kl"):
         assert number[f"vllm:optimal_sampling_{name}_count"] == number["vllm:optimal_sampling_mixed_tokens_total"]
+    dashboard = (Path(__file__).parents[2] / "docs/grafana.json").read_text()
+    shown = set(re.findall(r"vllm:\w+", dashboard))
+    assert len(shown) > 10
+    assert shown <= set(re.findall(r"^vllm:\w+", exposed, re.M))
