@@ -127,5 +127,5 @@ class Recorder:
             return DeviceStep(None, counts, [])
         record = self.record
         columns = (record.alpha, record.kl_theta, record.logprob, record.teacher_logprob, record.theta_logprob)
-        rows = torch.stack((*columns, record.fallback.to(torch.float32)), dim=-1)[slots]
+        rows = torch.stack((*columns, record.fallback.to(torch.float32)), dim=-1).index_select(0, slots)
         return DeviceStep(rows, counts, [(input_batch.req_ids[index], index) for index in wanted])
