@@ -211,7 +211,7 @@ class Server:
             self.process = subprocess.Popen(command, env=environment, stdout=stream, stderr=subprocess.STDOUT)
 
     def wait(self) -> None:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 400
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
                 self.get("/health")
