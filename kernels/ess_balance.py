@@ -87,8 +87,11 @@ def ess_balance_alpha(
         step = (high - low) / (NODES - 1)
         before = tl.max(tl.where(resolved & (index < NODES - 1) & (balance < 0.0), index, 0), axis=1)
         # Where a sum is no number alpha is none either.
-        balance_0, growth_0 = pick(tl.where(resolved, balance, float("nan")), growth, index, before)
-        balance_1, growth_1 = pick(tl.where(resolved, balance, float("nan")), growth, index, before + 1)
+        balance = tl.where(resolved, balance, float("nan"))
+        balance_0 = pick(balance, index, before)
+        balance_1 = pick(balance, index, before + 1)
+        growth_0 = pick(growth, index, before)
+        growth_1 = pick(growth, index, before + 1)
         sound = sound & (balance_0 - balance_1 == balance_0 - balance_1)
         t = zero_of_slope(balance_0, balance_1, growth_0 * step, growth_1 * step, tl.full([ROWS], 0.0, tl.float32))
         largest = tl.max(tl.where(resolved, tl.abs(balance), 0.0), axis=1)

@@ -206,8 +206,10 @@ def solve_first(
     )
     index = tl.arange(0, PAD)[None, :]
     start = tl.full([ROWS], 0, tl.int32)
-    z_0, r_0 = pick(z, r, index, start)
-    z_1, r_1 = pick(z, r, index, start + (NODES - 1))
+    z_0 = pick(z, index, start)
+    z_1 = pick(z, index, start + (NODES - 1))
+    r_0 = pick(r, index, start)
+    r_1 = pick(r, index, start + (NODES - 1))
     poisoned = (z_0 + own) != (z_0 + own)
     # A sum relative to its own peak is at least 1, or of nothing.
     empty = z_0 < RESOLVED

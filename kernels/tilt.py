@@ -263,10 +263,9 @@ def log_sum(z):
 
 
 @triton.jit
-def pick(first, second, index, wanted):
-    """first[row, wanted[row]] and second[row, wanted[row]] of [ROWS, PAD] values."""
-    chosen = tl.where((index == wanted[:, None])[:, :, None], tl.join(first, second), 0.0)
-    return tl.split(tl.sum(chosen, axis=1))
+def pick(values, index, wanted):
+    """values[row, wanted[row]] of [ROWS, PAD] values."""
+    return tl.sum(tl.where(index == wanted[:, None], values, 0.0), axis=1)
 
 
 @triton.jit
@@ -336,12 +335,12 @@ def close_cell(
     left = tl.max(tl.where(resolved & (index < NODES - 1) & (sign < 0.0), index, 0), axis=1)
     right_nodes = resolved & (index > left[:, None]) & ((sign >= 0.0) | (index == NODES - 1))
     right = tl.min(tl.where(right_nodes, index, NODES - 1), axis=1)
-    z_0, slope_0 = pick(z, slope, index, left)
-    z_1, slope_1 = pick(z, slope, index, right)
-    _, rise_0 = pick(z, curvature, index, left)
-    _, rise_1 = pick(z, curvature, index, right)
-    rise_0 = tl.maximum(rise_0, 0.0) * step
-    rise_1 = tl.maximum(rise_1, 0.0) * step
+    z_0 = pick(z, index, left)
+    z_1 = pick(z, index, right)
+    slope_0 = pick(slope, index, left)
+    slope_1 = pick(slope, index, right)
+    rise_0 = tl.maximum(pick(curvature, index, left), 0.0) * step
+    rise_1 = tl.maximum(pick(curvature, index, right), 0.0) * step
     adjacent = (right == left + 1) & (z_0 >= RESOLVED) & (z_1 >= RESOLVED)
     cell_low = low + step * left
     cell_high = tl.where(right == NODES - 1, high, low + step * right)

@@ -455,9 +455,7 @@ def _engine_problems(config: VllmConfig) -> Iterator[str]:
 
 def _model_problems(role: str, model: ModelConfig) -> Iterator[str]:
     text = model.hf_text_config
-    windows = (
-        getattr(text, "attention_chunk_size", None) is not None
-    )
+    windows = getattr(text, "attention_chunk_size", None) is not None
     generates = model.runner_type in ("generate", "draft")
     table = {
         "it does not generate text (pooling)": not generates,

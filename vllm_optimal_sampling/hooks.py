@@ -144,7 +144,7 @@ def _process_inputs(original: Callable) -> Callable:
     @functools.wraps(original)
     def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         request = original(self, request_id, prompt, params, *args, **kwargs)
-        if self.theta_resolver is not None:
+        if getattr(self, "theta_resolver", None) is not None:
             self.theta_resolver.resolve(request, max_tokens_given=getattr(params, "max_tokens", None) is not None)
         return request
 
@@ -160,7 +160,7 @@ def _process_inputs(original: Callable) -> Callable:
 def _resolve_watermarking(original: Callable) -> Callable:
     @functools.wraps(original)
     def resolve_watermarking(self: Any, params: Any) -> bool:
-        if self.theta_resolver is not None:
+        if getattr(self, "theta_resolver", None) is not None:
             from vllm_optimal_sampling.frontend import refuse_beam_search
 
             refuse_beam_search(params)
@@ -260,13 +260,17 @@ def _engine_core_init(original: Callable) -> Callable:
 
 def _block_hash_extra_keys(original: Callable) -> Callable:
     @functools.wraps(original)
-    def generate_block_hash_extra_keys(request: Any, start_token_idx: int, end_token_idx: int, start_mm_idx: int) -> Any:
+    def generate_block_hash_extra_keys(
+        request: Any, start_token_idx: int, end_token_idx: int, start_mm_idx: int
+    ) -> Any:
         keys, next_mm_idx = original(request, start_token_idx, end_token_idx, start_mm_idx)
         layout: ThetaLayout | None = getattr(request, "theta_layout", None)
         if layout is None or layout.prompt is None:
             return keys, next_mm_idx
         # A block before theta's first token says so too: one where theta read the teacher's tokens is another block.
-        tokens = layout.tokens_in_slots(start_token_idx, end_token_idx, request.all_token_ids, request.num_prompt_tokens)
+        tokens = layout.tokens_in_slots(
+            start_token_idx, end_token_idx, request.all_token_ids, request.num_prompt_tokens
+        )
         return (*(keys or ()), ("theta", tokens)), next_mm_idx
 
     return generate_block_hash_extra_keys

@@ -35,8 +35,9 @@ class Last:
         self.output: Any = None
 
     async def __aiter__(self) -> AsyncIterator[Any]:
-        async for self.output in self.outputs:
-            yield self.output
+        async for output in self.outputs:
+            self.output = output
+            yield output
 
 
 class Pending:

@@ -46,7 +46,10 @@ def start_engine(teacher: str, theta: str, num_speculative_tokens: int = 3, **op
         "disable_log_stats": False,
     }
     return LLM(
-        teacher, logits_processors=["optimal_sampling"], speculative_config=speculative_config, **{**defaults, **options}
+        teacher,
+        logits_processors=["optimal_sampling"],
+        speculative_config=speculative_config,
+        **{**defaults, **options},
     )
 
 

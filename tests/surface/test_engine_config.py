@@ -495,10 +495,9 @@ def test_models_that_are_not_shown_exact_are_refused(
     )
 
 
-def test_a_sliding_window_is_refused(build_config: BuildConfig, tmp_path: Path) -> None:
+def test_a_sliding_window_is_supported(build_config: BuildConfig, tmp_path: Path) -> None:
     theta = save_model(tmp_path / "windowed", use_sliding_window=True, sliding_window=32, max_window_layers=0)
-    message = refusal(build_config, speculative_config={"model": theta, "num_speculative_tokens": 3})
-    assert f"theta {theta!r} is not supported, since its attention sees a sliding window or chunks" in message
+    engine_config.check_supported(build_config(speculative_config={"model": theta, "num_speculative_tokens": 3}))
 
 
 def test_a_shorter_theta_by_configuration_is_refused(supported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -553,12 +552,24 @@ def test_a_cache_in_blocks_of_one_size_is_accepted_and_others_are_not(supported:
     full, wider = FullAttentionSpec(block_size=16, **shape), FullAttentionSpec(block_size=32, **shape)
     window = SlidingWindowSpec(block_size=16, sliding_window=64, **shape)
     both = UniformTypeKVCacheSpecs(block_size=16, kv_cache_specs={"a": full, "b": full})
-    cache = SimpleNamespace(kv_cache_groups=[group(full), group(both)])
-    engine_config.check_kv_cache(supported, cache, 16)
-    for spec in (wider, window):
-        cache = SimpleNamespace(kv_cache_groups=[group(full), group(spec)])
-        with pytest.raises(UnsupportedEngineError, match=f"keep their cache as {type(spec).__name__} in blocks of"):
-            engine_config.check_kv_cache(supported, cache, 16)
+    for groups in ([full], [full, both], [full, window]):
+        cache = SimpleNamespace(kv_cache_groups=[group(spec) for spec in groups], num_blocks=1000)
+        engine_config.check_kv_cache(supported, cache, 16)
+    cache = SimpleNamespace(kv_cache_groups=[group(full), group(wider)], num_blocks=1000)
+    with pytest.raises(UnsupportedEngineError, match="keep their cache as FullAttentionSpec in blocks of 32"):
+        engine_config.check_kv_cache(supported, cache, 16)
+
+
+def test_a_cache_that_cannot_hold_one_request_is_refused(supported: Any) -> None:
+    import torch
+    from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+    spec = FullAttentionSpec(block_size=16, num_kv_heads=2, head_size=32, dtype=torch.float32)
+    # The model's length, a block for theta's offset, and the slots of a round; one block is vLLM's own.
+    needed = -(-(MAX_MODEL_LEN + 16 + supported.num_lookahead_tokens) // 16)
+    engine_config.check_kv_cache(supported, SimpleNamespace(kv_cache_groups=[group(spec)], num_blocks=needed + 1), 16)
+    with pytest.raises(UnsupportedEngineError, match=f"may need {needed}"):
+        engine_config.check_kv_cache(supported, SimpleNamespace(kv_cache_groups=[group(spec)], num_blocks=needed), 16)
 
 
 # Tokenizers
