@@ -6,9 +6,9 @@
 Everything about the task is here: drawing problems, how a problem is put to theta and to the teacher, and how an answer
 is read from a generated text and checked. There are three kinds of problem:
 
-- ``story``   one or two changes of a count: what the pair is trained on and measured with,
-- ``longer``  three changes: never trained on, to see what carries over to longer problems,
-- ``sorting`` three numbers to be put in order: a second skill that theta has, to see what training makes it forget.
+- ``story``   one or two changes of a count: what the pair is mostly trained on and measured with,
+- ``longer``  three changes: a rare sight in the pair's training, to see what further training on stories carries over,
+- ``sorting`` three numbers to be put in order: a second skill of the pair, to see what training makes theta forget.
 
 Problems are split by their numbers alone, whatever their wording: the numbers of a held-out problem never occur in a
 training or validation problem of the same kind. Only the standard library is needed.
@@ -172,9 +172,9 @@ def draw_numbers(kind: Kind, rng: random.Random) -> list[int]:
     numbers = [rng.randint(10, 90)]
     for _ in range(rng.choice(CHANGES[kind])):
         total = sum(numbers)
-        most = min(LARGEST_CHANGE, 99 - total), min(LARGEST_CHANGE, total - 1)  # that can be added, taken away
-        sign = rng.choice([sign for sign, room in zip((1, -1), most, strict=True) if room >= SMALLEST_CHANGE])
-        numbers.append(sign * rng.randint(SMALLEST_CHANGE, most[0] if sign > 0 else most[1]))
+        room = {1: min(LARGEST_CHANGE, 99 - total), -1: min(LARGEST_CHANGE, total - 1)}  # to add, to take away
+        sign = rng.choice([sign for sign in room if room[sign] >= SMALLEST_CHANGE])
+        numbers.append(sign * rng.randint(SMALLEST_CHANGE, room[sign]))
     return numbers
 
 
