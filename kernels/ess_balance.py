@@ -38,7 +38,7 @@ def values_and_slopes(
 ):
     """L and its slope at the nodes of [low, high], and where they are numbers; all [ROWS, PAD]."""
     peak_low, peak_high, z, r, _, _, _, _, _ = tilted_sums(
-        teacher_row, theta_row, floor, active, low, high, 0, vocab, ROWS, NODES, PAD, 1, LANES, False
+        teacher_row, theta_row, floor, active, low, high, 0, vocab, ROWS, NODES, PAD, 1, LANES, False, False
     )
     rest_low = peak_low * LN_2 - (1.0 - low) * lse_theta - low * lse_teacher
     rest_high = peak_high * LN_2 - (1.0 - high) * lse_theta - high * lse_teacher

@@ -86,6 +86,7 @@ def read_kernel(
     ROWS: tl.constexpr,
     SUB: tl.constexpr,
     LANES: tl.constexpr,
+    JOIN: tl.constexpr,
 ):
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     split = tl.program_id(1)
@@ -111,6 +112,7 @@ def read_kernel(
         SUB,
         LANES,
         True,
+        JOIN,
     )
     part = row * tl.num_programs(1) + split
     store_reading(
@@ -198,6 +200,7 @@ def refine_kernel(
     LANES: tl.constexpr,
     SPLITS: tl.constexpr,
     FIRST: tl.constexpr,
+    JOIN: tl.constexpr,
 ):
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     split = tl.program_id(1)
@@ -250,7 +253,7 @@ def refine_kernel(
     still_open = active & (done == 0)
     if tl.max(still_open.to(tl.int32), axis=0) > 0:
         peak_low, peak_high, z, r, q, own, peak_own, spread_low, spread_high = tilted_sums(
-            teacher_row, theta_row, floor, still_open, low, high, begin, end, ROWS, NODES, PAD, SUB, LANES, False
+            teacher_row, theta_row, floor, still_open, low, high, begin, end, ROWS, NODES, PAD, SUB, LANES, False, JOIN
         )
         store_reading(
             partials_ptr,
@@ -446,7 +449,7 @@ def launch(
         NODES=NODES.value,
         PAD=PAD.value,
         LANES=shape.lanes,
-        num_warps=shape.num_warps,
+        num_warps=shape.plan_warps,
     )
     read_kernel[grid](
         *rows,
@@ -459,6 +462,7 @@ def launch(
         ROWS=shape.rows,
         SUB=shape.sub,
         LANES=shape.lanes,
+        JOIN=shape.join,
         num_warps=shape.num_warps,
     )
     for refinement in range(READINGS - 1):
@@ -478,6 +482,7 @@ def launch(
             SPLITS=splits,
             SUB=shape.refine_sub,
             LANES=shape.lanes,
+            JOIN=shape.join,
             FIRST=refinement == 0,
             num_warps=shape.num_warps,
         )

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 import triton
 
-# An H100 or H200 has 132 SMs, which hold five programs of the first reading each (96 registers, 128 threads); two and a
-# half waves even out the last one.
+# An H100 or H200 has 132 SMs, which hold four programs of the first reading each (128 registers, 128 threads); three waves
+# even out the last one.
 _PROGRAMS = 132 * 12
 # `refine` reduces the splits of a row in its registers: 189 of them with 32 splits; with 64 it would spill.
 _MAX_SPLITS = 32
@@ -43,6 +43,16 @@ class LaunchShape:
     def refine_sub(self) -> int:
         """`sub` of the refinements, whose nine nodes leave fewer registers."""
         return min(self.sub, 4)
+
+    @property
+    def plan_warps(self) -> int:
+        """Warps of the first kernel, which searches a row alone: one lane a thread, since two would spill."""
+        return max(1, min(self.lanes // 32, 8))
+
+    @property
+    def join(self) -> bool:
+        """Whether the lanes of a program are few enough to be summed one by one in the interpreter too."""
+        return self.lanes <= 256
 
     @property
     def block(self) -> int:

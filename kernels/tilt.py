@@ -80,24 +80,38 @@ def move_peaks(z, r, q, fall_low, fall_high, tau):
 
 
 @triton.jit
-def sum_lanes(sums, ROWS: tl.constexpr, NODES: tl.constexpr, PAD: tl.constexpr, LANES: tl.constexpr):
+def sum_lanes(
+    sums,
+    ROWS: tl.constexpr,
+    NODES: tl.constexpr,
+    PAD: tl.constexpr,
+    LANES: tl.constexpr,
+    JOIN: tl.constexpr,
+):
     """[ROWS, PAD] of NODES times [ROWS, LANES], in one reduction.
 
-    Joining pairs, unlike a comparison with an index, keeps the nodes of a lane in the registers of its thread.
+    JOIN keeps the nodes of a lane in the registers of its thread; without it `refine_kernel` spills. Where the
+    result is used in the same kernel, Triton 3.9 gives the joined sums a layout in which every thread holds all lanes
+    (30 KB of stack); there, and in the interpreter, nodes are put in place by a comparison.
     """
-    parts = sums
-    for _ in tl.static_range(PAD - NODES):
-        parts = parts + (tl.full([ROWS, LANES], 0.0, tl.float32),)
-    for level in tl.static_range(1, MOST_LEVELS + 1):
-        if (PAD >> level) > 0:
-            joined = ()
-            for node in tl.static_range(PAD >> level):
-                joined = joined + (tl.join(parts[node], parts[node + (PAD >> level)]),)
-            parts = joined
-    if LANES > 256:
-        # The interpreter adds along this axis one by one: two chains of 32 round less than one of a thousand.
-        return tl.sum(tl.sum(tl.reshape(parts[0], [ROWS, LANES // 32, 32, PAD]), axis=2), axis=1)
-    return tl.reshape(tl.sum(parts[0], axis=1), [ROWS, PAD])
+    if JOIN:
+        parts = sums
+        for _ in tl.static_range(PAD - NODES):
+            parts = parts + (tl.full([ROWS, LANES], 0.0, tl.float32),)
+        for level in tl.static_range(1, MOST_LEVELS + 1):
+            if (PAD >> level) > 0:
+                joined = ()
+                for node in tl.static_range(PAD >> level):
+                    joined = joined + (tl.join(parts[node], parts[node + (PAD >> level)]),)
+                parts = joined
+        result = tl.reshape(tl.sum(parts[0], axis=1), [ROWS, PAD])
+    else:
+        index = tl.arange(0, PAD)[None, :, None]
+        stacked = tl.full([ROWS, PAD, LANES], 0.0, tl.float32)
+        for node in tl.static_range(NODES):
+            stacked = tl.where(index == node, sums[node][:, None, :], stacked)
+        result = tl.sum(stacked, axis=2)
+    return result
 
 
 @triton.jit
@@ -116,6 +130,7 @@ def tilted_sums(
     SUB: tl.constexpr,  # tiles of LANES tokens a step
     LANES: tl.constexpr,
     FIRST: tl.constexpr,  # the span is [0, 1], and the teacher's own mass and both entropies are wanted too
+    JOIN: tl.constexpr,  # see `sum_lanes`
 ):
     """peak_low, peak_high [ROWS] in bits, z, r, q [ROWS, PAD], own, peak_own, spread_low, spread_high [ROWS].
 
@@ -246,9 +261,9 @@ def tilted_sums(
     return (
         top_low,
         top_high,
-        sum_lanes(moved_z, ROWS, NODES, PAD, LANES),
-        sum_lanes(moved_r, ROWS, NODES, PAD, LANES),
-        sum_lanes(moved_q, ROWS, NODES, PAD, LANES),
+        sum_lanes(moved_z, ROWS, NODES, PAD, LANES, JOIN),
+        sum_lanes(moved_r, ROWS, NODES, PAD, LANES, JOIN),
+        sum_lanes(moved_q, ROWS, NODES, PAD, LANES, JOIN),
         own_sum,
         top_own,
         spread_low,
@@ -286,10 +301,8 @@ def zero_of_slope(slope_0, slope_1, rise_0, rise_1, correction):
     )
     below = tl.sum((grid_slope < 0.0).to(tl.int32), axis=1)
     left = tl.minimum(tl.maximum(below - 1, 0), GRID - 2)
-    ends = tl.join(left, left + 1)
-    left_slope, right_slope = tl.split(
-        slope_at(ends * step, slope_0[:, None], slope_1[:, None], rise_0[:, None], rise_1[:, None], correction[:, None])
-    )
+    left_slope = pick(grid_slope, point, left)
+    right_slope = pick(grid_slope, point, left + 1)
     growth = right_slope - left_slope
     rising = growth > 0.0
     part = tl.where(rising, -left_slope / tl.where(rising, growth, 1.0), 0.5)

@@ -48,11 +48,11 @@ def variants() -> Iterator[tuple[str, Any, dict[str, Any], int]]:
         splits = triton.next_power_of_2(shape.splits)
         nodes = {"NODES": NODES.value, "PAD": PAD.value}
         if rows == 1:
-            yield "plan", plan_kernel, {"ROWS": 1, "LANES": shape.lanes} | nodes, shape.num_warps
-            yield "read", read_kernel, tile, shape.num_warps
+            yield "plan", plan_kernel, {"ROWS": 1, "LANES": shape.lanes} | nodes, shape.plan_warps
+            yield "read", read_kernel, tile | {"JOIN": shape.join}, shape.num_warps
             yield "token_logprobs", token_logprobs_kernel, {"BLOCK": 128}, 4
         for first in (True, False):
-            constants = tile | {"SUB": shape.refine_sub, "SPLITS": splits, "FIRST": first}
+            constants = tile | {"SUB": shape.refine_sub, "SPLITS": splits, "FIRST": first, "JOIN": shape.join}
             yield f"refine_first={first}_splits={splits}", refine_kernel, constants, shape.num_warps
         constants = {"ROWS": shape.rows, "BLOCK": shape.block, "SPLITS": splits}
         yield f"write_splits={splits}", write_kernel, constants, shape.num_warps
