@@ -72,7 +72,7 @@ GEOMETRIC_MIXTURE = tl.constexpr(int(Kind.GEOMETRIC))
 ARITHMETIC_MIXTURE = tl.constexpr(int(Kind.ARITHMETIC))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def read_kernel(
     teacher_ptr,  # [rows, V_t] fp32
     teacher_stride,
@@ -180,7 +180,7 @@ def _divergence_sums(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "splits"])
 def refine_kernel(
     teacher_ptr,  # [rows, V_t] fp32
     teacher_stride,
@@ -273,7 +273,7 @@ def refine_kernel(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "splits"])
 def write_kernel(
     teacher_ptr,  # [rows, V_t] fp32, in/out
     teacher_stride,

@@ -34,7 +34,11 @@ KL_SYMMETRY = tl.constexpr(int(Method.KL_SYMMETRY))
 ARITHMETIC = tl.constexpr(int(Method.ARITHMETIC))
 
 
-@triton.jit
+# Calls take any slice of a step's rows: neither their number nor the alignment of a slice is worth a compilation.
+@triton.jit(
+    do_not_specialize=["num_rows"],
+    do_not_specialize_on_alignment=["slots_ptr", "draft_positions_ptr", "token_positions_ptr"],
+)
 def plan_kernel(
     teacher_ptr,  # [rows, V_t] fp32
     teacher_stride,

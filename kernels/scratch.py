@@ -63,7 +63,7 @@ class LaunchShape:
     def choose(cls, num_rows: int, vocab: int, *, interpreted: bool) -> LaunchShape:
         if interpreted:
             lanes = min(triton.next_power_of_2(vocab), 8192)
-            rows = min(triton.next_power_of_2(num_rows), max(1, 2**15 // lanes), 32)
+            rows = min(triton.next_power_of_2(num_rows), max(1, 2**17 // lanes), 32)
             return cls(rows=rows, splits=1, split_size=-(-vocab // lanes) * lanes, sub=1, lanes=lanes, num_warps=1)
         steps = -(-vocab // _STEP)
         part = min(max(_SHORTEST_PART, -(-num_rows * steps // _PROGRAMS)), _LONGEST_PART)

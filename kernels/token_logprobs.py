@@ -23,7 +23,11 @@ GEOMETRIC = tl.constexpr(int(Kind.GEOMETRIC))
 ARITHMETIC = tl.constexpr(int(Kind.ARITHMETIC))
 
 
-@triton.jit
+# Calls take any slice of a step's rows: neither their number nor the alignment of a slice is worth a compilation.
+@triton.jit(
+    do_not_specialize=["num_rows"],
+    do_not_specialize_on_alignment=["token_ids_ptr", "slots_ptr", "draft_positions_ptr"],
+)
 def token_logprobs_kernel(
     token_ids_ptr,  # [rows] int32 or int64; negative: none was drawn
     teacher_ptr,  # [rows, V_t] fp32, bf16 or fp16, as it was before the mix
