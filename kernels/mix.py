@@ -14,8 +14,10 @@ The passes (rows x splits programs each, five launches, no atomics, no host sync
 
 What it costs, per element of an ordinary row: 6 bytes and 6 exponentials to read (theta in bf16; about 45
 instructions), 10 bytes and no exponential to write: 16 bytes against the floor of 10 (teacher read and written once,
-theta read once). Of rows with noise of 1.4 nats between teacher and theta all are done after the first reading, with
-2.8 nats 7 in 10; a further reading costs 6 bytes and 9 exponentials. Rows that are not mixed: one load per program.
+theta read once). A further reading costs 6 bytes and 9 exponentials. Rows whose teacher and theta differ by noise of 1.4
+nats are all done after the first reading, 94 % of those with 2.0 nats, 78 % with 2.8 (96 rows of 3,000 tokens).
+Rows that are not mixed: one load per program. In Triton's interpreter a call on 20 rows of 512 tokens takes 60 ms, 100
+if rows are refined; it hardly depends on the number of rows.
 
 A row's tokens, and what happens to a row that cannot be mixed
     Tokens at -inf (at or below -1e4) in either row have no mass in q and take no part in alpha, and neither do those

@@ -8,6 +8,7 @@ not at all.
 import triton
 import triton.language as tl
 
+from . import scratch
 from .ess_balance import ess_balance_alpha
 from .settings import NEVER, Method
 from .support import highest_floor
@@ -23,7 +24,7 @@ MAX_JS = tl.constexpr(5)
 RESTRICTED = tl.constexpr(6)
 TEACHER_LSE = tl.constexpr(7)
 THETA_LSE = tl.constexpr(8)
-PLAN_WIDTH = tl.constexpr(16)
+PLAN_WIDTH = tl.constexpr(scratch.PLAN_WIDTH)
 
 OPTED_OUT = tl.constexpr(NEVER)
 FIXED = tl.constexpr(int(Method.FIXED))

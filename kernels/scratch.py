@@ -7,20 +7,19 @@ from dataclasses import dataclass
 import torch
 import triton
 
-# An H100 or H200 has 132 SMs, which hold four programs of the first reading each (128 registers, 128 threads); three waves
-# even out the last one.
+# An H100 or H200 has 132 SMs, which hold four programs of the first reading each (128 registers, 128 threads); three
+# waves even out the last one.
 _PROGRAMS = 132 * 12
-# `refine` reduces the splits of a row in its registers: 189 of them with 32 splits; with 64 it would spill.
+# `refine` reduces the splits of a row in its registers: 213 of them with 32 splits; with 64 it would spill.
 _MAX_SPLITS = 32
 _SUB, _LANES, _NUM_WARPS = 8, 256, 4
 _STEP = _SUB * _LANES
 # In steps. The end of a part costs about as much as a step; long parts make the last wave long.
 _SHORTEST_PART, _LONGEST_PART = 2, 16
 
-PARTIAL_WIDTH = 64
-SOLUTION_WIDTH = 16
-PLAN_WIDTH = 16
 READINGS = 3
+# Floats of a row's plan, of a partial sum and of a solution; `plan.py` and `solution.py` have the columns.
+PLAN_WIDTH, PARTIAL_WIDTH, SOLUTION_WIDTH = 16, 64, 16
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,8 @@ class LaunchShape:
     def choose(cls, num_rows: int, vocab: int, *, interpreted: bool) -> LaunchShape:
         if interpreted:
             lanes = min(triton.next_power_of_2(vocab), 8192)
-            rows = min(triton.next_power_of_2(num_rows), max(1, 2**17 // lanes), 32)
+            # Triton allows 2^20 elements a tensor; the largest has 16 for each lane.
+            rows = min(triton.next_power_of_2(num_rows), max(1, 2**16 // lanes), 32)
             return cls(rows=rows, splits=1, split_size=-(-vocab // lanes) * lanes, sub=1, lanes=lanes, num_warps=1)
         steps = -(-vocab // _STEP)
         part = min(max(_SHORTEST_PART, -(-num_rows * steps // _PROGRAMS)), _LONGEST_PART)

@@ -16,6 +16,7 @@ lower and upper bound at once, so that one search serves every method.
 import triton
 import triton.language as tl
 
+from . import scratch
 from .plan import ENTROPY, KL_SYMMETRY, REVERSE_KL_SYMMETRY
 from .tilt import LN_2, NOTHING, RESOLVED, close_cell, log_sum, move_peaks, pick
 
@@ -32,9 +33,9 @@ PEAK_OWN = tl.constexpr(8)
 Z = tl.constexpr(16)
 R = tl.constexpr(32)
 Q = tl.constexpr(48)
-PARTIAL_WIDTH = tl.constexpr(64)
+PARTIAL_WIDTH = tl.constexpr(scratch.PARTIAL_WIDTH)
 
-SOLUTION_WIDTH = tl.constexpr(16)
+SOLUTION_WIDTH = tl.constexpr(scratch.SOLUTION_WIDTH)
 
 SAME = tl.constexpr(1.0e-4)
 """Nats. Rows whose two divergences add up to less are the same row up to rounding."""

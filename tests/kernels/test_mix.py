@@ -109,6 +109,8 @@ def test_launch_shapes_cover_the_row_and_fit_the_scratch() -> None:
                 at = f"{num_rows} rows of {vocab}: {shape}"
                 assert (shape.splits - 1) * shape.split_size < vocab <= shape.splits * shape.split_size, at
                 assert 3 * num_rows * shape.splits <= len(scratch.partials), at
+                # Triton's limit for a tensor, of which the largest is [rows, 16, lanes].
+                assert shape.rows * 16 * shape.lanes <= 2**20, at
 
 
 @pytest.mark.parametrize("num_rows", [1, 199])

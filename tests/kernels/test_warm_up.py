@@ -1,5 +1,7 @@
 """`warm_up` touches nothing, and leaves no variant of a kernel to be compiled later."""
 
+import importlib
+
 import pytest
 import torch
 import triton
@@ -19,9 +21,9 @@ def test_nothing_is_written() -> None:
 @pytest.mark.parametrize("vocab", [512, 32_000, 151_936, 262_144])
 def test_every_number_of_splits_is_launched(vocab: int, monkeypatch: pytest.MonkeyPatch) -> None:
     launched: list[LaunchShape] = []
-    monkeypatch.setattr(
-        "vllm_optimal_sampling.kernels.warm_up.launch", lambda *arguments: launched.append(arguments[-1])
-    )
+    # The package exports the function under the name of its module.
+    module = importlib.import_module("vllm_optimal_sampling.kernels.warm_up")
+    monkeypatch.setattr(module, "launch", lambda *arguments: launched.append(arguments[-1]))
     choose = LaunchShape.choose
     monkeypatch.setattr(
         LaunchShape, "choose", lambda rows, vocab, *, interpreted: choose(rows, vocab, interpreted=False)
