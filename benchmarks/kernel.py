@@ -26,6 +26,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -263,7 +264,7 @@ def measure(case: Case, seconds: float, peer_seconds: float) -> dict[str, Any]:
         if perf_counter() - begin > peer_seconds:
             left_out.append(f"{name}: {perf_counter() - begin:.1f} s a call")
             continue
-        times[name] = timed(lambda peer=peer: peer(case.teacher, case.theta_rows), seconds)
+        times[name] = timed(partial(peer, case.teacher, case.theta_rows), seconds)
     floor = times["copy"].median
     gigabytes = case.floor_bytes / 1e3
     return {

@@ -27,6 +27,9 @@ A row's tokens, and what happens to a row that cannot be mixed
     Jensen-Shannon divergence is above the request's limit.
 """
 
+# What Triton compiles has no Python types.
+# mypy: disable-error-code="no-untyped-def"
+
 from __future__ import annotations
 
 import torch
@@ -378,6 +381,7 @@ def write_kernel(
     if tl.max(written.to(tl.int32), axis=0) == 0:
         return
     sums = written & arithmetic
+    any_sums = tl.max(sums.to(tl.int32), axis=0) > 0
     log_weight_teacher = tl.log2(alpha) - lse_teacher * LOG2_E
     log_weight_theta = tl.log2(1.0 - alpha) - lse_theta * LOG2_E
     teacher_row = (teacher_ptr + row * teacher_stride)[:, None]
@@ -394,7 +398,7 @@ def write_kernel(
         # Two steps, since near a step of g the last bit of alpha counts.
         mixture = theta + low[:, None] * ratio + delta[:, None] * ratio - log_z[:, None]
         result = tl.where(both, mixture, float("-inf"))
-        if tl.max(sums.to(tl.int32), axis=0) > 0:
+        if any_sums:
             from_teacher = tl.where(own, log_weight_teacher[:, None] + teacher * LOG2_E, float("-inf"))
             from_theta = tl.where(both, log_weight_theta[:, None] + theta * LOG2_E, float("-inf"))
             larger = tl.maximum(from_teacher, from_theta)

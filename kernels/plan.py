@@ -5,6 +5,9 @@ support or balance effective sample sizes are read here as often as `support.py`
 not at all.
 """
 
+# What Triton compiles has no Python types.
+# mypy: disable-error-code="no-untyped-def"
+
 import triton
 import triton.language as tl
 

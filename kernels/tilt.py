@@ -23,6 +23,9 @@ How it is computed
     in the end (sum sqrt(theta * teacher) below about exp(-130)) counts as having nothing in common.
 """
 
+# What Triton compiles has no Python types.
+# mypy: disable-error-code="no-untyped-def, assignment, misc"
+
 # ruff: noqa: RUF005 - Triton adds tuples, but does not unpack one into another.
 
 import triton

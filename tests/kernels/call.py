@@ -1,6 +1,7 @@
 """One call of the mix on a list of pairs, with the settings of each."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from adversarial_rows import Pair
@@ -24,7 +25,7 @@ def mix(
     *,
     theta_dtype: torch.dtype = torch.float32,
     shape: LaunchShape | None = None,
-    **settings: float,
+    **settings: Any,
 ) -> Mixed:
     """Mix pair i in slot i. `settings` go to every slot."""
     n = len(pairs)
@@ -47,7 +48,7 @@ def mix(
     return Mixed(rows, record, asked)
 
 
-def references(pairs: list[Pair], method: Method = Method.KL_SYMMETRY, **settings: float) -> list[reference.Mixture]:
+def references(pairs: list[Pair], method: Method = Method.KL_SYMMETRY, **settings: Any) -> list[reference.Mixture]:
     return [reference.mix(teacher, theta, method, **settings) for teacher, theta in pairs]
 
 

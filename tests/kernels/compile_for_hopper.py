@@ -76,7 +76,7 @@ def resources(kernel: Any, constants: dict[str, Any], num_warps: int, theta_type
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
-        command = [CUOBJDUMP, "--dump-resource-usage", cubin.name]
+        command = [str(CUOBJDUMP), "--dump-resource-usage", cubin.name]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     usage = dict(re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", report))
     return {

@@ -1,5 +1,7 @@
 """`mix_` against the float64 reference, and by what must hold of any mixture."""
 
+from typing import Any
+
 import call
 import pytest
 import tolerances
@@ -171,7 +173,7 @@ def test_bounds_hold_after_the_solution() -> None:
 def test_support_is_the_teachers_top_k_and_nucleus(method: Method, top_k: int, top_p: float) -> None:
     names = ["ordinary", "far", "near_one_hot", "grammar_10", "minus_inf_in_theta"]
     pairs = [families(VOCAB)[name][0] for name in names]
-    limits = {"support_top_k": top_k, "support_top_p": top_p}
+    limits: dict[str, Any] = {"support_top_k": top_k, "support_top_p": top_p}
     mixed = call.mix(pairs, method, alpha=0.3, **limits)
     expected = call.references(pairs, method, alpha=0.3, **limits)
     check(mixed, pairs, expected, names, method if method != Method.KL_SYMMETRY else Method.FIXED)

@@ -21,8 +21,9 @@ CERTAIN_ROWS = 1e-5
 ALPHA_OF_CERTAIN_ROWS = 0.1
 """...alpha by entropy is judged itself there, and only to this."""
 
-NORMALISED = 1e-4
-"""|log sum q|. Values of up to 80 have 4e-6 of rounding each, those that were shifted by 300 have 2e-5."""
+NORMALISED = 3e-4
+"""|log sum q|. log Z is interpolated in a cell of at most 1/4 with a slope that may be off by 4e-4 in its middle; at an
+alpha that is a node, and at most others, what is left is the rounding of logits, 4e-6 at 80 and 2e-5 at 300."""
 
 NORMALISED_80 = 1e-3
 """The same for the rows of `KL_GAP_80`, whose last cell is 1/128: the quintic is off by as much between its ends."""
