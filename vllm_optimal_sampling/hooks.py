@@ -172,6 +172,10 @@ def _resolve_watermarking(original: Callable) -> Callable:
 # Engine core: slots and hashes of the KV cache
 
 
+# The block size of the scheduler made last in this process, None where its engine did not ask for optimal sampling.
+_newest_scheduler: dict[str, int | None] = {}
+
+
 def _theta_layout(request: Any, block_size: int) -> ThetaLayout:
     """Theta's layout of a request in the engine core, worked out once."""
     layout = getattr(request, "theta_layout", None)
@@ -213,7 +217,9 @@ def _scheduler_init(original: Callable) -> Callable:
     @functools.wraps(original)
     def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         original(self, vllm_config, *args, **kwargs)
-        if not engine_config.is_asked(vllm_config):
+        asked = engine_config.is_asked(vllm_config)
+        _newest_scheduler["asked_block_size"] = self.block_size if asked else None
+        if not asked:
             return
         manager, block_size = self.kv_cache_manager, self.block_size
         engine_config.check_kv_cache(vllm_config, manager.kv_cache_config, block_size)
@@ -233,29 +239,28 @@ def _scheduler_init(original: Callable) -> Callable:
 
 @_patch(
     "vllm.v1.engine.core",
-    "EngineCore.__init__",
-    ("self", "vllm_config", "executor_class", "log_stats", "executor_fail_callback", "include_finished_set"),
-    "a request is hashed when it is made, and only the engine core knows the block size by then",
+    "get_request_block_hasher",
+    ("hash_block_size", "caching_hash_fn"),
+    "a request is hashed when it is made, and theta's slots depend on the scheduler's block size",
 )
-def _engine_core_init(original: Callable) -> Callable:
+def _get_request_block_hasher(original: Callable) -> Callable:
+    # Not `EngineCore.__init__`: in a process of its own that is what loads this plugin, and it is running by then. It
+    # makes its scheduler first and the hasher after it.
     @functools.wraps(original)
-    def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
-        if engine_config.is_asked(vllm_config):
-            _remember_pair(vllm_config)
-        original(self, vllm_config, *args, **kwargs)
-        hash_blocks = self.request_block_hasher
-        if hash_blocks is None or not engine_config.is_asked(vllm_config):
-            return
-        block_size = self.scheduler.block_size
+    def get_request_block_hasher(hash_block_size: int, caching_hash_fn: Any) -> Callable[[Any], list]:
+        hash_blocks = original(hash_block_size, caching_hash_fn)
+        block_size = _newest_scheduler.get("asked_block_size")
+        if block_size is None:
+            return hash_blocks
 
         @functools.wraps(hash_blocks)
         def hash_blocks_with_theta(request: Any) -> list:
             _theta_layout(request, block_size)
             return hash_blocks(request)
 
-        self.request_block_hasher = hash_blocks_with_theta
+        return hash_blocks_with_theta
 
-    return __init__
+    return get_request_block_hasher
 
 
 def _block_hash_extra_keys(original: Callable) -> Callable:

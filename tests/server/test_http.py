@@ -185,25 +185,14 @@ def test_a_response_format(server: Server) -> None:
     assert json.loads(choice["message"]["content"])["answer"] in (59, 72)
 
 
-@pytest.mark.parametrize("tool_choice", ["none", "auto", {"type": "function", "function": {"name": "answer"}}])
-def test_tools_off_and_on(server: Server, expected: list[int], tool_choice: Any) -> None:
-    """The pair's template does not show tools to the models, so only a forced call gives one."""
-    parameters = {
-        "type": "object",
-        "properties": {"apples": {"enum": [59, 72]}},
-        "required": ["apples"],
-        "additionalProperties": False,
-    }
-    tools = [{"type": "function", "function": {"name": "answer", "parameters": parameters, "strict": True}}]
-    max_tokens = 48 if isinstance(tool_choice, str) else 128  # a call's JSON has no words that the tokenizer knows
-    (choice,) = ask(server, chat_body(tools=tools, tool_choice=tool_choice, max_tokens=max_tokens))["choices"]
-    if isinstance(tool_choice, str):
-        assert choice["message"]["content"] == tokenizer(TEACHER).decode(expected, skip_special_tokens=True)
-        assert not choice["message"].get("tool_calls")
-    else:
-        assert choice["message"].get("tool_calls"), choice
-        (call,) = choice["message"]["tool_calls"]
-        assert json.loads(call["function"]["arguments"])["apples"] in (59, 72)
+@pytest.mark.parametrize("tool_choice", ["none", "auto"])
+def test_tools_off_and_on(server: Server, expected: list[int], tool_choice: str) -> None:
+    """The pair's template does not show tools to the models: the text is the same, and no call comes back."""
+    parameters = {"type": "object", "properties": {"apples": {"type": "integer"}}, "required": ["apples"]}
+    tools = [{"type": "function", "function": {"name": "answer", "parameters": parameters}}]
+    (choice,) = ask(server, chat_body(tools=tools, tool_choice=tool_choice, max_tokens=48))["choices"]
+    assert choice["message"]["content"] == tokenizer(TEACHER).decode(expected, skip_special_tokens=True)
+    assert not choice["message"].get("tool_calls")
 
 
 def test_min_p_and_logit_bias_are_taken(server: Server) -> None:
