@@ -43,7 +43,7 @@ class OptimalSamplingLogitsProcessor(LogitsProcessor):
 
     def connect(self, theta: ThetaSpeculator) -> None:
         """Mix with the rows of this theta from now on. Allocates what every later call works with."""
-        from vllm_optimal_sampling.kernels import MixRecord, MixScratch
+        from vllm_optimal_sampling.kernels import MixRecord, MixScratch, warm_up
         from vllm_optimal_sampling.recorder import Recorder
 
         assert theta.draft_logits is not None
@@ -52,6 +52,9 @@ class OptimalSamplingLogitsProcessor(LogitsProcessor):
         self.theta = theta
         self.record = MixRecord.allocate(num_slots, rows_per_slot, device)
         self.scratch = MixScratch.allocate(num_slots * rows_per_slot, vocab_size, device)
+        if device.type != "cpu":  # no request pays for compilation; the interpreter compiles nothing
+            settings, head_dtype = theta.requests.settings, theta.draft_logits.dtype
+            warm_up(vocab_size, theta.draft_logits, settings, self.record, self.scratch, head_dtype)
         self.recorder = Recorder(theta.draft_logits, theta.requests.settings.first_position, self.record)
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
