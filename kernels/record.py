@@ -25,8 +25,9 @@ class MixRecord:
     """One entry per (request slot, draft position), on the device. All tensors are `[slots, K + 1]`, contiguous.
 
     `mix_` writes the entries of its rows unless the request opted out; `token_logprobs` writes the last three fields.
-    Divergences and log-probabilities are natural logarithms at temperature 1. `theta` and `teacher` in a divergence are
-    the distributions that were mixed: over the tokens that both rows allow, inside the support if that is restricted.
+    Divergences and log-probabilities are natural logarithms at temperature 1, good to 5e-4 (divergences at an alpha
+    that is not KL-symmetric: 2e-3) nats or that part of their size. `theta` and `teacher` in a divergence are the
+    distributions that were mixed: over the tokens that both rows allow, inside the support if that is restricted.
     """
 
     alpha: torch.Tensor

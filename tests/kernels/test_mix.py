@@ -51,7 +51,8 @@ def check(
         if method == Method.KL_SYMMETRY:
             gap = tolerances.KL_GAP_80 if extreme else tolerances.KL_GAP
             assert call.kl_gap(row, teacher, theta) < gap, at
-        relative = tolerances.KL_RELATIVE_80 if extreme else tolerances.KL_RELATIVE
+        away = extreme or method != Method.KL_SYMMETRY
+        relative = tolerances.KL_RELATIVE_AWAY if away else tolerances.KL_RELATIVE
         # Where alpha is not at the root, both divergences move with it by their difference.
         absolute = relative * (1 + abs(wanted.kl_theta - wanted.kl_teacher) if method == Method.ENTROPY else 1)
         for got, want in ((record.kl_theta, wanted.kl_theta), (record.kl_teacher, wanted.kl_teacher)):
@@ -71,7 +72,8 @@ def test_adversarial_rows_match_float64(method: Method) -> None:
 @pytest.mark.parametrize("method", Method)
 def test_adversarial_rows_match_float64_at_every_width(method: Method, vocab: int) -> None:
     if vocab < 12:
-        named = [(f"random {i}", (torch.randn(vocab) * 9, torch.randn(vocab) * 9)) for i in range(20)]
+        rows = torch.randn(400, 2, vocab, generator=torch.Generator().manual_seed(vocab)) * 9
+        named = [(f"random {i}", (teacher, theta)) for i, (teacher, theta) in enumerate(rows)]
     else:
         named = all_pairs(vocab, seed=vocab)
     pairs = [pair for _, pair in named]

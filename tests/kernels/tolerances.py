@@ -31,8 +31,9 @@ NORMALISED_80 = 1e-3
 KL_RELATIVE = 5e-4
 """Divergences in the record, relative to 1 + the divergence: as far off as alpha may be, and not further."""
 
-KL_RELATIVE_80 = 2e-3
-"""The same for the rows of `KL_GAP_80`."""
+KL_RELATIVE_AWAY = 2e-3
+"""The same where alpha is not at the root, so that the divergences, unlike there, move with it to first order, and the
+slope between two nodes is known to a little less than 1e-3; and for the rows of `KL_GAP_80`."""
 
 LOG_PROBABILITY = 2e-4
 """log q, log teacher, log theta of one token: rounding of logits of 80 and normalisers, plus what `KL_GAP` leaves of
