@@ -340,7 +340,7 @@ def _load_model(original: Callable) -> Callable:
         processors.remove(processor)
         processors.insert(0, processor)
         processor.connect(self.speculator)
-        self.sampler.theta_recorder = processor.recorder
+        self.sampler.theta_recorder = self.speculator.recorder
 
     return load_model
 
@@ -386,6 +386,41 @@ def _sample(original: Callable) -> Callable:
         return sampler_output, num_sampled, num_rejected
 
     return sample
+
+
+@_patch(
+    "vllm.v1.worker.gpu.model_runner",
+    "GPUModelRunner.reload_weights",
+    ("self", "weights_iterator", "weights_path", "is_checkpoint_format"),
+    "vLLM reloads the teacher alone from a path; a student that is trained on changes every round",
+)
+def _reload_weights(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def reload_weights(self: Any, *args: Any, theta: bool = False, **kwargs: Any) -> None:
+        if not theta:
+            original(self, *args, **kwargs)
+        elif not _has_theta(self):
+            raise ValueError("this engine has no theta whose weights could be reloaded")
+        else:
+            self.speculator.reload_weights(*args, **kwargs)
+
+    return reload_weights
+
+
+@_patch(
+    "vllm.v1.worker.gpu_worker",
+    "Worker._set_draft_weight_update_target",
+    ("self",),
+    "a theta that shares the teacher's weights is no target of its own: an update would change the teacher too",
+)
+def _set_draft_weight_update_target(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def set_draft_weight_update_target(self: Any) -> None:
+        if _has_theta(self.model_runner):
+            self.model_runner.speculator.check_own_weights()
+        original(self)
+
+    return set_draft_weight_update_target
 
 
 # Records: from the worker to the scheduler
@@ -646,25 +681,6 @@ def _record_stats(original: Callable) -> Callable:
         original(self, scheduler_stats, iteration_stats, mm_cache_stats, engine_idx)
 
     return record
-
-
-@_patch(
-    "vllm.v1.worker.gpu.model_runner",
-    "GPUModelRunner.reload_weights",
-    ("self", "weights_iterator", "weights_path", "is_checkpoint_format"),
-    "vLLM reloads the teacher alone from a path; a student that is trained on changes every round",
-)
-def _reload_weights(original: Callable) -> Callable:
-    @functools.wraps(original)
-    def reload_weights(self: Any, *args: Any, theta: bool = False, **kwargs: Any) -> None:
-        if not theta:
-            original(self, *args, **kwargs)
-        elif not _has_theta(self):
-            raise ValueError("this engine has no theta whose weights could be reloaded")
-        else:
-            self.speculator.reload_weights(*args, **kwargs)
-
-    return reload_weights
 
 
 # Front end: records over HTTP

@@ -77,17 +77,6 @@ class ThetaLayout:
         return (*self.prompt[first:last], *generated)
 
 
-def first_position(num_cached: int, delta: int, block_size: int) -> int:
-    """Theta's first position to compute when the teacher starts at position `num_cached` after a prefix-cache hit.
-
-    The hit blocks hold theta's slots below `num_cached`, that is its positions below num_cached - shift.
-
-    >>> first_position(0, -3, 16), first_position(32, -3, 16), first_position(32, 5, 16)
-    (0, 16, 32)
-    """
-    return max(0, num_cached - slot_shift(delta, block_size))
-
-
 def split_by_position(starts: Sequence[int], ends: Sequence[int], budget: int) -> list[list[tuple[int, int]]]:
     """Split ranges of theta positions into passes of at most `budget` tokens, lower positions first.
 

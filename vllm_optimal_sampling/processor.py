@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext, LogitsProcessor, LogitsProcRequestState
 
-from vllm_optimal_sampling.engine_config import is_asked
 from vllm_optimal_sampling.params import OptimalSamplingParams
 
 if TYPE_CHECKING:
@@ -38,24 +37,17 @@ class OptimalSamplingLogitsProcessor(LogitsProcessor):
 
     def __init__(self, vllm_config: VllmConfig, req_states: LogitsProcRequestState):
         super().__init__(vllm_config, req_states)
-        self.asked = is_asked(vllm_config)
         self.theta: ThetaSpeculator | None = None
 
     def connect(self, theta: ThetaSpeculator) -> None:
-        """Mix with the rows of this theta from now on. Allocates what every later call works with."""
-        from vllm_optimal_sampling.kernels import MixRecord, MixScratch, warm_up
-        from vllm_optimal_sampling.recorder import Recorder
+        """Mix with the rows of this theta from now on."""
+        from vllm_optimal_sampling.kernels import warm_up
 
-        assert theta.draft_logits is not None
-        num_slots, rows_per_slot, vocab_size = theta.draft_logits.shape
-        device = theta.draft_logits.device
         self.theta = theta
-        self.record = MixRecord.allocate(num_slots, rows_per_slot, device)
-        self.scratch = MixScratch.allocate(num_slots * rows_per_slot, vocab_size, device)
-        if device.type != "cpu":  # no request pays for compilation; the interpreter compiles nothing
-            settings, head_dtype = theta.requests.settings, theta.draft_logits.dtype
-            warm_up(vocab_size, theta.draft_logits, settings, self.record, self.scratch, head_dtype)
-        self.recorder = Recorder(theta.draft_logits, theta.requests.settings.first_position, self.record)
+        rows = theta.draft_logits
+        assert rows is not None
+        if rows.device.type != "cpu":  # no request pays for compilation; the interpreter compiles nothing
+            warm_up(rows.shape[-1], rows, theta.requests.settings, theta.record, theta.scratch, rows.dtype)
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         if self.theta is None:
@@ -63,7 +55,7 @@ class OptimalSamplingLogitsProcessor(LogitsProcessor):
         # The front end has checked the arguments and turned theta's prompt into tokens.
         params = OptimalSamplingParams.from_resolved_extra_args(sampling_params.extra_args)
         self.theta.requests.add(req_idx, params, params.theta_prompt_token_ids)
-        self.recorder.add(req_idx, params)
+        self.theta.recorder.add(req_idx, params)
         return params.optimal_sampling
 
     def apply_staged_writes(self) -> None:
@@ -84,7 +76,7 @@ class OptimalSamplingLogitsProcessor(LogitsProcessor):
             ctx.expanded_local_pos,
             ctx.pos,
             self.theta.requests.settings,
-            self.record,
-            self.scratch,
+            self.theta.record,
+            self.theta.scratch,
         )
         return logits

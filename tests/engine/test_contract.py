@@ -71,6 +71,7 @@ CALLED: dict[str, str] = {
     "vllm.v1.worker.gpu.buffer_utils:StagedWriteTensor.__init__": (
         "self size dtype device max_concurrency uva_instead_of_gpu"
     ),
+    "vllm.v1.worker.gpu.spec_decode.rejection_sampler:get_max_chunk_logits": "vocab_size",
     "vllm.v1.worker.gpu.spec_decode.rejection_sampler:_flatten_sampled_kernel": (
         "flat_sampled_ptr sampled_ptr sampled_stride num_sampled_ptr cu_num_logits_ptr"
     ),

@@ -2,20 +2,68 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from audit import Reference, RowAudit, find_runner
 from conftest import start_engine, stop_engine
 from models import save_model
 from requests_mix import generate, mixed_batch, theta_prompts
+from safetensors.torch import load_file
+from vllm.config import WeightTransferConfig
+from vllm.distributed.weight_transfer.base import WeightTransferEngine
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from vllm_optimal_sampling.weights import reload_weights
 
 
+@dataclass
+class Nothing:
+    """What this transfer has to agree on beforehand."""
+
+
+@dataclass
+class Folder:
+    """One update: a folder with a model's weights."""
+
+    path: str
+
+
+class FolderTransfer(WeightTransferEngine[Nothing, Folder]):
+    """vLLM's weight transfer with a folder in place of the links between GPUs, which a CPU has none of."""
+
+    init_info_cls = Nothing
+    update_info_cls = Folder
+
+    def init_transfer_engine(self, init_info: Nothing) -> None:
+        pass
+
+    def start_weight_update(self) -> None:
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, str]) -> None:  # the parent's waits for an accelerator
+        self.receive_weights(self.parse_update_info(update_info))
+
+    def receive_weights(self, update_info: Folder) -> None:
+        self.model.load_weights(load_file(f"{update_info.path}/model.safetensors").items())
+
+    def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def shutdown(self) -> None:
+        pass
+
+
+WeightTransferEngineFactory.register_engine("files", FolderTransfer)
+
+
 def test_self_distillation_keeps_one_copy_of_the_weights(tmp_path: Path) -> None:
-    model = save_model(tmp_path / "model", seed=4)
-    llm = start_engine(model, model)
+    # vLLM's CPU build repacks a tied output layer when it loads, and leaves it as it was when it reloads.
+    model, new_model = (save_model(tmp_path / str(seed), seed=seed, tie_word_embeddings=False) for seed in (4, 5))
+    llm = start_engine(model, model, weight_transfer_config=WeightTransferConfig(backend="files"))
     try:
         runner = find_runner(llm)
         teacher, theta = runner.model, runner.speculator.model
@@ -29,31 +77,50 @@ def test_self_distillation_keeps_one_copy_of_the_weights(tmp_path: Path) -> None
             outputs = generate(llm, cases, max_tokens=8)
         audit.check(Reference(model, model), theta_prompts(cases, outputs))
         with pytest.raises(ValueError, match="shares the teacher's"):
-            reload_weights(llm, model)
+            reload_weights(llm, new_model)
+        with pytest.raises(ValueError, match="shares the teacher's"):
+            llm.start_draft_weight_update()
+
+        reload_weights(llm, new_model, "teacher")
+        with RowAudit(llm) as audit:
+            outputs = generate(llm, cases, max_tokens=4)
+        audit.check(Reference(new_model, new_model), theta_prompts(cases, outputs))
     finally:
         stop_engine(llm)
 
 
 def test_new_weights_for_either_model(tmp_path: Path) -> None:
-    # vLLM's CPU build repacks a tied output layer when it loads, and leaves it as it was when it reloads.
     teacher, theta, new_teacher, new_theta = (
         save_model(tmp_path / str(seed), hidden_size=size, seed=seed, tie_word_embeddings=False)
         for seed, size in ((61, 128), (62, 64), (63, 128), (64, 64))
     )
-    llm = start_engine(teacher, theta)
+    llm = start_engine(teacher, theta, weight_transfer_config=WeightTransferConfig(backend="files"))
     try:
         cases = mixed_batch(seed=63, long=70)[:6]
-        for step, (path, model, now) in enumerate(
-            [
-                ("", "", (teacher, theta)),
-                (new_theta, "theta", (teacher, new_theta)),
-                (new_teacher, "teacher", (new_teacher, new_theta)),
-            ]
-        ):
-            if path:
-                reload_weights(llm, path, model)  # type: ignore[arg-type]
+
+        def check(teacher: str, theta: str, seed: int) -> None:
             with RowAudit(llm) as audit:
-                outputs = generate(llm, cases, max_tokens=4, seed=step)
-            audit.check(Reference(*now), theta_prompts(cases, outputs))
+                outputs = generate(llm, cases, max_tokens=4, seed=seed)
+            audit.check(Reference(teacher, theta), theta_prompts(cases, outputs))
+
+        check(teacher, theta, seed=0)
+        reload_weights(llm, new_theta, "theta")
+        check(teacher, new_theta, seed=1)
+        reload_weights(llm, new_teacher, "teacher")
+        check(new_teacher, new_theta, seed=2)
+
+        # The same through vLLM's weight transfer, by an engine of ours that takes the weights from a folder.
+        llm.init_weight_transfer_engine({"init_info": {}})
+        for start, path in ((llm.start_draft_weight_update, theta), (llm.start_weight_update, teacher)):
+            start()
+            llm.update_weights({"update_info": {"path": path}})
+            llm.finish_weight_update()
+            llm.reset_prefix_cache(reset_running_requests=True)
+            check(teacher if path == teacher else new_teacher, theta, seed=3)
+
+        # The CPU build keeps its memory in sleep mode, but its scheduler and its caches do go to sleep.
+        llm.sleep(level=1)
+        llm.wake_up()
+        check(teacher, theta, seed=4)
     finally:
         stop_engine(llm)

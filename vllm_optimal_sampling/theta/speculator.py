@@ -22,6 +22,7 @@ from vllm.v1.worker.gpu.dp_utils import DPSyncState, dispatch_cg_and_sync_dp
 from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
+from vllm.v1.worker.gpu.spec_decode.rejection_sampler import get_max_chunk_logits
 from vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator import StandaloneARSpeculator
 from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.cudagraph_utils import (
     SpeculatorBatchDescriptor,
@@ -30,7 +31,9 @@ from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.cudagraph_utils import (
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import AttentionGroup
 
+from vllm_optimal_sampling.kernels import MixRecord, MixScratch
 from vllm_optimal_sampling.layout import split_by_position
+from vllm_optimal_sampling.recorder import Recorder
 from vllm_optimal_sampling.theta.block_tables import ThetaBlockTables
 from vllm_optimal_sampling.theta.inputs import advance_round, chunk_inputs, keep_rows, round_inputs
 from vllm_optimal_sampling.theta.requests import ThetaRequests
@@ -73,6 +76,13 @@ class ThetaSpeculator(StandaloneARSpeculator):
             device=device,
         )
         self.common_vocab_size = min(teacher_vocab_size, self.vocab_size)
+        # What the mix works with. Here and not where it is put to use: that is inside the loading of the weights, whose
+        # memory sleep mode gives away.
+        num_rows = self.max_num_reqs * (self.num_speculative_steps + 1)
+        self.record = MixRecord.allocate(self.max_num_reqs, self.num_speculative_steps + 1, device)
+        self.scratch = MixScratch.allocate(num_rows, teacher_vocab_size, device)
+        self.recorder = Recorder(self.draft_logits, self.requests.settings.first_position, self.record)
+        self.drafts_by_batch_size = self._scheduled_drafts()
         self.slots = torch.full((self.max_num_reqs,), -1, dtype=torch.int64, device=device)
         self.sample_positions = torch.zeros(self.max_num_reqs, dtype=torch.int64, device=device)
         self.round_graphs: SpeculatorCudaGraphManager | None = None
@@ -108,6 +118,14 @@ class ThetaSpeculator(StandaloneARSpeculator):
         )
         return theta
 
+    def check_own_weights(self) -> None:
+        """Raise ValueError where new weights for theta would be new weights for the teacher."""
+        if self.shares_weights:
+            raise ValueError(
+                "theta has no weights of its own here, it shares the teacher's; update the teacher, or start the engine "
+                "with a copy of theta under another path"
+            )
+
     def reload_weights(
         self,
         weights_iterator: Iterable[tuple[str, torch.Tensor]] | None = None,
@@ -115,11 +133,7 @@ class ThetaSpeculator(StandaloneARSpeculator):
         is_checkpoint_format: bool = True,
     ) -> None:
         """Reload theta in place, as vLLM reloads a target: from a path, an iterator, or where it came from."""
-        if self.shares_weights:
-            raise ValueError(
-                "theta has no weights of its own here, it shares the teacher's; reload the teacher, or start the engine "
-                "with a copy of theta under another path"
-            )
+        self.check_own_weights()
         reload_weights(self._draft_vllm_config, self.model, weights_iterator, weights_path, is_checkpoint_format)
 
     def set_attn(
@@ -152,19 +166,18 @@ class ThetaSpeculator(StandaloneARSpeculator):
             CUDAGraphMode.FULL_DECODE_ONLY if full else CUDAGraphMode.NONE,
             decode_query_len=1,
         )
-        if full and self.supports_decode_metadata_update and self._drafts_by_batch_size:
+        if full and self.supports_decode_metadata_update and self.drafts_by_batch_size:
             # One graph holds a whole round, so each number of drafts in the schedule needs its own.
             self.round_graphs._capture_descs = {
                 mode: [
                     SpeculatorBatchDescriptor(**vars(desc), num_speculative_tokens=drafts)
                     for desc in descs
-                    for drafts in sorted(self._drafts_by_batch_size, reverse=True)
+                    for drafts in sorted(self.drafts_by_batch_size, reverse=True)
                 ]
                 for mode, descs in self.round_graphs._capture_descs.items()
             }
 
-    @property
-    def _drafts_by_batch_size(self) -> set[int]:
+    def _scheduled_drafts(self) -> set[int]:
         """The numbers of drafts that `num_speculative_tokens_per_batch_size` can ask for; empty without one."""
         schedule = self.speculative_config.num_speculative_tokens_per_batch_size
         if not schedule:
@@ -213,7 +226,7 @@ class ThetaSpeculator(StandaloneARSpeculator):
         end = np.minimum(begin + input_batch.num_scheduled_tokens[batch_rows], prefill_len)
 
         computed = self.requests.num_computed[slots]
-        # After a prefix-cache hit theta begins where its part of the hit blocks ends (layout.first_position).
+        # Blocks hit in the prefix cache hold theta's slots below `begin`, so its positions below `begin - shift`.
         starts = np.where(computed >= 0, computed, np.maximum(0, begin - self.requests.shift.np[slots]))
         ends = np.maximum(starts, end + delta)  # while end + delta <= 0 theta has no token yet
         self.requests.num_computed[slots] = ends
@@ -347,7 +360,7 @@ class ThetaSpeculator(StandaloneARSpeculator):
             need_eager=is_profile,
             dp_sync_state=sync,
         )
-        if self.supports_decode_metadata_update and self._drafts_by_batch_size and self.round_graphs is not None:
+        if self.supports_decode_metadata_update and self.drafts_by_batch_size and self.round_graphs is not None:
             batch_desc = self.round_graphs.specialize_spec_tokens(batch_desc, drafts)
         num_tokens_across_dp = sync.num_tokens_across_dp if sync is not None else None
         self.block_tables.gather(self.slots[:num_reqs], batch_desc.num_reqs or num_reqs)
@@ -461,7 +474,7 @@ class ThetaSpeculator(StandaloneARSpeculator):
         )
 
     def _profile(self, input_batch: InputBatch) -> None:
-        """What theta's largest chunk takes, for vLLM's memory profile."""
+        """What a step with theta takes at most, for vLLM's memory profile."""
         hidden_states = self._run_model(
             self.input_buffers.input_ids[: input_batch.num_tokens],
             self.input_buffers.positions[: input_batch.num_tokens],
@@ -470,3 +483,11 @@ class ThetaSpeculator(StandaloneARSpeculator):
             None,
         )
         self.compute_draft_logits(hidden_states[: input_batch.num_reqs], 0)
+        del hidden_states
+        # vLLM profiles one row a request. A step verifies K + 1: all in the head's dtype, a chunk of them in float32.
+        assert self.draft_logits is not None
+        vocab_size = self.draft_logits.shape[-1]
+        num_rows = min(self.max_num_reqs * (self.num_speculative_steps + 1), self.max_num_tokens)
+        rows = self.draft_logits.new_empty(num_rows, vocab_size)
+        chunk = rows.new_empty(min(num_rows, get_max_chunk_logits(vocab_size)), vocab_size, dtype=torch.float32)
+        del rows, chunk
