@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 from audit import Reference, RowAudit, find_runner
 from conftest import start_engine, stop_engine
 from models import save_model
