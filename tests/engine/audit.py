@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import isinf
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from requests_mix import Case
 from transformers import AutoModelForCausalLM
 from vllm import LLM
 from vllm_optimal_sampling.kernels import NEVER, Method
+from vllm_optimal_sampling.kernels.reference import mix
 
 from vllm_optimal_sampling.processor import OptimalSamplingLogitsProcessor
 
@@ -166,7 +168,9 @@ class RowAudit:
         for row in sorted(self.rows, key=lambda row: -len(row.tokens)):
             theta_prompt = row.theta_prompt
             if theta_prompts is not None:
-                (given,) = (prompt for request, prompt in theta_prompts.items() if row.request.startswith(request))
+                # One of several samples has its number before the request's id: 3_17-ab12.
+                request_id = row.request.rpartition("_")[2]
+                (given,) = (prompt for request, prompt in theta_prompts.items() if request_id.startswith(request))
                 theta_prompt = None if given is None else list(given)
             prompt = row.tokens[: row.prompt_len] if theta_prompt is None else theta_prompt
             teacher = reference.logits(reference.teacher, row.tokens)
@@ -208,10 +212,16 @@ class RowAudit:
 
 
 def _expected(row: Row, teacher: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
-    """log q* of one row from float64 logits [vocab], written down from the definition once more."""
-    return expected_log_q(
-        teacher, theta, **{name: row.settings[name] for name in ("method", "alpha", "alpha_min", "alpha_max")}
-    )
+    """log q* of one row from float64 logits [vocab]: of the usual methods written down from the definition once more."""
+    settings = {name: value for name, value in row.settings.items() if name != "first_position"}
+    method = Method(int(settings["method"]))
+    whole = not settings["support_top_k"] and settings["support_top_p"] == 1 and isinf(settings["max_js_divergence"])
+    if whole and method in (Method.KL_SYMMETRY, Method.FIXED):
+        return expected_log_q(
+            teacher, theta, **{name: settings[name] for name in ("method", "alpha", "alpha_min", "alpha_max")}
+        )
+    mixture = mix(teacher, theta, **{**settings, "method": method, "support_top_k": int(settings["support_top_k"])})
+    return mixture.log_q.log_softmax(-1)
 
 
 def expected_log_q(
@@ -224,7 +234,9 @@ def expected_log_q(
 ) -> torch.Tensor:
     method = Method(int(method))
     if method not in (Method.KL_SYMMETRY, Method.FIXED):
-        raise NotImplementedError(f"the audit knows no {method.name}; tests/kernels has every method")
+        raise NotImplementedError(
+            f"only kl_symmetry and fixed are written down here; kernels.reference has {method.name}"
+        )
     u, v = theta.log_softmax(-1), teacher.log_softmax(-1)
     low, high = (0.0, 1.0) if method is Method.KL_SYMMETRY else (alpha,) * 2
     while high - low > 1e-12:  # E_q[log teacher - log theta] grows with alpha; KL symmetry is where it is 0

@@ -1,0 +1,49 @@
+"""Every way to choose alpha, and everything that narrows the mix, beside one another in one batch of a running engine."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from audit import Reference, RowAudit
+from requests_mix import Case, generate, theta_prompts, token_ids
+from vllm import LLM
+from vllm_optimal_sampling.kernels import Method
+
+from vllm_optimal_sampling.records import TokenRecords
+
+ARGUMENTS: list[dict[str, Any]] = [
+    *({"alpha_method": method.name.lower()} for method in Method),
+    {"alpha_method": "fixed", "alpha": 0.3},
+    {"alpha_method": "arithmetic", "alpha": 0.3},
+    {"alpha_min": 0.6},
+    {"alpha_max": 0.4},
+    {"support_top_k": 5},
+    {"support_top_p": 0.8},
+    {"teacher_only_tokens": 3},
+    {"max_js_divergence": 0.0},
+    {"max_js_divergence": 0.05},
+    {"alpha_method": "entropy", "alpha_max": 0.3, "support_top_k": 50},
+]
+
+
+def test_rows_of_every_method(engines: Callable[..., LLM], reference: Reference) -> None:
+    llm = engines()
+    rng = random.Random(17)
+    prompt, theta_prompt = token_ids(rng, 40), token_ids(rng, 25)
+    cases = [Case(prompt, theta_prompt, {**arguments, "return_alpha": True}) for arguments in ARGUMENTS]
+    with RowAudit(llm) as audit:
+        outputs = generate(llm, cases, max_tokens=6)
+    audit.check(reference, theta_prompts(cases, outputs))
+
+    def records(**arguments: Any) -> TokenRecords:
+        return outputs[ARGUMENTS.index(arguments)].outputs[0].optimal_sampling  # type: ignore[attr-defined]
+
+    assert records(alpha_method="fixed", alpha=0.3).alpha == pytest.approx([0.3] * 6)
+    assert min(records(alpha_min=0.6).alpha) >= 0.6 - 1e-6
+    assert max(records(alpha_max=0.4).alpha) <= 0.4 + 1e-6
+    assert records(teacher_only_tokens=3).alpha[:3] == [1.0] * 3
+    assert all(records(max_js_divergence=0.0).fallback)
+    assert not any(records(alpha_method="kl_symmetry").fallback)
