@@ -28,14 +28,17 @@ def reference(pair: tuple[str, str]) -> Reference:
     return Reference(*pair)
 
 
-def start_engine(teacher: str, theta: str, num_speculative_tokens: int = 3, **options: Any) -> LLM:
-    """An engine with optimal sampling, as a user starts it, in this process and small."""
+def engine_options(teacher: str, theta: str, num_speculative_tokens: int = 3, **options: Any) -> dict[str, Any]:
+    """Arguments of a small engine with optimal sampling, as a user gives them."""
     speculative_config = {
         "model": theta,
         "num_speculative_tokens": num_speculative_tokens,
         **options.pop("speculative_config", {}),
     }
-    defaults: dict[str, Any] = {
+    return {
+        "model": teacher,
+        "logits_processors": ["optimal_sampling"],
+        "speculative_config": speculative_config,
         "dtype": "float32",
         "enforce_eager": True,
         "max_model_len": 512,
@@ -44,13 +47,13 @@ def start_engine(teacher: str, theta: str, num_speculative_tokens: int = 3, **op
         "kv_cache_memory_bytes": 1 << 26,
         "block_size": 32,
         "disable_log_stats": False,
+        **options,
     }
-    return LLM(
-        teacher,
-        logits_processors=["optimal_sampling"],
-        speculative_config=speculative_config,
-        **{**defaults, **options},
-    )
+
+
+def start_engine(teacher: str, theta: str, num_speculative_tokens: int = 3, **options: Any) -> LLM:
+    """The same engine started, in this process unless VLLM_ENABLE_V1_MULTIPROCESSING says otherwise."""
+    return LLM(**engine_options(teacher, theta, num_speculative_tokens, **options))
 
 
 def stop_engine(llm: LLM) -> None:

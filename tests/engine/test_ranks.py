@@ -5,10 +5,16 @@ vLLM loads the plugin there while it is building the engine core, not before, wh
 
 from __future__ import annotations
 
+import asyncio
+import random
+
 import pytest
 from audit import Reference, greedy_tokens
-from conftest import start_engine, stop_engine
-from requests_mix import generate, mixed_batch
+from conftest import engine_options, start_engine, stop_engine
+from requests_mix import Case, generate, mixed_batch
+from vllm import SamplingParams
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.v1.engine.async_llm import AsyncLLM
 
 RANKS: dict[str, dict[str, int]] = {
     "one rank": {},
@@ -27,3 +33,33 @@ def test_greedy(name: str, pair: tuple[str, str], reference: Reference, monkeypa
             assert list(output.outputs[0].token_ids) == greedy_tokens(reference, case, 8), case
     finally:
         stop_engine(llm)
+
+
+def test_async_engine_with_data_parallel_ranks_and_aborts(pair: tuple[str, str], reference: Reference) -> None:
+    """Twice as many requests as fit, on two engine cores; every third is given up after a few tokens."""
+    cases = [case for seed in (72, 73, 74) for case in mixed_batch(seed=seed, long=70)]
+    expected = [greedy_tokens(reference, case, 8) for case in cases]
+    outcomes = asyncio.run(_run(pair, cases))
+    for i, (tokens, wanted) in enumerate(zip(outcomes, expected, strict=True)):
+        assert tokens == wanted[: len(tokens)], cases[i]
+        assert len(tokens) == 8 or (i % 3 == 0 and tokens)
+
+
+async def _run(pair: tuple[str, str], cases: list[Case]) -> list[list[int]]:
+    engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_options(*pair, data_parallel_size=2)))
+    rng = random.Random(75)
+
+    async def ask(i: int, case: Case) -> list[int]:
+        await asyncio.sleep(rng.random() * 2)
+        params = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True, extra_args=case.extra_args())
+        tokens: list[int] = []
+        async for output in engine.generate({"prompt_token_ids": case.prompt}, params, request_id=str(i)):
+            tokens = list(output.outputs[0].token_ids)
+            if i % 3 == 0:
+                break  # vLLM aborts a request whose generator is closed
+        return tokens
+
+    try:
+        return list(await asyncio.gather(*(ask(i, case) for i, case in enumerate(cases))))
+    finally:
+        engine.shutdown()
