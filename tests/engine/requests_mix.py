@@ -57,14 +57,22 @@ def mixed_batch(seed: int, long: int = 150) -> list[Case]:
 
 
 def generate(
-    llm: LLM, cases: list[Case], *, max_tokens: int, temperature: float = 1.0, seed: int = 0, **options: Any
+    llm: LLM,
+    cases: list[Case],
+    *,
+    max_tokens: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+    samples: list[int] | None = None,
+    **options: Any,
 ) -> list[RequestOutput]:
-    """Run the cases as one batch. Options go to `SamplingParams`."""
+    """Run the cases as one batch, with so many `samples` of each. Options go to `SamplingParams`."""
     params = [
         SamplingParams(
             max_tokens=max_tokens,
             temperature=temperature,
             seed=seed * 1000 + i,
+            n=samples[i] if samples is not None else 1,
             extra_args=case.extra_args(),
             **{"ignore_eos": True, **options},
         )
