@@ -161,7 +161,9 @@ def histogram(
             f"<title>{escape(span)}: {count:,.0f} ({percent(count / total)})</title></rect>"
         )
     if marker is not None and edges[0] < marker < edges[-1]:
-        parts.append(f'<line class="marker" x1="{plot.x(marker):.1f}" x2="{plot.x(marker):.1f}" y1="{TOP}" y2="{floor}"/>')
+        parts.append(
+            f'<line class="marker" x1="{plot.x(marker):.1f}" x2="{plot.x(marker):.1f}" y1="{TOP}" y2="{floor}"/>'
+        )
     median = figures.quantiles[0.5]
     if not math.isnan(median) and (not log_x or median > 0):
         x = plot.x(median)
@@ -272,12 +274,14 @@ def along_sequence(band: Band, width: int) -> Markup:
         )
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{width - RIGHT}" y1="{floor}" y2="{floor}"/>')
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{width - RIGHT}" y1="{base}" y2="{base}"/>')
-    parts.append(f'<text class="tick" x="{LEFT - 6}" y="{base - room + 6:.0f}" text-anchor="end">{compact(most)}</text>')
+    parts.append(
+        f'<text class="tick" x="{LEFT - 6}" y="{base - room + 6:.0f}" text-anchor="end">{compact(most)}</text>'
+    )
     parts.append(f'<text class="tick" x="{LEFT - 6}" y="{base}" text-anchor="end">0</text>')
-    for tick in ticks(0, end, 8 if width > 500 else 5, whole=True):
-        parts.append(
-            f'<text class="tick" x="{plot.x(tick):.1f}" y="{base + 16}" text-anchor="middle">{compact(tick)}</text>'
-        )
+    parts.extend(
+        f'<text class="tick" x="{plot.x(tick):.1f}" y="{base + 16}" text-anchor="middle">{compact(tick)}</text>'
+        for tick in ticks(0, end, 8 if width > 500 else 5, whole=True)
+    )
     parts.append(
         f'<text class="label" x="{(LEFT + width - RIGHT) / 2:.0f}" y="{height - 6}" text-anchor="middle">'
         "position in the completion (tokens); bars: how many tokens are counted there</text>"

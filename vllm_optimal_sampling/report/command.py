@@ -29,7 +29,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--samples", type=int, default=6, metavar="N", help="samples shown in full (default: 6)")
     parser.add_argument(
-        "--disagreements", type=int, default=24, metavar="N", help="tokens shown where the models disagree (default: 24)"
+        "--disagreements",
+        type=int,
+        default=24,
+        metavar="N",
+        help="tokens shown where the models disagree (default: 24)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="which samples are drawn (default: 0)")
     parser.set_defaults(handler=run)
@@ -42,7 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
     output: Path = arguments.output or source.with_name(source.name + ".report.html")
     try:
         if output.exists() and (output.is_dir() or os.path.samefile(output, source)):
-            raise ValueError(f"--output {output} is {'a folder' if output.is_dir() else 'the input'}; name another file")
+            raise ValueError(
+                f"--output {output} is {'a folder' if output.is_dir() else 'the input'}; name another file"
+            )
         summary = summarise(
             source,
             tokenizer=arguments.tokenizer,

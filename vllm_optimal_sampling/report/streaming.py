@@ -112,7 +112,9 @@ class Histogram:
             min=math.nan if empty else moments.min,
             max=math.nan if empty else moments.max,
             quantiles={
-                q: math.nan if empty else min(max(quantile(self.edges, self.counts, q, self.log), moments.min), moments.max)
+                q: math.nan
+                if empty
+                else min(max(quantile(self.edges, self.counts, q, self.log), moments.min), moments.max)
                 for q in QUANTILES
             },
             edges=self.edges,

@@ -346,7 +346,9 @@ class _Tally:
                 "resuming the run does it again."
             )
         if repeated:
-            notices.append(f"{_count(repeated, 'sample is', 'samples are')} there more than once by custom_id and sample.")
+            notices.append(
+                f"{_count(repeated, 'sample is', 'samples are')} there more than once by custom_id and sample."
+            )
         if self.num_misfits:
             notices.append(
                 f"{_count(self.num_misfits, 'record', 'records')} cannot be read or does not fit its tokens; "
@@ -378,12 +380,13 @@ def _figures(record: object) -> TokenFigures | None:
     if not isinstance(record, dict):
         return None
     try:
-        *columns, fallback = (np.array(record[name], dtype=np.float64) for name in FIELDS)
+        columns = {name: np.array(record[name], dtype=np.float64) for name in FIELDS}
     except (KeyError, ValueError, TypeError, OverflowError):
         return None
-    if any(column.shape != fallback.shape or column.ndim != 1 for column in columns):
+    fallback = columns.pop("fallback")
+    if any(column.shape != fallback.shape or column.ndim != 1 for column in columns.values()):
         return None
-    return TokenFigures(*columns, fallback=np.nan_to_num(fallback) != 0)
+    return TokenFigures(**columns, fallback=np.nan_to_num(fallback) != 0)
 
 
 def _pick(
