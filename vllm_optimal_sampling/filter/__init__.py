@@ -1,0 +1,8 @@
+"""`optimal-sampling filter`: keep the sampled rows that are fit to train on.
+
+rows  ->  rules, in order (rules: answers, lengths, duplicates)  ->  one file, put in place when it is complete
+"""
+
+from vllm_optimal_sampling.filter.command import add_parser
+
+__all__ = ["add_parser"]
