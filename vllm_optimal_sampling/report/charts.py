@@ -242,7 +242,7 @@ def along_sequence(band: Band, width: int) -> Markup:
     """
     height, strip = 280, 46  # the strip below holds the counts
     stretches = len(band.counts)
-    end = stretches * band.width
+    end = max(1, stretches * band.width)
     plot = Plot(width, height - strip, 0, end, 1.0)
     floor = height - strip - BOTTOM
     parts: list[str] = []

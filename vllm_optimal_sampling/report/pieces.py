@@ -77,6 +77,8 @@ def _load(name: str) -> tuple[int, Decode]:
     if file.is_file():  # transformers would do the same with it, after many seconds of imports
         fast = Tokenizer.from_file(str(file))
         return fast.get_vocab_size(), lambda ids: str(fast.decode(ids, skip_special_tokens=False))
+    if Path(name).is_absolute() and not Path(name).is_dir():
+        raise ValueError("there is no such folder")
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(name)
