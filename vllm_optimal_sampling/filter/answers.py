@@ -18,7 +18,7 @@ MOST_TIMEOUTS = 20
 LONGEST_NUMBER = 400
 """Characters; longer ones are compared as text."""
 
-_BOX = re.compile(r"(?P<box>\\f?boxed\s*\{)|\\.|(?P<brace>[{}])", re.S)
+_BOX = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|(?P<brace>[{}])", re.S)
 _FRACTION = re.compile(r"\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}")
 _GROUPED = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d*)?")
 
@@ -28,7 +28,7 @@ class PatternError(ValueError):
 
 
 def boxed(text: str) -> str | None:
-    r"""The content of the `\boxed{...}` that begins last among those that are closed; None without one.
+    r"""The content of the `\boxed{...}` (or `\fbox`) that begins last among those that are closed, or None.
 
     One pass, whatever the nesting. A brace after a backslash is a character.
     """
