@@ -342,8 +342,8 @@ class _Tally:
         notices = []
         if self.num_torn:
             notices.append(
-                f"{_count(self.num_torn, 'last line is', 'last lines are')} broken off, as a killed run leaves it; "
-                "resuming the run does it again."
+                ("The last line is" if self.num_torn == 1 else f"The last lines of {self.num_torn:,} files are")
+                + " broken off, as a killed run leaves them; resuming the run does them again."
             )
         if repeated:
             notices.append(
@@ -353,6 +353,11 @@ class _Tally:
             notices.append(
                 f"{_count(self.num_misfits, 'record', 'records')} cannot be read or does not fit its tokens; "
                 "such samples are counted without it."
+            )
+        if self.num_fallback:
+            notices.append(
+                f"{_count(self.num_fallback, 'token was', 'tokens were')} left to the teacher, since the models' "
+                "probabilities could not be mixed."
             )
         without = self.num_samples - self.num_failed - self.num_recorded - self.num_misfits
         if self.num_recorded and without:
