@@ -23,6 +23,7 @@ NAMED = {
     "limits.md": set(),
     "offline.md": {"python"},
     "parameters.md": {"python"},
+    "report.md": {"bash", "python"},
     "serving.md": {"bash", "python", "javascript", "yaml"},
     "troubleshooting.md": {"python"},
 }
