@@ -1,7 +1,7 @@
 """The rules that a row has to pass, in the order in which they are asked.
 
 A rule is a name and a function of a row's columns that says whether it stays. Rules that compare rows remember hashes
-alone: about 100 bytes for each row that is kept.
+alone: some 150 bytes for each row (189 MiB in all for a million rows) that is kept.
 """
 
 from __future__ import annotations

@@ -342,8 +342,10 @@ class _Tally:
         notices = []
         if self.num_torn:
             notices.append(
-                ("The last line is" if self.num_torn == 1 else f"The last lines of {self.num_torn:,} files are")
-                + " broken off, as a killed run leaves them; resuming the run does them again."
+                "The last line is broken off, as a killed run leaves it; resuming the run does it again."
+                if self.num_torn == 1
+                else f"The last lines of {self.num_torn:,} files are broken off, as killed runs leave them; resuming "
+                "the runs does them again."
             )
         if repeated:
             notices.append(
