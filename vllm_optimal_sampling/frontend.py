@@ -103,6 +103,19 @@ class RequestResolver:
         request.sampling_params.extra_args = arguments or None
         request.sampling_params.max_tokens = max_tokens
 
+    def theta_token_ids(self, extra_args: dict[str, Any]) -> list[int] | None:
+        """What theta reads of a request with these arguments: its own prompt as tokens, None for the teacher's.
+
+        Raises:
+            ArgumentError: an argument is refused.
+
+        """
+        self._check_sizes(extra_args)
+        params = OptimalSamplingParams.from_extra_args(
+            extra_args, self.settings.defaults, others=self.settings.other_extra_args
+        )
+        return self._theta_prompt(params)
+
     def _theta_prompt(self, params: OptimalSamplingParams) -> list[int] | None:
         """Theta's prompt as token ids, None where theta reads the teacher's."""
         if params.theta_prompt_token_ids is not None:
