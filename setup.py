@@ -47,7 +47,8 @@ setup(
         "tokenizers",
     ],
     extras_require={
-        "data": ["pyarrow>=16"],  # rows in parquet and Arrow files
+        # Parquet and Hugging Face data sets, in and out; JSONL, JSON and CSV need nothing more.
+        "data": ["datasets>=3", "pyarrow>=17"],
         "dev": [
             "pyarrow>=16",
             "pytest>=8",
@@ -56,9 +57,13 @@ setup(
             "ruff>=0.17.6,<0.18",
             "mypy>=2.4,<3",
             "setuptools>=77",
+            "datasets>=3",
+            "pyarrow>=17",
+            "trl>=1",  # that rows load in its trainers
         ],
     },
     entry_points={
+        "console_scripts": ["optimal-sampling = vllm_optimal_sampling.cli:main"],
         # vLLM loads the class in every engine, and it then asks whether this engine wants it.
         "vllm.logits_processors": ["optimal_sampling = vllm_optimal_sampling.processor:OptimalSamplingLogitsProcessor"],
         # vLLM calls it in every process: front end, engine core, workers.
