@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 
-FRONT_END = "VLLM_OPTIMAL_SAMPLING_FRONT_END"
-"""Set to its process id by a front end that answers the terminal's signals for its engine, see `_leave_terminal`."""
+FRONT_END = "OPTIMAL_SAMPLING_FRONT_END"
+"""Set to its process id by a front end that answers the terminal's signals for its engine, see `_follow_front_end`."""
 
 _registered = False
 
@@ -16,7 +18,7 @@ def register() -> None:
     if _registered:
         return
     _registered = True
-    _leave_terminal()
+    _follow_front_end()
     from vllm_optimal_sampling import hooks
     from vllm_optimal_sampling.interpreter import gaps, shortcuts
 
@@ -25,12 +27,22 @@ def register() -> None:
     hooks.install()
 
 
-def _leave_terminal() -> None:
-    """Take an engine's process out of the terminal's group if its front end asks for that.
+PR_SET_PDEATHSIG = 1
+"""From <sys/prctl.h>: the signal that a process gets when its parent ends."""
 
-    Ctrl-C is sent to the whole group, and ends vLLM's engine processes at once. A front end that means to finish what
-    is running wants to be the only one that hears it.
+
+def _follow_front_end() -> None:
+    """Make the life of an engine's process that of its front end, if the front end asks for it.
+
+    Ctrl-C is sent to all processes of the terminal's group, and ends vLLM's engine at once: a front end that means to
+    finish what is running wants to be the only one that hears it. And an engine whose front end was killed (SIGKILL, the
+    out-of-memory killer) keeps the GPU's memory for minutes, in which no other can start.
     """
     front_end = os.environ.get(FRONT_END)
-    if front_end is not None and front_end != str(os.getpid()):
-        os.setpgid(0, 0)
+    if front_end is None or front_end == str(os.getpid()):
+        return
+    os.setpgid(0, 0)
+    if str(os.getppid()) == front_end:  # workers of several ranks are children of the engine, and watch it themselves
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if str(os.getppid()) != front_end:
+            os.kill(os.getpid(), signal.SIGKILL)
