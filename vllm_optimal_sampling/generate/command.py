@@ -55,6 +55,8 @@ def add_parser(subparsers: Any) -> None:
         "--endpoint", metavar="URL", help="ask a running `vllm serve` with the plugin instead of starting an engine"
     )
 
+    group.add_argument("--ray", type=int, metavar="N", help="N engines on a Ray cluster (RAY_ADDRESS), or here")
+
     group = parser.add_argument_group("input")
     group.add_argument(
         "--input",
@@ -129,7 +131,10 @@ def main(arguments: argparse.Namespace) -> int:
     """Run the subcommand and return its exit code."""
     from vllm_optimal_sampling.generate.errors import RunError, SettingsError
 
+    signals: list[int] = []
+
     def interrupt(number: int, _: object) -> None:
+        signals.append(number)
         raise _SignalledError(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -140,7 +145,7 @@ def main(arguments: argparse.Namespace) -> int:
         settings = _settings(values)
         if dry_run is not None:
             return _show_prompts(settings, dry_run)
-        return _generate(settings)
+        return _generate(settings, signals)
     except (SettingsError, RunError) as error:
         _say(f"optimal-sampling generate: {error}")
         return REFUSED if isinstance(error, SettingsError) else FAILED
@@ -202,7 +207,8 @@ def _show_prompts(settings: Settings, number: int) -> int:
     return FAILED if failed else 0
 
 
-def _generate(settings: Settings) -> int:
+def _generate(settings: Settings, signals: list[int]) -> int:
+    """The run. `signals` has those that have come so far."""
     import asyncio
 
     from vllm_optimal_sampling.generate.formats import check_available, write
@@ -234,13 +240,23 @@ def _generate(settings: Settings) -> int:
         left = jobs(read(sources, settings.shard, settings.limit), settings, output.finished, skip)
 
         async def start() -> Sampler:
+            sampler: Sampler
             if settings.endpoint is not None:
                 from vllm_optimal_sampling.generate.endpoint import Endpoint
 
-                return Endpoint(settings)
-            from vllm_optimal_sampling.generate.engine import LocalEngine
+                sampler = Endpoint(settings)
+            elif settings.ray is not None:
+                from vllm_optimal_sampling.generate.ray_engines import RayEngines
 
-            return await LocalEngine.start(settings)
+                sampler = await RayEngines.start(settings)
+            else:
+                from vllm_optimal_sampling.generate.engine import LocalEngine
+
+                sampler = await LocalEngine.start(settings)
+            if signals:  # what a signal raised may have been caught by whatever was being imported
+                await sampler.close()
+                raise _SignalledError(signals[0])
+            return sampler
 
         run = Run(left, start, output, settings, progress)
         asyncio.run(run.run())

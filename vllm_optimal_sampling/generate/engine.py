@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -122,10 +123,12 @@ class LocalEngine:
         finally:
             del os.environ[FRONT_END]
         try:
-            return cls(engine, settings)
+            started = cls(engine, settings)
         except BaseException:
             engine.shutdown()
             raise
+        del engine  # this frame outlives the call, and with it whatever it names
+        return started
 
     async def prepare(self, prompts: Prompts) -> Prepared:
         try:
@@ -204,3 +207,4 @@ class LocalEngine:
         self.engine.shutdown()
         # vLLM shuts an engine down once more when it is collected, which fails at the interpreter's own end.
         del self.engine
+        gc.collect()

@@ -77,20 +77,16 @@ def _write_parquet(rows: Path, path: Path) -> None:
     # Twice through the file: a column that is null or missing at first gets the type that it has later.
     schema = pa.schema([])
     for batch in _batches(rows):
-        try:
-            schema = pa.unify_schemas([schema, _schema(batch)], promote_options="permissive")
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise RunError(
-                f"{rows} cannot become a table: {' '.join(str(error).split())}. The rows themselves are whole; give the "
-                "column values of one type, or take --format jsonl"
-            ) from None
+        for name in dict.fromkeys(itertools.chain.from_iterable(batch)):
+            try:
+                field = pa.field(name, pa.array([row.get(name) for row in batch]).type)
+                schema = pa.unify_schemas([schema, pa.schema([field])], promote_options="permissive")
+            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                raise RunError(
+                    f"{rows} cannot become a table: column {name!r} has values of several types "
+                    f"({' '.join(str(error).split())}). The rows themselves are whole; mend the column, or take --format "
+                    "jsonl"
+                ) from None
     with pq.ParquetWriter(path, schema) as writer:
         for batch in _batches(rows):
             writer.write_table(pa.Table.from_pylist(batch, schema=schema))
-
-
-def _schema(batch: list[dict[str, Any]]) -> Any:
-    import pyarrow as pa
-
-    names = list(dict.fromkeys(itertools.chain.from_iterable(batch)))
-    return pa.schema([pa.field(name, pa.array([row.get(name) for row in batch]).type) for name in names])

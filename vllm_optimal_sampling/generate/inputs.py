@@ -162,7 +162,7 @@ def _checked(row: object, source: str, number: int, unit: str = "line") -> Input
 
 
 def _decoded(line: bytes) -> str:
-    text = line.decode("utf-8")
+    text = line.decode("utf-8").rstrip("\r\n")
     if "\\ud" in text or "\\uD" in text:
         # Half a surrogate pair is valid JSON and no text: no tokenizer and no UTF-8 file takes it.
         json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8", "strict")

@@ -25,6 +25,9 @@ class Figures:
             self.accepted - earlier.accepted,
         )
 
+    def __add__(self, other: Figures) -> Figures:
+        return self - Figures(-other.alpha_sum, -other.alpha_count, -other.drafted, -other.accepted)
+
     def in_words(self) -> list[str]:
         """Mean alpha and acceptance, as far as they are known."""
         words = []

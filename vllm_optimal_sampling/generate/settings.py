@@ -125,7 +125,8 @@ class Settings:
     max_in_flight: int | None = None
     """At least 1: requests given to the engine at a time. None: twice its `max_num_seqs`; 256 of a server."""
     retry_errors: bool = False
-    ray: bool = False
+    ray: int | None = None
+    """At least 1: engines on a Ray cluster. None: one engine in this machine."""
     log_interval: float = 10.0
     """Seconds between lines of progress where there is no terminal."""
     engine: tuple[str, ...] = ()
@@ -137,7 +138,7 @@ class Settings:
         index, total = self.shard
         if total < 1 or not 0 <= index < total:
             raise SettingsError(f"shard={index}/{total} is none; give i/n with i from 0 to n-1, such as 0/8")
-        for name in ("limit", "num_samples", "max_tokens", "num_speculative_tokens", "max_in_flight"):
+        for name in ("limit", "num_samples", "max_tokens", "num_speculative_tokens", "max_in_flight", "ray"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingsError(f"{name}={value} is less than 1")
@@ -160,7 +161,7 @@ class Settings:
             raise SettingsError(
                 f"{' '.join(self.engine)} is for an engine, and endpoint={self.endpoint!r} has its own; drop one of them"
             )
-        if self.ray and self.endpoint is not None:
+        if self.ray is not None and self.endpoint is not None:
             raise SettingsError("ray starts engines, and endpoint asks a running one; drop one of them")
 
     def _check_models(self) -> None:
@@ -337,11 +338,12 @@ def settings_from(mapping: Mapping[str, Any]) -> Settings:
     for key, value in mapping.items():
         name = key.replace("-", "_")
         if name not in fields:
-            raise SettingsError(f"{key!r} is no setting{closest(name, fields) or ''}")
-        values[name] = _typed(name, str(fields[name].type), value)
+            raise SettingsError(f"{key!r} is no setting{closest(name, fields)}")
+        values[name] = value
     for name in ("input", "output"):
         if values.get(name) is None:
             raise SettingsError(f"{name} is missing; give --{name}")
+    values = {name: _typed(name, str(fields[name].type), value) for name, value in values.items()}
     if "format" not in values and str(values["output"]).endswith(".parquet"):
         values["format"] = "parquet"
     return Settings(**values)

@@ -148,11 +148,9 @@ class Templates:
             SettingsError: theta's template asks for a privileged column in a way that only shows now.
 
         """
-        return Prompts(
-            teacher=self._prompt("teacher", self._teacher, columns, dict(columns)),
-            theta=self._prompt("theta", self._theta, columns, _PublicRow(columns, self._hidden)),
-            privileged_context=self._privileged_context(columns),
-        )
+        theta = self._prompt("theta", self._theta, columns, _PublicRow(columns, self._hidden))
+        teacher = self._prompt("teacher", self._teacher, columns, dict(columns))
+        return Prompts(teacher, theta, self._privileged_context(columns))
 
     def _prompt(
         self, model: str, template: Template | None, columns: Mapping[str, Any], visible: dict[str, Any]
@@ -161,11 +159,8 @@ class Templates:
         variables = {**visible, "row": visible}
         if messages:
             variables["content"] = messages[-1]["content"]
-        text = (
-            None
-            if template is None
-            else _rendered(f"the {model}'s" if model == "teacher" else model + "'s", template, variables)
-        )
+        whose = "theta's" if model == "theta" else "the teacher's"
+        text = None if template is None else _rendered(whose, template, variables)
         system = self._system_prompts[model]
         if not self._chat:
             assert text is not None, "settings ask for a template where there is no chat"
