@@ -1,0 +1,233 @@
+"""The command over the example pair: killed, stopped, resumed, with bad rows among the good, and against a server."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import MODELS, SMALL, TEACHER, TEMPLATES, THETA, Running, problems, read_rows, run, start, write_rows
+from serving import SMALL as SERVER_OPTIONS
+from serving import VLLM, Server, start_server
+from transformers import AutoTokenizer
+
+NUM_PROBLEMS, NUM_SAMPLES, NUM_KILLS = 14, 2, 3
+OPTIONS = [*TEMPLATES, "--chat", "--temperature", "0", "--max-tokens", "48", "--id-column", "id", "--return-alpha"]
+
+BAD_ROWS: dict[int, tuple[dict[str, Any] | bytes, str]] = {
+    3: ({"id": "no answer", "problem": "Why?"}, "teacher's template failed: 'answer' is undefined"),
+    5: ({"id": "too long", "problem": "Mia " * 400, "answer": "1"}, "256"),
+    7: (b'{"id": "bytes", "problem": "\xff", "answer": "1"}\n', "not UTF-8: byte 0xff at position 28"),
+    8: (b'{"id": "broken", "problem": \n', "not JSON: Expecting value at column 29"),
+    10: ({"id": "p1", "problem": "Again?", "answer": "1"}, "id 'p1' is already that of problems.jsonl line 2"),
+    12: ({"id": "null", "problem": None, "answer": "1"}, "theta's template failed: a column that it writes is null"),
+    13: (b'["a", "list"]\n', "not an object with columns but list"),
+}
+"""By their lines; each becomes one row with an error."""
+
+
+def options(source: Path) -> list[str]:
+    return ["--input", str(source), *OPTIONS, "--num-samples", str(NUM_SAMPLES)]
+
+
+@dataclass
+class Drawn:
+    """A run that was interrupted again and again, and what was seen on the way."""
+
+    source: Path
+    output: Path
+    codes: list[int] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+    log: str = ""
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return read_rows(self.output)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
+    folder = tmp_path_factory.mktemp("generate")
+    rows: list[dict[str, Any] | bytes] = [{"id": f"p{i}", **row} for i, row in enumerate(problems(NUM_PROBLEMS))]
+    for line, (row, _) in sorted(BAD_ROWS.items()):
+        rows.insert(line - 1, row)
+    drawn = Drawn(write_rows(folder / "problems.jsonl", rows), folder / "rows.jsonl")
+    randomly = random.Random(0)
+    for number in range(NUM_KILLS):
+        before = running_lines(drawn)
+        running = start(drawn.output, *MODELS, *options(drawn.source), *SMALL)
+        running.wait_for_lines(before + randomly.randint(1, 5) + 4 * (number == 0))
+        is_last = number == NUM_KILLS - 1
+        drawn.codes.append(running.end(signal.SIGTERM if is_last else signal.SIGKILL))
+        drawn.lines.append(running.lines())
+        if number == 0:  # as a machine would leave it that lost power while it wrote
+            with drawn.output.open("ab") as file:
+                file.write(b'{"custom_id": "p13", "sample": 0, "prompt": [{"ro')
+    running = start(drawn.output, *MODELS, *options(drawn.source), *SMALL)
+    drawn.codes.append(running.wait())
+    drawn.log = running.log.read_text()
+    return drawn
+
+
+def running_lines(drawn: Drawn) -> int:
+    return Running(None, drawn.output, drawn.output).lines()  # type: ignore[arg-type]
+
+
+def test_every_sample_is_there_once(drawn: Drawn) -> None:
+    assert drawn.codes == [-signal.SIGKILL] * (NUM_KILLS - 1) + [128 + signal.SIGTERM, 0], drawn.log[-4000:]
+    assert drawn.lines == sorted(set(drawn.lines)), "each run got further"
+    drawn_samples = sorted((row["custom_id"], row["sample"]) for row in drawn.rows if row["error"] is None)
+    assert drawn_samples == sorted((f"p{i}", sample) for i in range(NUM_PROBLEMS) for sample in range(NUM_SAMPLES))
+
+
+def test_a_signal_lets_running_samples_finish(drawn: Drawn) -> None:
+    assert "SIGTERM: " in drawn.log
+    assert "stopped by SIGTERM; run the same command again to go on" in drawn.log
+
+
+def test_each_bad_row_is_one_error_with_its_place(drawn: Drawn) -> None:
+    errors = {row["error"].partition(": ")[0]: row for row in drawn.rows if row["error"] is not None}
+    assert len(errors) == sum(row["error"] is not None for row in drawn.rows)
+    assert set(errors) == {f"problems.jsonl line {line}" for line in BAD_ROWS}
+    for line, (_, reason) in BAD_ROWS.items():
+        row = errors[f"problems.jsonl line {line}"]
+        assert reason in row["error"]
+        assert row["sample"] is None
+        assert row["completion"] is None
+    assert f"{len(BAD_ROWS)} rows failed" in drawn.log
+
+
+def test_rows_are_what_was_asked_for(drawn: Drawn) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(THETA)
+    inputs = {f"p{i}": row for i, row in enumerate(problems(NUM_PROBLEMS))}
+    for row in drawn.rows:
+        if row["error"] is not None:
+            continue
+        given = inputs[row["custom_id"]]
+        assert row["prompt"] == [{"role": "user", "content": given["problem"]}]
+        assert row["privileged_context"] == given["answer"]
+        assert {name: row[name] for name in given} == given
+        (message,) = row["completion"]
+        assert message["role"] == "assistant"
+        assert message["content"] == tokenizer.decode(row["completion_token_ids"], skip_special_tokens=True)
+        theta_ids = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
+        assert row["prompt_token_ids"] == theta_ids
+        assert row["finish_reason"] in ("stop", "length")
+        record = row["optimal_sampling"]
+        assert {len(values) for values in record.values()} == {len(row["completion_token_ids"])}
+        assert all(0 <= alpha <= 1 for alpha in record["alpha"])
+
+
+def test_other_settings_are_refused_and_named(drawn: Drawn) -> None:
+    before = drawn.output.read_bytes()
+    done = run(
+        *MODELS, *options(drawn.source), *SMALL, "--top-k", "5", "--alpha-max", "0.9", "--output", str(drawn.output)
+    )
+    assert done.returncode == 2
+    assert "alpha_max is 0.9, and it was 1.0; top_k is 5, and it was 0" in done.stderr
+    assert drawn.output.read_bytes() == before
+
+
+def test_a_finished_run_starts_no_engine(drawn: Drawn) -> None:
+    before = drawn.output.read_bytes()
+    done = run(*MODELS, *options(drawn.source), *SMALL, "--output", str(drawn.output))
+    assert done.returncode == 0, done.stderr
+    assert drawn.output.read_bytes() == before
+    assert "EngineCore" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    speculative = json.dumps({"model": THETA, "num_speculative_tokens": 3})
+    command = [*VLLM, "serve", TEACHER, "--logits-processor", "optimal_sampling", "--speculative-config", speculative]
+    small = [word for name, value in SERVER_OPTIONS.items() for word in (f"--{name}", str(value)) if word != "True"]
+    server = start_server([*command, *small], tmp_path_factory.mktemp("server") / "server.log")
+    yield server
+    server.stop()
+
+
+def test_a_server_gives_the_same_rows(drawn: Drawn, server: Server, tmp_path: Path) -> None:
+    output = tmp_path / "rows.jsonl"
+    done = run("--endpoint", server.url, "--theta", THETA, *options(drawn.source), "--output", str(output))
+    assert done.returncode == 0, done.stderr
+    assert comparable(read_rows(output)) == comparable(drawn.rows)
+    assert "drafts accepted" in done.stderr
+
+
+def comparable(rows: list[dict[str, Any]]) -> dict[Any, Any]:
+    """Rows by id and sample, without what rounding may change and without the words of vLLM's refusals."""
+    return {
+        (row["custom_id"], row["sample"]): {
+            name: bool(value) if name == "error" else value for name, value in row.items() if name != "optimal_sampling"
+        }
+        for row in rows
+    }
+
+
+def test_a_server_alone_gives_rows_from_raw_text(server: Server, tmp_path: Path) -> None:
+    """Without --theta, without --chat: one command from CSV to rows, over a server's name only."""
+    source = tmp_path / "problems.csv"
+    source.write_text('problem,answer\n"Mia has 4 apples.\nHow many?",4\n')
+    output = tmp_path / "rows.jsonl"
+    done = run(
+        *[
+            "--endpoint",
+            server.url,
+            "--input",
+            str(source),
+            "--output",
+            str(output),
+            "--max-tokens",
+            "8",
+            "--seed",
+            "1",
+        ],
+        *["--theta-template", "Q: {{ problem }} A:", "--teacher-template", "Q: {{ problem }} ({{ answer }}) A:"],
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = read_rows(output)
+    assert row["custom_id"] == "problems.csv:2"
+    assert row["prompt"] == "Q: Mia has 4 apples.\nHow many? A:"
+    assert isinstance(row["completion"], str)
+    assert row["privileged_context"] == "4"
+    assert row["prompt_token_ids"] is None
+    assert 1 <= len(row["completion_token_ids"]) <= 8
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (["--teacher", "another"], "teacher='another' is not served by"),
+        (["--endpoint", "http://127.0.0.1:9"], "does not answer"),
+        (["--top-p", "2"], "vLLM refuses the sampling options: top_p must be in"),
+    ],
+)
+def test_a_server_that_cannot_do_it(server: Server, tmp_path: Path, change: list[str], reason: str) -> None:
+    source = write_rows(tmp_path / "in.jsonl", problems(1))
+    output = tmp_path / "rows.jsonl"
+    done = run("--endpoint", server.url, "--input", str(source), "--output", str(output), *TEMPLATES, *change)
+    assert done.returncode == 2, done.stderr
+    assert reason in done.stderr
+    assert not output.exists()
+
+
+@pytest.mark.full
+def test_two_thousand_rows_and_twenty_kills(tmp_path: Path) -> None:
+    rows = [{**row, "copy": copy} for copy in range(4) for row in problems(500)]
+    source, output = write_rows(tmp_path / "problems.jsonl", rows), tmp_path / "rows.jsonl"
+    command = [*MODELS, "--input", str(source), *TEMPLATES, "--chat", "--max-tokens", "12", *SMALL]
+    randomly = random.Random(1)
+    for _ in range(20):
+        running = start(output, *command)
+        running.wait_for_lines(running.lines() + randomly.randint(1, 120))
+        running.end(signal.SIGKILL)
+    running = start(output, *command)
+    assert running.wait() == 0, running.log.read_text()[-4000:]
+    found = [(row["custom_id"], row["sample"]) for row in read_rows(output)]
+    assert len(found) == len(rows)
+    assert set(found) == {(f"problems.jsonl:{line}", 0) for line in range(1, len(rows) + 1)}
