@@ -1,14 +1,15 @@
 """The fenced code blocks of docs/, and the few words that are exchanged before a test runs them.
 
 What is exchanged, and nothing else: the two models' names for the example pair's folders, the server's address for that
-of the test's server, `vllm` for the module behind it in this interpreter. Where an engine is started, the options of
-`serving.SMALL` are added.
+of the test's server, `vllm` and `optimal-sampling` for the modules behind them in this interpreter. Where an engine is
+started, the options of `serving.SMALL` are added.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from serving import SMALL, VLLM
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 MODELS = {"Qwen/Qwen2.5-3B-Instruct": TEACHER, "Qwen/Qwen2.5-1.5B-Instruct": THETA}
+COMMANDS = {"vllm": VLLM, "optimal-sampling": [sys.executable, "-m", "vllm_optimal_sampling"]}
 ADDRESS = "http://localhost:8000"
 
 FENCE = re.compile(r"(?:^<!-- test: (?P<mark>[a-z ]+) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
@@ -47,7 +49,10 @@ class Block:
         text = self.text.replace(ADDRESS, address)
         for name, folder in MODELS.items():
             text = text.replace(name, folder)
-        return re.sub("^vllm ", f"{shlex.join(VLLM)} ", text, flags=re.M) if self.language == "bash" else text
+        if self.language == "bash":
+            for name, command in COMMANDS.items():
+                text = re.sub(f"^{name} ", f"{shlex.join(command)} ", text, flags=re.M)
+        return text
 
     def starting_an_engine(self) -> str:
         """The text of a Python block, with the small options after the teacher's name."""

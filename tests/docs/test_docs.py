@@ -19,6 +19,7 @@ from serving import Server, start_server
 ENGINE_SECONDS = 420
 
 NAMED = {
+    "generate.md": {"bash", "python", "yaml"},
     "how-it-works.md": {"python"},
     "limits.md": set(),
     "offline.md": {"python"},
@@ -127,6 +128,36 @@ def test_the_configuration_file_says_what_the_command_says() -> None:
     assert config["model"] == TEACHER
     assert config["logits-processors"] == ["optimal_sampling"]
     assert set(config) == {"model", "logits-processors", "speculative-config", "additional-config"}
+
+
+def test_generating(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, dry_run, served = blocks("generate.md", "bash")
+    (python,) = blocks("generate.md", "python")
+    run_in_shell(f"{first.prepared().rstrip()} {' '.join(SMALL_OPTIONS)}", tmp_path)
+    assert "The answer is 72." in run_in_shell(dry_run.prepared(), tmp_path)
+    run_in_shell(served.prepared(server.url), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert sorted((row["custom_id"], row["sample"]) for row in rows) == [
+        *(("problems.csv:2", 0), ("problems.csv:2", 1), ("problems.csv:3", 0), ("problems.csv:3", 1))
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({**row, "finish_reason": "stop"}) + "\n" for row in rows))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    exec(compile(python.prepared(), python.name, "exec"), {})
+    assert len((tmp_path / "served.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_file_for_generating_is_read(tmp_path: Path) -> None:
+    """Its options reach the command and vLLM, which the dry run and the engine's parser say."""
+    from vllm_optimal_sampling.generate.settings import engine_words, settings_from
+
+    (block,) = blocks("generate.md", "yaml")
+    options = yaml.safe_load(block.prepared())
+    options["engine"] = engine_words(options["engine"])
+    settings = settings_from(options)
+    assert settings.engine == ("--max-model-len", "4096", "--data-parallel-size", "8")
+    assert settings.format == "parquet"
+    assert settings.templates().render({"problem": "p", "answer": "a"}).theta[0]["content"] == "Think step by step."
 
 
 @pytest.mark.full
