@@ -49,6 +49,7 @@ setup(
     extras_require={
         # Parquet and Hugging Face data sets, in and out; JSONL, JSON and CSV need nothing more.
         "data": ["datasets>=3", "pyarrow>=17"],
+        "ray": ["ray>=2.40"],  # its option --ray
         "dev": [
             "pyarrow>=16",
             "pytest>=8",
@@ -60,6 +61,7 @@ setup(
             "datasets>=3",
             "pyarrow>=17",
             "trl>=1",  # that rows load in its trainers
+            "ray>=2.40",
         ],
     },
     entry_points={
