@@ -12,7 +12,6 @@ from typing import Any
 
 import openai
 
-from vllm_optimal_sampling.generate.engine import sampling_params
 from vllm_optimal_sampling.generate.errors import RowError, RunError, SettingsError
 from vllm_optimal_sampling.generate.jobs import Sample
 from vllm_optimal_sampling.generate.progress import Figures
@@ -39,6 +38,22 @@ def _options(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _body(settings: Settings) -> dict[str, Any]:
+    return {
+        "model": settings.teacher,
+        "max_tokens": settings.max_tokens,
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+        "stop": list(settings.stop) or None,
+    }
+
+
+def _extra_body(settings: Settings) -> dict[str, Any]:
+    # Written out though they are vLLM's defaults: a server takes others from the model's generation_config.json.
+    defaults = {"repetition_penalty": 1.0, "return_token_ids": True}
+    return {"top_k": settings.top_k, "min_p": settings.min_p, **defaults, **settings.sampling}
+
+
 def with_served_model(settings: Settings) -> Settings:
     """The settings with the served model's name as `teacher` where it was left out.
 
@@ -46,18 +61,18 @@ def with_served_model(settings: Settings) -> Settings:
         SettingsError: there is no such server, or it samples without theta.
 
     """
-    sampling_params(settings)
     client = openai.OpenAI(**_options(settings), max_retries=0)
     try:
         served = [model.id for model in client.models.list()]
         name = settings.teacher or served[0]
         # A server without the plugin takes and ignores the arguments: this one is refused where they are read.
         probe: Any = client.completions.create
-        probe(model=name, prompt="x", max_tokens=1, extra_body={"vllm_xargs": {"alpha": 2}})
+        body = _body(settings) | {"model": name, "max_tokens": 1}
+        probe(**body, prompt="x", extra_body={**_extra_body(settings), "vllm_xargs": {"alpha": 2}})
     except openai.BadRequestError as error:
-        if "alpha" in _reason(error):
+        if error.param == "alpha":
             return dataclasses.replace(settings, teacher=name)
-        raise SettingsError(f"endpoint={settings.endpoint!r} refuses requests: {_reason(error)}") from None
+        raise SettingsError(f"endpoint={settings.endpoint!r} refuses the sampling options: {_reason(error)}") from None
     except openai.NotFoundError:
         raise SettingsError(
             f"teacher={settings.teacher!r} is not served by {settings.endpoint}; it has {', '.join(served)}"
@@ -97,21 +112,7 @@ class Endpoint:
             except (OSError, ValueError) as error:
                 raise SettingsError(f"theta={settings.theta!r} has no tokenizer that can be loaded: {error}") from None
         self._arguments = settings.optimal_sampling_params().to_extra_args(with_defaults=True)
-        self._body = {
-            "model": settings.teacher,
-            "max_tokens": settings.max_tokens,
-            "temperature": settings.temperature,
-            "top_p": settings.top_p,
-            "stop": list(settings.stop) or None,
-        }
-        # Written out though they are vLLM's defaults: a server takes others from the model's generation_config.json.
-        self._extra_body = {
-            "top_k": settings.top_k,
-            "min_p": settings.min_p,
-            "repetition_penalty": 1.0,
-            "return_token_ids": True,
-            **settings.sampling,
-        }
+        self._body, self._extra_body = _body(settings), _extra_body(settings)
 
     async def prepare(self, prompts: Prompts) -> Prepared:
         theta_ids = None if self._tokenizer is None else self._theta_ids(prompts)

@@ -44,6 +44,8 @@ def engine_args(settings: Settings) -> Any:
         if isinstance(error, SettingsError):
             raise
         raise SettingsError(f"vLLM refuses its options {' '.join(settings.engine)!r}: {error}") from None
+    if any(word.partition("=")[0] == "--model" for word in settings.engine):
+        raise SettingsError("--model is vLLM's name for what is --teacher here; drop it")
     arguments.model = settings.teacher
     arguments.logits_processors = [NAME, *(arguments.logits_processors or ())]
     speculative = {"num_speculative_tokens": settings.num_speculative_tokens, **(arguments.speculative_config or {})}
