@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,8 +17,8 @@ from serving import SMALL as SERVER_OPTIONS
 from serving import VLLM, Server, start_server
 from transformers import AutoTokenizer
 
-NUM_PROBLEMS, NUM_SAMPLES, NUM_KILLS = 14, 2, 3
-OPTIONS = [*TEMPLATES, "--chat", "--temperature", "0", "--max-tokens", "48", "--id-column", "id", "--return-alpha"]
+NUM_PROBLEMS, NUM_SAMPLES, NUM_KILLS = 12, 2, 3
+OPTIONS = [*TEMPLATES, "--chat", "--temperature", "0", "--max-tokens", "32", "--id-column", "id", "--return-alpha"]
 
 BAD_ROWS: dict[int, tuple[dict[str, Any] | bytes, str]] = {
     3: ({"id": "no answer", "problem": "Why?"}, "teacher's template failed: 'answer' is undefined"),
@@ -204,7 +205,7 @@ def test_a_server_alone_gives_rows_from_raw_text(server: Server, tmp_path: Path)
     [
         (["--teacher", "another"], "teacher='another' is not served by"),
         (["--endpoint", "http://127.0.0.1:9"], "does not answer"),
-        (["--top-p", "2"], "vLLM refuses the sampling options: top_p must be in"),
+        (["--top-p", "2"], "refuses the sampling options: top_p must be in"),
     ],
 )
 def test_a_server_that_cannot_do_it(server: Server, tmp_path: Path, change: list[str], reason: str) -> None:
@@ -217,10 +218,25 @@ def test_a_server_that_cannot_do_it(server: Server, tmp_path: Path, change: list
 
 
 @pytest.mark.full
+def test_two_engines_on_ray(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    source, output = write_rows(tmp_path / "problems.jsonl", [*problems(10), b"{\n"]), tmp_path / "rows.jsonl"
+    command = ["--input", str(source), *TEMPLATES, "--chat", "--max-tokens", "24", "--num-samples", "2", "--ray", "2"]
+    running = start(output, *MODELS, *command, *SMALL)
+    assert running.wait() == 0, running.log.read_text()[-4000:]
+    log = running.log.read_text()
+    assert len(set(re.findall(r"EngineCore pid=(\d+)", log))) == 2
+    assert "drafts accepted" in log
+    good = [(row["custom_id"], row["sample"]) for row in read_rows(output) if row["error"] is None]
+    assert sorted(good) == sorted((f"problems.jsonl:{line}", sample) for line in range(1, 11) for sample in range(2))
+    assert sum(row["error"] is not None for row in read_rows(output)) == 1
+
+
+@pytest.mark.full
 def test_two_thousand_rows_and_twenty_kills(tmp_path: Path) -> None:
     rows = [{**row, "copy": copy} for copy in range(4) for row in problems(500)]
     source, output = write_rows(tmp_path / "problems.jsonl", rows), tmp_path / "rows.jsonl"
-    command = [*MODELS, "--input", str(source), *TEMPLATES, "--chat", "--max-tokens", "12", *SMALL]
+    command = [*MODELS, "--input", str(source), *TEMPLATES, "--chat", "--max-tokens", "4", *SMALL]
     randomly = random.Random(1)
     for _ in range(20):
         running = start(output, *command)
