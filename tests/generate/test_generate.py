@@ -6,13 +6,27 @@ import json
 import random
 import re
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import MODELS, SMALL, TEACHER, TEMPLATES, THETA, Running, problems, read_rows, run, start, write_rows
+from commands import (
+    MODELS,
+    RUN_SECONDS,
+    SMALL,
+    TEACHER,
+    TEMPLATES,
+    THETA,
+    Running,
+    problems,
+    read_rows,
+    run,
+    start,
+    write_rows,
+)
 from serving import SMALL as SERVER_OPTIONS
 from serving import VLLM, Server, start_server
 from transformers import AutoTokenizer
@@ -140,6 +154,18 @@ def test_a_finished_run_starts_no_engine(drawn: Drawn) -> None:
     assert done.returncode == 0, done.stderr
     assert drawn.output.read_bytes() == before
     assert "EngineCore" not in done.stderr
+
+
+def test_a_signal_while_the_engine_starts_ends_the_command(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", problems(1))
+    running = start(tmp_path / "rows.jsonl", *MODELS, *TEMPLATES, "--input", str(source), *SMALL)
+    deadline = time.monotonic() + RUN_SECONDS
+    while not (tmp_path / "rows.jsonl.settings.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1)  # into vLLM's imports
+    assert running.end(signal.SIGTERM) == 128 + signal.SIGTERM, running.log.read_text()[-4000:]
+    assert running.lines() == 0
 
 
 @pytest.fixture(scope="module")

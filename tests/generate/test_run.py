@@ -205,6 +205,29 @@ def test_progress_in_a_log(tmp_path: Path) -> None:
     assert last.endswith("tok/s, alpha 0.40, 90% of drafts accepted, 0 failed, 0:00:00 left")
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_on_a_terminal() -> None:
+    terminal = Terminal()
+    progress = Progress(10, terminal)
+    progress.total, progress.skipped = 10, 4
+    progress.begin()
+    for number in range(6):
+        progress.sample_done(100)
+        progress.row_done(failed=number == 0)
+    progress.figures = Figures(alpha_sum=1.0, alpha_count=4.0)
+    progress.say("a line of its own")
+    progress.close()
+    shown = terminal.getvalue()
+    assert "a line of its own\n" in shown
+    last = shown.rstrip().split("\r")[-1]
+    assert "6/6" in last
+    assert "tok/s, alpha 0.25, 1 failed" in last
+
+
 def test_each_sample_has_its_own_seed(tmp_path: Path) -> None:
     first = Bench(tmp_path / "a", ["quick"] * 3, num_samples=2, seed=5)
     first.go()

@@ -71,7 +71,7 @@ class Progress:
         """Count time from now: the engine is up."""
         self._start = time.monotonic()
         if self._bar is not None:
-            self._bar.start_t = self._bar._time()
+            self._bar.unpause()
 
     def row_done(self, failed: bool) -> None:
         """A row of the input is finished, with all its samples."""
