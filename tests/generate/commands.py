@@ -83,6 +83,11 @@ class Running:
         tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
         return [int(child) for task in tasks for child in task.read_text().split()]
 
+    def engine(self) -> int:
+        """The process of its engine, by the name that vLLM gives it."""
+        (engine,) = [one for one in self.children() if "EngineCore" in Path(f"/proc/{one}/cmdline").read_text()]
+        return engine
+
     def end(self, number: signal.Signals) -> int:
         """Send the command alone a signal, wait for it and for its children, and return its exit code."""
         children = self.children()

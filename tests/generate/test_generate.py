@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import signal
@@ -31,7 +32,9 @@ from serving import SMALL as SERVER_OPTIONS
 from serving import VLLM, Server, start_server
 from transformers import AutoTokenizer
 
-NUM_PROBLEMS, NUM_SAMPLES, NUM_KILLS = 12, 2, 3
+NUM_PROBLEMS, NUM_SAMPLES = 12, 2
+ENDS = ("kill", "kill the engine", "stop")
+"""How the runs are interrupted, one after another; the next one finishes."""
 OPTIONS = [*TEMPLATES, "--chat", "--temperature", "0", "--max-tokens", "32", "--id-column", "id", "--return-alpha"]
 
 BAD_ROWS: dict[int, tuple[dict[str, Any] | bytes, str]] = {
@@ -73,16 +76,19 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
         rows.insert(line - 1, row)
     drawn = Drawn(write_rows(folder / "problems.jsonl", rows), folder / "rows.jsonl")
     randomly = random.Random(0)
-    for number in range(NUM_KILLS):
+    for end in ENDS:
         before = running_lines(drawn)
         running = start(drawn.output, *MODELS, *options(drawn.source), *SMALL)
-        running.wait_for_lines(before + randomly.randint(1, 5) + 4 * (number == 0))
-        is_last = number == NUM_KILLS - 1
-        drawn.codes.append(running.end(signal.SIGTERM if is_last else signal.SIGKILL))
+        running.wait_for_lines(before + randomly.randint(1, 5) + 4 * (before == 0))
+        if end == "kill the engine":
+            os.kill(running.engine(), signal.SIGKILL)
+            drawn.codes.append(running.wait())
+        else:
+            drawn.codes.append(running.end(signal.SIGKILL if end == "kill" else signal.SIGTERM))
         drawn.lines.append(running.lines())
-        if number == 0:  # as a machine would leave it that lost power while it wrote
+        if end == "kill":  # as a machine would leave it that lost power while it wrote
             with drawn.output.open("ab") as file:
-                file.write(b'{"custom_id": "p13", "sample": 0, "prompt": [{"ro')
+                file.write(b'{"custom_id": "p11", "sample": 0, "prompt": [{"ro')
     running = start(drawn.output, *MODELS, *options(drawn.source), *SMALL)
     drawn.codes.append(running.wait())
     drawn.log = running.log.read_text()
@@ -94,7 +100,7 @@ def running_lines(drawn: Drawn) -> int:
 
 
 def test_every_sample_is_there_once(drawn: Drawn) -> None:
-    assert drawn.codes == [-signal.SIGKILL] * (NUM_KILLS - 1) + [128 + signal.SIGTERM, 0], drawn.log[-4000:]
+    assert drawn.codes == [-signal.SIGKILL, 1, 128 + signal.SIGTERM, 0], drawn.log[-4000:]
     assert drawn.lines == sorted(set(drawn.lines)), "each run got further"
     drawn_samples = sorted((row["custom_id"], row["sample"]) for row in drawn.rows if row["error"] is None)
     assert drawn_samples == sorted((f"p{i}", sample) for i in range(NUM_PROBLEMS) for sample in range(NUM_SAMPLES))
@@ -103,6 +109,13 @@ def test_every_sample_is_there_once(drawn: Drawn) -> None:
 def test_a_signal_lets_running_samples_finish(drawn: Drawn) -> None:
     assert "SIGTERM: " in drawn.log
     assert "stopped by SIGTERM; run the same command again to go on" in drawn.log
+
+
+def test_an_engine_that_dies_is_one_sentence(drawn: Drawn) -> None:
+    said = [line for line in drawn.log.splitlines() if line.startswith("optimal-sampling generate: ")]
+    assert len(said) == 1
+    assert "the engine died" in said[0]
+    assert "run the same command again to go on" in said[0]
 
 
 def test_each_bad_row_is_one_error_with_its_place(drawn: Drawn) -> None:
