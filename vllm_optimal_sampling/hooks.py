@@ -29,7 +29,8 @@ class Patch:
     Attributes:
         module: where vLLM defines (or looks up) the attribute.
         name: the attribute, `Class.method` or `function`.
-        parameters: the names the original takes, as the contract test expects them; None for a property.
+        parameters: the names the original takes, as the contract test expects them, "..." where releases differ; None
+            for a property.
         why: why no public hook of vLLM does it.
         wrap: makes the replacement of the original.
     """
@@ -240,15 +241,15 @@ def _scheduler_init(original: Callable) -> Callable:
 @_patch(
     "vllm.v1.engine.core",
     "get_request_block_hasher",
-    ("hash_block_size", "caching_hash_fn"),
+    ("hash_block_size", "caching_hash_fn", "..."),
     "a request is hashed when it is made, and theta's slots depend on the scheduler's block size",
 )
 def _get_request_block_hasher(original: Callable) -> Callable:
     # Not `EngineCore.__init__`: in a process of its own that is what loads this plugin, and it is running by then. It
     # makes its scheduler first and the hasher after it.
     @functools.wraps(original)
-    def get_request_block_hasher(hash_block_size: int, caching_hash_fn: Any) -> Callable[[Any], list]:
-        hash_blocks = original(hash_block_size, caching_hash_fn)
+    def get_request_block_hasher(*args: Any, **kwargs: Any) -> Callable[[Any], list]:
+        hash_blocks = original(*args, **kwargs)
         block_size = _newest_scheduler.get("asked_block_size")
         if block_size is None:
             return hash_blocks
