@@ -51,7 +51,6 @@ setup(
         "data": ["datasets>=3", "pyarrow>=17"],
         "ray": ["ray>=2.40"],  # its option --ray
         "dev": [
-            "pyarrow>=16",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",

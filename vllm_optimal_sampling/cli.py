@@ -15,7 +15,11 @@ from collections.abc import Sequence
 
 from vllm_optimal_sampling import __version__
 
-COMMANDS = ("vllm_optimal_sampling.generate.command",)
+COMMANDS = (
+    "vllm_optimal_sampling.generate.command",
+    "vllm_optimal_sampling.filter.command",
+    "vllm_optimal_sampling.report.command",
+)
 """Modules of the subcommands, in the order of `--help`."""
 
 

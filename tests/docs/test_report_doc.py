@@ -1,8 +1,7 @@
-"""The blocks of report.md, one after the other in one folder; commands go through the parsers of their modules."""
+"""The blocks of report.md, one after the other in one folder."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 from pathlib import Path
@@ -10,19 +9,13 @@ from pathlib import Path
 import pytest
 from blocks import blocks
 
-from vllm_optimal_sampling import filter as filter_
-from vllm_optimal_sampling import report
+from vllm_optimal_sampling import cli
 
 
 def run_command(line: str) -> None:
     program, *arguments = shlex.split(line)
     assert program == "optimal-sampling"
-    parser = argparse.ArgumentParser(prog=program)
-    commands = parser.add_subparsers(required=True)
-    report.add_parser(commands)
-    filter_.add_parser(commands)
-    options = parser.parse_args(arguments)
-    assert options.handler(options) == 0, line
+    assert cli.main(arguments) == 0, line
 
 
 def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

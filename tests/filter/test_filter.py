@@ -9,7 +9,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from written_rows import command, row, write
 
-import vllm_optimal_sampling.filter as filter_
 from vllm_optimal_sampling.filter import writing
 from vllm_optimal_sampling.filter.rules import FilterSettings, Rules
 from vllm_optimal_sampling.sampled_rows import settings_path
@@ -40,7 +39,7 @@ def test_each_rule_drops_and_counts(tmp_path: Path, capsys: pytest.CaptureFixtur
     path, out = write(tmp_path / "rows.jsonl", rows), tmp_path / "kept.jsonl"
     options = ["--boxed", "--answer-column", "answer", "--numeric", "--drop-truncated", "--min-tokens", 4]
     options += ["--max-tokens", 60, "--deduplicate", "prompt+completion", "--max-per-prompt", 2]
-    assert command(filter_, "filter", path, "--output", out, *options) == 0
+    assert command("filter", path, "--output", out, *options) == 0
     assert ids(out) == ["row-0", "row-8", "row-10"]
     table = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [[" ".join(words[:-2]), *words[-2:]] for words in table[2:]] == [
@@ -60,7 +59,7 @@ def test_lines_are_copied_as_they_are(tmp_path: Path) -> None:
     path, out = tmp_path / "rows.jsonl", tmp_path / "kept.jsonl"
     lines = [b'{"custom_id":"a",  "x": 1.0000000000000000001, "error": null}\n', b'{"custom_id": "b", "u": "\\u00e9"}']
     path.write_bytes(b"".join([lines[0], b"broken\n", b"\n", lines[1]]))
-    assert command(filter_, "filter", path, "--output", out) == 0
+    assert command("filter", path, "--output", out) == 0
     assert out.read_bytes() == lines[0] + lines[1] + b"\n"
 
 
@@ -68,7 +67,7 @@ def test_errors_may_stay_and_torn_lines_go(tmp_path: Path, capsys: pytest.Captur
     path, out = write(tmp_path / "rows.jsonl", [row(1), row(2, error="x")]), tmp_path / "kept.jsonl"
     with path.open("a") as file:
         file.write('{"custom_id": "row-3", "comp')
-    assert command(filter_, "filter", path, "--output", out, "--no-drop-errors") == 0
+    assert command("filter", path, "--output", out, "--no-drop-errors") == 0
     assert ids(out) == ["row-1", "row-2"]
     assert "unreadable" in capsys.readouterr().out
 
@@ -101,14 +100,14 @@ def test_reference_answers_may_be_read_by_a_pattern(tmp_path: Path) -> None:
     ]
     path, out = write(tmp_path / "rows.jsonl", rows), tmp_path / "kept.jsonl"
     options = ["--answer-column", "answer", "--answer-regex", r"answer is (\d+)", "--reference-regex", "#### (.*)"]
-    assert command(filter_, "filter", path, "--output", out, *options) == 0
+    assert command("filter", path, "--output", out, *options) == 0
     assert ids(out) == ["row-1"]
 
 
 def test_the_settings_go_along(tmp_path: Path) -> None:
     path, out = write(tmp_path / "rows.jsonl", [row(1), row(2, error="x")]), tmp_path / "kept.jsonl"
     settings_path(path).write_text('{"teacher": "big", "temperature": 0.5}')
-    assert command(filter_, "filter", path, "--output", out, "--max-tokens", 100) == 0
+    assert command("filter", path, "--output", out, "--max-tokens", 100) == 0
     assert json.loads(settings_path(out).read_text()) == {
         "teacher": "big",
         "temperature": 0.5,
@@ -139,7 +138,7 @@ def test_wrong_options_are_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
 ) -> None:
     path = write(tmp_path / "rows.jsonl", [row(1)])
-    assert command(filter_, "filter", path, "--output", tmp_path / "kept.jsonl", *options) == 1
+    assert command("filter", path, "--output", tmp_path / "kept.jsonl", *options) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
     assert list(tmp_path.iterdir()) == [path]
@@ -161,7 +160,7 @@ def test_the_input_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFi
         (path, tmp_path / "no" / "kept.jsonl", "not there"),
         (path, tmp_path / "kept.csv", "has to end in"),
     ):
-        assert command(filter_, "filter", source, "--output", out, "--overwrite") == 1
+        assert command("filter", source, "--output", out, "--overwrite") == 1
         assert said in capsys.readouterr().err
         assert path.read_bytes() == before
 
@@ -171,7 +170,7 @@ def test_an_output_is_kept_unless_said_and_until_the_new_one_is_complete(
 ) -> None:
     path, out = write(tmp_path / "rows.jsonl", [row(1)]), tmp_path / "kept.jsonl"
     out.write_text("old\n")
-    assert command(filter_, "filter", path, "--output", out) == 1
+    assert command("filter", path, "--output", out) == 1
     assert "--overwrite" in capsys.readouterr().err
 
     def full(*_: object) -> None:
@@ -179,11 +178,11 @@ def test_an_output_is_kept_unless_said_and_until_the_new_one_is_complete(
 
     with monkeypatch.context() as patched:
         patched.setattr(writing.os, "fsync", full)
-        assert command(filter_, "filter", path, "--output", out, "--overwrite") == 1
+        assert command("filter", path, "--output", out, "--overwrite") == 1
     assert "No space left" in capsys.readouterr().err
     assert out.read_text() == "old\n"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["kept.jsonl", "rows.jsonl"]
-    assert command(filter_, "filter", path, "--output", out, "--overwrite") == 0
+    assert command("filter", path, "--output", out, "--overwrite") == 0
     assert ids(out) == ["row-1"]
 
 
@@ -195,12 +194,12 @@ def test_parquet_in_and_out(tmp_path: Path) -> None:
     expected = [one for one in rows if one["error"] is None]
     lines = write(tmp_path / "rows.jsonl", rows)
     table, again, back = tmp_path / "a.parquet", tmp_path / "b.parquet", tmp_path / "c.jsonl"
-    assert command(filter_, "filter", lines, "--output", table, "--no-drop-errors") == 0
+    assert command("filter", lines, "--output", table, "--no-drop-errors") == 0
     assert pq.read_table(table).to_pylist() == rows
-    assert command(filter_, "filter", table, "--output", again) == 0
+    assert command("filter", table, "--output", again) == 0
     assert pq.read_schema(again) == pq.read_schema(table)
     assert pq.read_table(again).to_pylist() == expected
-    assert command(filter_, "filter", table, "--output", back) == 0
+    assert command("filter", table, "--output", back) == 0
     assert kept(back) == expected
 
 
@@ -213,7 +212,7 @@ def test_shards_of_parquet_need_not_have_the_same_columns(tmp_path: Path) -> Non
     pq.write_table(pa.table({"custom_id": ["a"], "error": pa.nulls(1)}), shards / "0.parquet")
     pq.write_table(pa.table({"custom_id": ["b", "c"], "error": [None, "x"], "more": [1, 2]}), shards / "1.parquet")
     out = tmp_path / "kept.parquet"
-    assert command(filter_, "filter", shards, "--output", out) == 0
+    assert command("filter", shards, "--output", out) == 0
     assert pq.read_table(out).to_pylist() == [
         {"custom_id": "a", "error": None, "more": None},
         {"custom_id": "b", "error": None, "more": 1},
@@ -223,6 +222,6 @@ def test_shards_of_parquet_need_not_have_the_same_columns(tmp_path: Path) -> Non
 def test_rows_without_a_common_schema_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     path = write(tmp_path / "rows.jsonl", [row(1, extra="text"), row(2, extra={"a": 1})])
-    assert command(filter_, "filter", path, "--output", tmp_path / "kept.parquet") == 1
+    assert command("filter", path, "--output", tmp_path / "kept.parquet") == 1
     assert "no common parquet schema" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [path]

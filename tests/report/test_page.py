@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from written_rows import TEACHER, command, row, write
 
-import vllm_optimal_sampling.report as report
 from vllm_optimal_sampling.report import charts, colours, summarise
 from vllm_optimal_sampling.report.page import render
 from vllm_optimal_sampling.sampled_rows import settings_path
@@ -156,7 +155,7 @@ def test_the_notebook_shows_the_page_in_a_frame(tmp_path: Path) -> None:
 
 def test_the_command_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "rows.jsonl", [row(1), row(2, error="too long")])
-    assert command(report, "report", path, "--tokenizer", TEACHER) == 0
+    assert command("report", path, "--tokenizer", TEACHER) == 0
     page = (tmp_path / "rows.jsonl.report.html").read_text()
     assert "too long" in "".join(Elements(page).texts)
     assert "2 samples, 1 failed" in capsys.readouterr().out
@@ -167,7 +166,7 @@ def test_the_command_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_an_empty_file_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(content)
-    assert command(report, "report", path) == 1
+    assert command("report", path) == 1
     assert (
         capsys.readouterr().err == f"optimal-sampling report: {path} has no rows yet, so there is nothing to report\n"
     )
@@ -179,6 +178,6 @@ def test_the_command_leaves_its_input_alone(tmp_path: Path, capsys: pytest.Captu
     path = write(tmp_path / "rows.jsonl", [row(1)])
     before = path.read_bytes()
     (tmp_path / "link.html").symlink_to(path)
-    assert command(report, "report", path, "--output", tmp_path / "link.html") == 1
+    assert command("report", path, "--output", tmp_path / "link.html") == 1
     assert "is the input" in capsys.readouterr().err
     assert path.read_bytes() == before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from collections.abc import Iterable
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
+
+from vllm_optimal_sampling import cli
 
 TEACHER = Path(__file__).resolve().parents[2] / "examples" / "pair" / "teacher"
 TOKENIZER = Tokenizer.from_file(str(TEACHER / "tokenizer.json"))
@@ -49,9 +50,6 @@ def write(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
     return path
 
 
-def command(module: Any, *arguments: object) -> int:
-    """The exit code of a command, from its own parser and handler."""
-    parser = argparse.ArgumentParser()
-    module.add_parser(parser.add_subparsers(required=True))
-    parsed = parser.parse_args([str(argument) for argument in arguments])
-    return int(parsed.handler(parsed))
+def command(*arguments: object) -> int:
+    """The exit code of `optimal-sampling` with these arguments."""
+    return cli.main([str(argument) for argument in arguments])

@@ -2,7 +2,3 @@
 
 rows  ->  rules, in order (rules: answers, lengths, duplicates)  ->  one file, put in place when it is complete
 """
-
-from vllm_optimal_sampling.filter.command import add_parser
-
-__all__ = ["add_parser"]

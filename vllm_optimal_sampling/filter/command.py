@@ -8,10 +8,10 @@ import os
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vllm_optimal_sampling.filter.rules import FilterSettings, Rules
-from vllm_optimal_sampling.filter.writing import filter_rows, put_in_place
-from vllm_optimal_sampling.sampled_rows import files_of, read_settings, settings_path
+if TYPE_CHECKING:
+    from vllm_optimal_sampling.filter.rules import Rules
 
 DESCRIPTION = """\
 Keep the rows of the output of `optimal-sampling generate` that pass every rule, and say how many each rule dropped.
@@ -64,6 +64,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the rows that stay; 0 where that was done, 1 with a sentence on stderr where it was not."""
+    from vllm_optimal_sampling.filter.rules import FilterSettings, Rules
+    from vllm_optimal_sampling.filter.writing import filter_rows
+
     source: Path = arguments.input
     output: Path = arguments.output
     try:
@@ -85,6 +88,8 @@ def check_output(source: Path, output: Path, overwrite: bool) -> None:
     Raises:
         ValueError: with the reason.
     """
+    from vllm_optimal_sampling.sampled_rows import files_of
+
     if output.suffix not in OUTPUT_SUFFIXES:
         raise ValueError(
             f"--output {output} ends in {output.suffix!r}; it has to end in {' or '.join(OUTPUT_SUFFIXES)}"
@@ -103,6 +108,9 @@ def check_output(source: Path, output: Path, overwrite: bool) -> None:
 
 def _write_settings(source: Path, output: Path, rules: Rules) -> None:
     """The settings of the run that sampled the rows, with those of the filter, beside the output."""
+    from vllm_optimal_sampling.filter.writing import put_in_place
+    from vllm_optimal_sampling.sampled_rows import read_settings, settings_path
+
     settings, _ = read_settings(source)
     given = {name: value for name, value in asdict(rules.settings).items() if value not in (None, False)}
     dropped = {name: count for name, count in rules.dropped.items() if count}

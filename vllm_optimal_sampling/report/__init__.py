@@ -9,8 +9,24 @@ summary                                     # in a notebook: the report
 rows  ->  summarise (one pass, bounded memory)  ->  Summary  ->  page (template, styles, SVG charts)
 """
 
-from vllm_optimal_sampling.report.command import add_parser
-from vllm_optimal_sampling.report.summarise import summarise
-from vllm_optimal_sampling.report.summary import Summary
+from __future__ import annotations
 
-__all__ = ["Summary", "add_parser", "summarise"]
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm_optimal_sampling.report.collect import summarise
+    from vllm_optimal_sampling.report.summary import Summary
+
+__all__ = ["Summary", "summarise"]
+
+
+def __getattr__(name: str) -> Any:  # the command's --help imports this package, and nothing heavy with it
+    if name == "summarise":
+        from vllm_optimal_sampling.report.collect import summarise
+
+        return summarise
+    if name == "Summary":
+        from vllm_optimal_sampling.report.summary import Summary
+
+        return Summary
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

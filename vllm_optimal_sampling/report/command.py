@@ -7,8 +7,6 @@ import os
 import sys
 from pathlib import Path
 
-from vllm_optimal_sampling.report.summarise import summarise
-
 DESCRIPTION = """\
 Write one HTML file about the output of `optimal-sampling generate`: counts and failures, distributions of alpha, KL,
 lengths and log-probability ratios, alpha along the sequence, the tokens where the models disagree most, samples with
@@ -42,6 +40,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the report; 0 where there is one, 1 with a sentence on stderr where there is none."""
+    from vllm_optimal_sampling.report.collect import summarise
+
     source: Path = arguments.input
     output: Path = arguments.output or source.with_name(source.name + ".report.html")
     try:

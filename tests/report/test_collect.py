@@ -11,7 +11,7 @@ from written_rows import TEACHER, record, row, write
 
 from vllm_optimal_sampling.records import FIELDS
 from vllm_optimal_sampling.report import summarise
-from vllm_optimal_sampling.report.summarise import BUFFERED_TOKENS, SHOWN_TOKENS
+from vllm_optimal_sampling.report.collect import BUFFERED_TOKENS, SHOWN_TOKENS
 from vllm_optimal_sampling.sampled_rows import RowsError, settings_path
 
 TEXTS = ("So the answer is 42.", "Then 6 times 7 is 42. The answer is 42.", "The answer is 41.")
