@@ -25,8 +25,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from pairs import EXAMPLE, SHAPES, num_parameters, read_config, write_shapes
 from recording import RESULTS, Spread, header, set_cpu_environment, write
+from selection import add_selection, engines_at, select
 
 IS_CPU_BUILD = set_cpu_environment()
 
@@ -45,7 +45,6 @@ PUBLISHED = {
 }
 PUBLISHED_SECONDS = {"first_batch": 37.56, "later_batch": 9.99}
 DRAFTING = ("draft_model", "optimal")
-PROMPT_ROOM = 192  # the longest prompt has about 100 tokens, and theta's slots need a block more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,100 +251,40 @@ def show(result: dict[str, Any]) -> None:
             )
 
 
-def arguments() -> argparse.Namespace:
+def arguments() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pair", choices=("example", *SHAPES), default="example", help="a pair by name, or:")
-    parser.add_argument("--teacher", help="name or folder")
-    parser.add_argument("--theta", help="name or folder")
+    add_selection(parser, IS_CPU_BUILD)
     parser.add_argument(
         "--configurations", type=Configuration.parse, nargs="+", default=[Configuration(*key) for key in PUBLISHED]
     )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--repeats", type=int, default=2, help="batches after the first")
     parser.add_argument("--together", type=int, default=len(METHODS), help="methods in memory at once")
-    parser.add_argument("--acceptance", type=float, nargs="+", default=[], help="accept drafts at these rates, 0 to 1")
     parser.add_argument("--num-speculative-tokens", type=int, default=4)
-    parser.add_argument("--temperature", type=float, default=0.8)
-    parser.add_argument("--dtype", default="float32" if IS_CPU_BUILD else "bfloat16")
-    parser.add_argument("--eager", action="store_true", default=IS_CPU_BUILD, help="no CUDA graphs")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--logs", type=Path, help="folder for what the engines print")
     given = parser.parse_args()
-    if (given.teacher is None) != (given.theta is None):
-        parser.error("give both --teacher and --theta, or neither")
     if given.repeats < 1:
         parser.error(f"--repeats {given.repeats} is too few: give at least 1")
-    if not all(0 < rate < 1 for rate in given.acceptance):
-        parser.error(f"--acceptance {given.acceptance} has a rate outside (0, 1)")
-    if given.teacher is None and given.pair != "example" and not given.acceptance and set(given.methods) & {*DRAFTING}:
-        parser.error(f"the pair {given.pair} has no weights, so its acceptance means nothing: give --acceptance")
-    return given
-
-
-def kv_cache_bytes(pair: Sequence[str], max_num_seqs: int, max_model_len: int, dtype_bytes: int) -> int:
-    """Room for every request at full length in both models' caches, and a tenth more."""
-    total = 0
-    for model in pair:
-        config = read_config(model)
-        head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-        total += 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head * dtype_bytes
-    return max(1 << 26, int(1.1 * total * max_num_seqs * (max_model_len + 64)))
-
-
-def local_folder(model: str) -> str:
-    """A model's folder; one of the hub is downloaded as vLLM would."""
-    if Path(model).is_dir():
-        return model
-    from huggingface_hub import snapshot_download
-
-    return snapshot_download(model)
+    return given, parser
 
 
 def main() -> None:
-    given = arguments()
+    given, parser = arguments()
     with tempfile.TemporaryDirectory() as folder:
-        name, load_format = given.pair, "auto"
-        if given.teacher is not None:
-            teacher, theta = local_folder(given.teacher), local_folder(given.theta)
-            name = f"{given.teacher} with {given.theta}"
-        elif given.pair == "example":
-            teacher, theta = str(EXAMPLE / "teacher"), str(EXAMPLE / "theta")
-        else:
-            teacher, theta = write_shapes(given.pair, Path(folder))
-            load_format = "dummy"
+        chosen = select(parser, given, Path(folder))
         batch = max(one.batch for one in given.configurations)
-        longest = max(one.max_tokens for one in given.configurations) + PROMPT_ROOM
-        settings = Settings(
-            teacher=teacher,
-            theta=theta,
-            max_num_seqs=batch,
-            max_model_len=longest,
-            kv_cache_bytes=kv_cache_bytes((teacher, theta), batch, longest, 4 if given.dtype == "float32" else 2),
-            num_speculative_tokens=given.num_speculative_tokens,
-            temperature=given.temperature,
-            dtype=given.dtype,
-            enforce_eager=given.eager,
-            load_format=load_format,
-            synthetic_acceptance=bool(given.acceptance),
-        )
+        longest = max(one.max_tokens for one in given.configurations)
+        settings = engines_at(chosen, batch, longest, given.num_speculative_tokens)
         methods = ["teacher", *(method for method in given.methods if method != "teacher")]
+        left_out = ("teacher", "theta", "schedule")
         result = header("heavy") | {
-            "pair": {
-                "name": name,
-                "weights": "made up" if load_format == "dummy" else "trained",
-                "teacher_parameters": num_parameters(read_config(teacher)),
-                "theta_parameters": num_parameters(read_config(theta)),
-            },
+            "pair": chosen.describe(),
             "settings": {
                 "methods": methods,
                 "repeats": given.repeats,
                 "together": given.together,
                 "set_acceptance": given.acceptance,
-                **{
-                    key: value
-                    for key, value in dataclasses.asdict(settings).items()
-                    if key not in ("teacher", "theta", "hf_overrides", "schedule")
-                },
+                **{key: value for key, value in dataclasses.asdict(settings).items() if key not in left_out},
             },
             "published_seconds": PUBLISHED_SECONDS,
         }
@@ -354,9 +293,7 @@ def main() -> None:
         run.measure(given.configurations, given.repeats, given.together)
         result |= run.as_json() | {"run_seconds": time.perf_counter() - begin}
         show(result)
-        if given.output is None:
-            given.output = RESULTS / f"heavy-{re.sub('[^a-z0-9.]+', '-', name.lower())}.json"
-        write(given.output, result)
+        write(given.output or RESULTS / f"heavy-{chosen.slug}.json", result)
 
 
 if __name__ == "__main__":

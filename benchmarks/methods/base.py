@@ -6,7 +6,7 @@ import resource
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from prompts import Prompt
 
@@ -30,7 +30,6 @@ class Settings:
     """"dummy": made-up weights."""
     synthetic_acceptance: bool = False
     """Accept drafts at a given rate, whatever they are; `Method.set_acceptance` sets it."""
-    hf_overrides: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

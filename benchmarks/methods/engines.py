@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prompts import Prompt
 
 from methods.base import Counters, Method, Settings
+
+if TYPE_CHECKING:
+    from methods.steps import Step
 
 
 def engine_options(settings: Settings) -> dict[str, Any]:
@@ -21,8 +24,6 @@ def engine_options(settings: Settings) -> dict[str, Any]:
         "enforce_eager": settings.enforce_eager,
         "disable_log_stats": False,
     }
-    if settings.hf_overrides:
-        options["hf_overrides"] = dict(settings.hf_overrides)
     if not settings.enforce_eager:
         # Graphs of whole decode steps, without Inductor: the same for every method, and it starts in seconds.
         options["compilation_config"] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
@@ -125,6 +126,24 @@ class Engine(Method):
         if "peak" in held:
             held["beyond_weights_and_kv"] = held["peak"] - held["weights"] - held["kv_cache"]
         return held
+
+    def timed_steps(self, prompts: Sequence[Prompt], max_tokens: int, seed: int) -> list[Step]:
+        """`generate` with its steps timed part by part, at the cost of being slower."""
+        from methods.steps import StepTimer
+
+        timer = StepTimer(self.llm, find_runner(self.llm))
+        timer.start()
+        try:
+            self.generate(prompts, max_tokens, seed)
+        finally:
+            steps = timer.stop()
+        return steps
+
+    def count_waits(self, prompts: Sequence[Prompt], max_tokens: int, skip: int, count: int) -> dict[str, float]:
+        """Calls per step that make the host wait for the device; see `steps.count_waits`."""
+        from methods.steps import count_waits
+
+        return count_waits(self.llm, lambda: self.generate(prompts, max_tokens, seed=0), skip, count)
 
     def close(self) -> None:
         self.llm.llm_engine.engine_core.shutdown()

@@ -53,14 +53,13 @@ class Lockstep(Method):
         self.settings = settings
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = getattr(torch, settings.dtype)
-        overrides = dict(settings.hf_overrides)
 
         def load(path: str) -> Any:
             if settings.load_format == "dummy":
                 with torch.device(device):
-                    config = AutoConfig.from_pretrained(path, **overrides)
+                    config = AutoConfig.from_pretrained(path)
                     return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-            return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **overrides).to(device).eval()
+            return AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval()
 
         self.teacher, self.theta = load(settings.teacher), load(settings.theta)
         self.vocab = min(self.teacher.config.vocab_size, self.theta.config.vocab_size)

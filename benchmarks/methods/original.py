@@ -8,7 +8,6 @@ prompt is not computed again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -74,9 +73,6 @@ class Original(Engine):
 
     def extra_args(self, prompt: Prompt) -> dict[str, Any]:
         return {THETA_PROMPT: prompt.theta}
-
-    def generate(self, prompts: Sequence[Prompt], max_tokens: int, seed: int) -> list[list[int]]:
-        return super().generate(prompts, max_tokens, seed)
 
     def close(self) -> None:
         super().close()
