@@ -140,6 +140,7 @@ class Run:
         self.measured: dict[Configuration, dict[str, Measured]] = {}
         self.starts: dict[str, dict[str, Any]] = {}
         self.failed: dict[str, str] = {}
+        self.natural: dict[str, dict[str, Any]] = {}
 
     def prompts(self, configuration: Configuration, number: int) -> list[Prompt]:
         return make_prompts(self.tokenizer, configuration.batch, seed=1000 * configuration.batch + number)
@@ -174,6 +175,19 @@ class Run:
                     self._configuration(configuration, processes, repeats)
                 for method, process in processes.items():
                     self.starts[method].setdefault("memory_gib", process.call("memory"))
+                    if method in DRAFTING and not self.rates:
+                        self.natural[method] = self._to_the_end(process, configurations[0])
+
+    def _to_the_end(self, process: MethodProcess, configuration: Configuration) -> dict[str, Any]:
+        """Acceptance in texts that end by themselves: after an end of text the models drift apart."""
+        prompts = self.prompts(configuration, number=500)
+        counters = process.call("acceptance_to_the_end", prompts, configuration.max_tokens)
+        length = 1 + counters.accepted / counters.rounds
+        return {
+            "rounds": counters.rounds,
+            "tokens_per_round": length,
+            "acceptance": acceptance_for(length, self.settings.num_speculative_tokens),
+        }
 
     def _configuration(self, configuration: Configuration, processes: dict[str, MethodProcess], repeats: int) -> None:
         results = self.measured.setdefault(configuration, {})
@@ -225,7 +239,7 @@ class Run:
                 if one.later
             }
             lines.append(line)
-        return {"configurations": lines, "starts": self.starts, "failed": self.failed}
+        return {"configurations": lines, "starts": self.starts, "to_end_of_text": self.natural, "failed": self.failed}
 
 
 def show(result: dict[str, Any]) -> None:

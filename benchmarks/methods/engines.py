@@ -74,14 +74,16 @@ class Engine(Method):
     def extra_args(self, prompt: Prompt) -> dict[str, Any] | None:
         return None
 
-    def generate(self, prompts: Sequence[Prompt], max_tokens: int, seed: int) -> list[list[int]]:
+    def generate(
+        self, prompts: Sequence[Prompt], max_tokens: int, seed: int, ignore_eos: bool = True
+    ) -> list[list[int]]:
         from vllm import SamplingParams
 
         params = [
             SamplingParams(
                 max_tokens=max_tokens,
                 temperature=self.settings.temperature,
-                ignore_eos=True,
+                ignore_eos=ignore_eos,
                 seed=seed + i,
                 detokenize=False,
                 extra_args=self.extra_args(prompt),
@@ -109,7 +111,18 @@ class Engine(Method):
         # One engine for a whole sweep: the rates lie in a tensor that every verification reads anew.
         find_runner(self.llm).rejection_sampler.synthetic_conditional_rates.fill_(rate)
 
+    def acceptance_to_the_end(self, prompts: Sequence[Prompt], max_tokens: int) -> Counters:
+        """Counters of texts that end where the model ends them, or at `max_tokens`."""
+        before = self.counters()
+        self.generate(prompts, max_tokens, seed=0, ignore_eos=False)
+        return self.counters().since(before)
+
     def memory(self) -> dict[str, float]:
+        import torch
+
+        held = super().memory() | {"kv_cache": self.settings.kv_cache_bytes / 2**30}
+        if not torch.cuda.is_available():  # where weights are packed anew, and torch counts nothing
+            return held
         runner = find_runner(self.llm)
         models = [runner.model]
         if getattr(runner, "speculator", None) is not None:
@@ -119,12 +132,8 @@ class Engine(Method):
             for model in models
             for tensor in (*model.parameters(), *model.buffers())
         }
-        held = super().memory() | {
-            "weights": sum(storages.values()) / 2**30,
-            "kv_cache": self.settings.kv_cache_bytes / 2**30,
-        }
-        if "peak" in held:
-            held["beyond_weights_and_kv"] = held["peak"] - held["weights"] - held["kv_cache"]
+        held["weights"] = sum(storages.values()) / 2**30
+        held["beyond_weights_and_kv"] = held["peak"] - held["weights"] - held["kv_cache"]
         return held
 
     def timed_steps(self, prompts: Sequence[Prompt], max_tokens: int, seed: int) -> list[Step]:
