@@ -5,7 +5,7 @@
 
 Length: one batch generates the longest output, and each length is read off when the batch has made that many tokens a
 request on average, prompts included. Batch: one batch of each size, of --max-tokens tokens. The engines of both methods
-are held together and take turns.
+are held together and take turns. On a CPU all times are processor time.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def by_batch(chosen: Selection, given: argparse.Namespace, tokenizer: Any, logs:
             for batch in given.batches:
                 prompts = make_prompts(tokenizer, batch, seed=1000 * batch + number)
                 one = process.generate(prompts, given.max_tokens, seed=number)
-                costs[method][batch].append(one.seconds / one.tokens)
+                costs[method][batch].append((one.cpu_seconds if IS_CPU_BUILD else one.seconds) / one.tokens)
                 print(f"batch of {batch}, {method}: {one.tokens_per_second:.1f} tokens/s", flush=True)
     return summary(costs, "batch") | {"max_tokens": given.max_tokens}
 
@@ -124,7 +124,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         axis.set_xticks([line[name] for line in lines], [str(line[name]) for line in lines])
         axis.set_ylim(bottom=0)
         axis.set_xlabel(title)
-        axis.set_ylabel("milliseconds per token")
+        axis.set_ylabel(f"milliseconds per token ({result['clock']})")
         axis.grid(alpha=0.3)
     axes[0].legend()
     figure.suptitle(f"{result['pair']['name']}, {result['machine']['device']}, {result['date']}")

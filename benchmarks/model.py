@@ -5,8 +5,9 @@
 
 The steps of the teacher alone, of theta alone and of optimal sampling are timed by batch size and number of drafts. Two
 numbers of drafts (--fit) give the lines of `cost.py`; with the acceptance measured there they predict the tokens per
-second for every number of drafts, beside which stands what a whole batch took in a run where nothing was timed. The
-best number of drafts by batch size is printed as vLLM's `num_speculative_tokens_per_batch_size`.
+second for every number of drafts, beside which stands what a whole batch took in a run where nothing was timed; on a
+CPU all times are processor time. The best number of drafts by batch size is printed as vLLM's
+`num_speculative_tokens_per_batch_size`.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def measure(process: MethodProcess, tokenizer: Any, batch: int, max_tokens: int,
     if len(full) < 3:
         raise RuntimeError(f"{process.name}: {len(full)} steps with all {batch} requests; give more --max-tokens")
     result: dict[str, Any] = {
-        "tokens_per_second": plain.tokens_per_second,
+        "tokens_per_second": plain.tokens_per_cpu_second if IS_CPU_BUILD else plain.tokens_per_second,
         "steps": len(full),
         "seconds": {part: median_seconds(full, part) for part in PARTS},
         "prompt_seconds": sum(step.seconds["step"] for step in steps if step.new_requests),
@@ -201,6 +202,7 @@ def main() -> None:
         result = header("model") | {
             "pair": chosen.describe(),
             "settings": {
+                "clock": "processor time" if IS_CPU_BUILD else "wall",
                 "drafts": given.drafts,
                 "fit": given.fit,
                 "batches": given.batches,

@@ -18,7 +18,10 @@ PARTS = ("step", "theta_round", "theta_forward", "mix", "interpreter")
 
 @dataclass
 class Step:
-    """Seconds of one engine step and of its parts, which overlap: kernels run inside of everything else."""
+    """Seconds of one engine step and of its parts, which overlap: kernels run inside of everything else.
+
+    On a CPU all are seconds of processor time.
+    """
 
     requests: int = 0
     new_requests: int = 0
@@ -106,9 +109,11 @@ class StepTimer:
 
 
 def _now() -> float:
+    """On a GPU the time after everything given to it; on a CPU processor time, which other processes move little."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter()
+        return time.perf_counter()
+    return time.process_time()
 
 
 # Each makes the host wait for the device.
