@@ -40,6 +40,7 @@ setup(
             "mypy>=2.4,<3",
             "setuptools>=77",
         ],
+        "bench": ["matplotlib>=3.8"],
     },
     entry_points={
         # vLLM loads the class in every engine, and it then asks whether this engine wants it.
