@@ -57,8 +57,8 @@ else
   configurations=(8x256 16x512 32x512 16x1024 8x2048)
   rates="0.6 0.7 0.8 0.9 0.95"
   sweep="--repeats 2"
-  model="--drafts 1 4 8 --fit 1 4 --batches 1 8 32 128"
-  eager="--drafts 1 4 --fit 1 4 --batches 1 8 32"
+  model="--drafts 1 4 8 --fit 1 4 --batches 1 8 32 128 --max-tokens 64"
+  eager="--drafts 1 4 --fit 1 4 --batches 1 8 32 --max-tokens 64"
   growth="--lengths 64 256 512 1024 2048 4096 --length-batch 8 --batches 1 4 16 64 256 --max-tokens 64 --repeats 2"
   waits="--batch 8 --steps 100"
   peers="8x256"

@@ -114,6 +114,48 @@ def heavy(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def published(results: Sequence[dict[str, Any]]) -> list[str]:
+    """One table for the original's configurations of a pair, whose results lie in a file each."""
+    first = results[0]
+    rates = first["settings"]["set_acceptance"]
+    at = [f" at {rate:g}" for rate in rates] or [""]
+    pair = first["pair"]
+    weights = "made-up weights, so acceptance is set, and sets the ratio" if rates else "trained weights"
+    ours = [f"optimal sampling{rate.replace(' at ', ', acceptance ')}" for rate in at]
+    title = [
+        "batch x tokens",
+        "teacher alone, tokens/s",
+        *ours,
+        "draft model" + at[-1].replace(" at ", ", acceptance "),
+    ]
+    title += ["break-even acceptance", "first batch / later", "published by the original"]
+    lines = [
+        f"**The original's configurations, {pair['name']} ({weights}), {first['settings']['num_speculative_tokens']} "
+        f"drafts; ratios to the teacher alone in the same run.** {machine_line(first)}",
+        "",
+        f"| {' | '.join(title)} |",
+        f"|{' --- |' * len(title)}",
+    ]
+    for result in results:
+        for configuration in result["configurations"]:
+            methods = configuration["methods"]
+            if "published" not in configuration or not {f"optimal{rate}" for rate in at} <= methods.keys():
+                continue
+            best, draft = methods[f"optimal{at[-1]}"], methods.get(f"draft_model{at[-1]}")
+            ratios = [spread(methods[f"optimal{rate}"]["of_teacher"]) for rate in at]
+            old = configuration["published"]
+            cells = [f"{configuration['batch']} x {configuration['max_tokens']}"]
+            cells += [number(methods["teacher"]["tokens_per_second"]["median"]), *ratios]
+            cells += [spread(draft["of_teacher"]) if draft else ""]
+            cells += [
+                of(best.get("break_even_acceptance"), "none"),
+                of(methods[f"optimal{at[0]}"].get("first_over_later")),
+            ]
+            cells += [f"{old['of_teacher']:.3f} ({old['original']} of {old['teacher']}, A100)"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
 def losses(configuration: dict[str, Any]) -> list[str]:
     """One sentence on what optimal sampling loses to, where it does."""
     methods = configuration["methods"]
@@ -225,21 +267,49 @@ def waits(result: dict[str, Any]) -> list[str]:
 SECTIONS = {"heavy": heavy, "model": model, "growth": growth, "kernel": kernel, "waits": waits}
 
 
+def methods_of(result: dict[str, Any]) -> set[str]:
+    return {name for one in result["configurations"] for name in one["methods"]}
+
+
+def sizes_of(result: dict[str, Any]) -> list[tuple[int, int]]:
+    return [(one["max_tokens"], one["batch"]) for one in result["configurations"]]
+
+
 def render(results: Iterable[dict[str, Any]], benchmarks: Sequence[str]) -> str:
     """The text between a document's markers."""
     chosen = [result for result in results if result["benchmark"] in benchmarks]
-    lines = [line for name in benchmarks for one in chosen if one["benchmark"] == name for line in SECTIONS[name](one)]
+    lines: list[str] = []
+    by_pair: dict[str, list[dict[str, Any]]] = {}
+    for result in chosen:
+        if result["benchmark"] == "heavy" and any("published" in one for one in result["configurations"]):
+            by_pair.setdefault(result["pair"]["name"], []).append(result)
+    for together in by_pair.values():
+        # The slow peers have a file of their own, in one of the configurations.
+        main = [one for one in together if any(name.startswith("optimal") for name in methods_of(one))]
+        lines += published(sorted(main, key=sizes_of)) if main else []
+        lines += [line for one in together if one not in main for line in heavy(one)]
+    grouped = [one for together in by_pair.values() for one in together]
+    for name in benchmarks:
+        for one in chosen:
+            if one["benchmark"] == name and one not in grouped:
+                lines += SECTIONS[name](one)
     if all(result["machine"]["device"] == "cpu" for result in chosen):
         lines += ["None of this has been measured on a GPU yet; `benchmarks/gpu.sh` is the one command that does.", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def between_markers(text: str) -> str:
-    """What stands between a document's markers."""
+def between_markers(text: str) -> tuple[int, int]:
+    """Where in a document its tables begin and end."""
     begin, end = text.find(BEGIN), text.find(END)
     if begin < 0 or end < begin:
         raise ValueError(f"the document has no {BEGIN!r} with {END!r} after it")
-    return text[begin + len(BEGIN) : end]
+    return begin + len(BEGIN), end
+
+
+def written_into(text: str, table: str) -> str:
+    """A document with this table between its markers."""
+    begin, end = between_markers(text)
+    return f"{text[:begin]}\n{table}{text[end:]}"
 
 
 def main() -> None:
@@ -255,7 +325,7 @@ def main() -> None:
             print(table)
             continue
         text = document.read_text()
-        wanted = text.replace(between_markers(text), f"\n{table}")
+        wanted = written_into(text, table)
         if given.write:
             document.write_text(wanted)
         elif text != wanted:

@@ -20,7 +20,17 @@ MEASURED = [path for path in RESULTS if not path.name.startswith("predicted-")]
 @pytest.mark.parametrize("document", table.DOCUMENTS, ids=lambda path: path.parent.name)
 def test_documents_have_what_the_files_say(document: Path) -> None:
     wanted = table.render(table.load(table.HERE / "results"), table.DOCUMENTS[document])
-    assert table.between_markers(document.read_text()) == f"\n{wanted}", "run benchmarks/table.py --write"
+    text = document.read_text()
+    assert text == table.written_into(text, wanted), "run benchmarks/table.py --write"
+
+
+def test_writing_leaves_the_rest_of_a_document() -> None:
+    before = f"one\n\n{table.BEGIN}\n{table.END}\n\ntwo\n"
+    after = table.written_into(before, "| a |\n")
+    assert after == f"one\n\n{table.BEGIN}\n| a |\n{table.END}\n\ntwo\n"
+    assert table.written_into(after, "| b |\n") == after.replace("| a |", "| b |")
+    with pytest.raises(ValueError, match="has no"):
+        table.written_into("no markers", "")
 
 
 def test_a_changed_figure_changes_the_table() -> None:
@@ -37,6 +47,31 @@ def test_a_loss_is_said() -> None:
     said = " ".join(table.losses(configuration))
     assert "at acceptance 0.6 is slower here than: teacher, draft_model at 0.6." in said
     assert "0.9 is slower" not in said
+
+
+def test_the_originals_configurations_share_a_table() -> None:
+    """Files of one configuration each become the rows of one table, smallest first; the peers' file stays apart."""
+    (example,) = (one for one in table.load(table.HERE / "results") if one["file"] == "heavy-example.json")
+    results = []
+    for batch, max_tokens in ((8, 2048), (8, 256)):
+        result = copy.deepcopy(example)
+        result["file"] = f"heavy-{batch}x{max_tokens}.json"
+        result["settings"]["set_acceptance"] = [0.6, 0.9]
+        (line,) = result["configurations"]
+        line |= {"batch": batch, "max_tokens": max_tokens}
+        line["published"] = {"original": 57.7, "teacher": 1335.26, "of_teacher": 57.7 / 1335.26}
+        methods = line["methods"]
+        for method in ("optimal", "draft_model"):
+            one = methods.pop(method)
+            methods |= {f"{method} at {rate}": copy.deepcopy(one) for rate in (0.6, 0.9)}
+        methods["optimal at 0.9"]["of_teacher"] = {"median": 1.25, "low": 1.2, "high": 1.3}
+        results.append(result)
+    text = table.render(results, ["heavy"])
+    small, large = (text.index(f"| {size} |") for size in ("8 x 256", "8 x 2048"))
+    assert small < large
+    assert text.count("optimal sampling, acceptance 0.9") == 1
+    assert text.count("1.25 (1.20 to 1.30)") == 2
+    assert "0.043 (57.7 of 1335.26, A100)" in text
 
 
 @pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
