@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-DOCUMENTS = {HERE.parent / "README.md": ("heavy",), HERE / "README.md": ("model", "growth", "kernel", "waits")}
+DOCUMENTS = {
+    HERE.parent / "README.md": ("heavy",),
+    HERE / "README.md": ("model", "growth", "kernel", "waits", "roofline"),
+}
 """Where the results of which benchmarks stand."""
 BEGIN = "<!-- benchmarks: written by benchmarks/table.py -->"
 END = "<!-- benchmarks: end -->"
@@ -55,6 +58,11 @@ def shown_method(label: str) -> str:
     return SHOWN[method] + (f", drafts accepted at {rate} (set)" if rate else "")
 
 
+def shown_pair(result: dict[str, Any]) -> str:
+    name = result["pair"]["name"]
+    return name if " with " in name else f"the {name} pair"
+
+
 def machine_line(result: dict[str, Any]) -> str:
     machine = result["machine"]
     if machine["device"] == "cpu":
@@ -77,7 +85,8 @@ def heavy(result: dict[str, Any]) -> list[str]:
     weights = "" if pair["weights"] == "trained" else ", made-up weights"
     lines = []
     for configuration in result["configurations"]:
-        title = f"{pair['name']} ({sizes}{weights}), {configuration['batch']} x {configuration['max_tokens']} tokens, "
+        shape = f"{configuration['batch']} x {configuration['max_tokens']} tokens"
+        title = f"{shown_pair(result).capitalize()} ({sizes}{weights}), {shape}, "
         title += f"{result['settings']['num_speculative_tokens']} drafts"
         lines += [f"**{title}.** {machine_line(result)}", ""]
         lines += [
@@ -89,8 +98,8 @@ def heavy(result: dict[str, Any]) -> list[str]:
             cells = [
                 shown_method(label),
                 number(one["tokens_per_second"]["median"]),
-                spread(one["of_teacher"]),
-                spread(one["of_teacher_by_cpu_time"]),
+                "1" if label == "teacher" else spread(one["of_teacher"]),
+                "1" if label == "teacher" else spread(one["of_teacher_by_cpu_time"]),
                 of(one.get("acceptance")),
                 even,
                 of(one.get("first_over_later")),
@@ -119,7 +128,6 @@ def published(results: Sequence[dict[str, Any]]) -> list[str]:
     first = results[0]
     rates = first["settings"]["set_acceptance"]
     at = [f" at {rate:g}" for rate in rates] or [""]
-    pair = first["pair"]
     weights = "made-up weights, so acceptance is set, and sets the ratio" if rates else "trained weights"
     ours = [f"optimal sampling{rate.replace(' at ', ', acceptance ')}" for rate in at]
     title = [
@@ -130,7 +138,7 @@ def published(results: Sequence[dict[str, Any]]) -> list[str]:
     ]
     title += ["break-even acceptance", "first batch / later", "published by the original"]
     lines = [
-        f"**The original's configurations, {pair['name']} ({weights}), {first['settings']['num_speculative_tokens']} "
+        f"**The original's configurations, {shown_pair(first)} ({weights}), {first['settings']['num_speculative_tokens']} "
         f"drafts; ratios to the teacher alone in the same run.** {machine_line(first)}",
         "",
         f"| {' | '.join(title)} |",
@@ -175,7 +183,7 @@ def losses(configuration: dict[str, Any]) -> list[str]:
         ]
         if faster:
             rate = same_rate.replace(" at ", " at acceptance ")
-            sentences.append(f"Optimal sampling{rate} is slower here than: {', '.join(faster)}.")
+            sentences.append(f"Optimal sampling{rate} is slower here than: {'; '.join(map(shown_method, faster))}.")
     return [" ".join(sentences), ""] if sentences else []
 
 
@@ -189,7 +197,7 @@ def model(result: dict[str, Any]) -> list[str]:
     ]
     ratios = [line["ratio"] for line in result["theta_round"]]
     lines = [
-        f"**Cost model, {result['pair']['name']}.** {machine_line(result)}",
+        f"**Cost model, {shown_pair(result)}.** {machine_line(result)}",
         "",
         f"Fitted at {' and '.join(map(str, result['settings']['fit']))} drafts, at acceptance {found['acceptance']:.3f}. "
         + (
@@ -222,7 +230,7 @@ def model(result: dict[str, Any]) -> list[str]:
 
 def growth(result: dict[str, Any]) -> list[str]:
     image = f"results/{result['file'].removesuffix('.json')}.png"  # seen from benchmarks/README.md
-    lines = [f"**Growth, {result['pair']['name']}.** {machine_line(result)}", ""]
+    lines = [f"**Growth, {shown_pair(result)}.** {machine_line(result)}", ""]
     for name, what in (("length", "tokens of output"), ("batch", "requests")):
         points = result["growth"][name]["lines"]
         costs = {point[name]: point["optimal"]["seconds_per_token"]["median"] * 1e3 for point in points}
@@ -264,7 +272,26 @@ def waits(result: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-SECTIONS = {"heavy": heavy, "model": model, "growth": growth, "kernel": kernel, "waits": waits}
+def roofline(result: dict[str, Any]) -> list[str]:
+    hardware = result["hardware"]
+    lines = [
+        f"**Predicted, not measured: the {result['pair']} pair** on a machine of {hardware['bandwidth'] / 1e12:g} TB/s and "
+        f"{hardware['peak'] / 1e12:g} TFLOP/s, both used to {hardware['efficiency']:.0%}, with {hardware['launch'] * 1e3:g} ms "
+        f"a step and {hardware['graph_launch'] * 1e6:g} us a forward of theta beside the kernels, {result['context']} tokens "
+        f"a request; `benchmarks/results/{result['file']}`",
+        "",
+        "| acceptance | of the teacher alone, batch 1, 8, 32, 128 | break-even | `num_speculative_tokens_per_batch_size` |",
+        "| --- | --- | --- | --- |",
+    ]
+    for one in result["predictions"]:
+        at = [line for line in one["batches"] if line["batch"] in (1, 8, 32, 128)]
+        ratios = ", ".join(f"{line['of_teacher']:.2f}" for line in at)
+        even = ", ".join(of(line["break_even_acceptance"], "none") for line in at)
+        lines.append(f"| {one['acceptance']} | {ratios} | {even} | `{json.dumps(one['schedule'])}` |")
+    return [*lines, ""]
+
+
+SECTIONS = {"heavy": heavy, "model": model, "growth": growth, "kernel": kernel, "waits": waits, "roofline": roofline}
 
 
 def methods_of(result: dict[str, Any]) -> set[str]:
@@ -293,7 +320,7 @@ def render(results: Iterable[dict[str, Any]], benchmarks: Sequence[str]) -> str:
         for one in chosen:
             if one["benchmark"] == name and one not in grouped:
                 lines += SECTIONS[name](one)
-    if all(result["machine"]["device"] == "cpu" for result in chosen):
+    if all(result["machine"]["device"] == "cpu" for result in chosen if "machine" in result):
         lines += ["None of this has been measured on a GPU yet; `benchmarks/gpu.sh` is the one command that does.", ""]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -45,7 +45,8 @@ def test_a_loss_is_said() -> None:
     speeds = {"teacher": 100.0, "optimal at 0.6": 90.0, "optimal at 0.9": 110.0, "draft_model at 0.6": 95.0}
     configuration = {"methods": {name: {"tokens_per_second": {"median": speed}} for name, speed in speeds.items()}}
     said = " ".join(table.losses(configuration))
-    assert "at acceptance 0.6 is slower here than: teacher, draft_model at 0.6." in said
+    draft_model = f"{table.SHOWN['draft_model']}, drafts accepted at 0.6 (set)"
+    assert f"at acceptance 0.6 is slower here than: {table.SHOWN['teacher']}; {draft_model}." in said
     assert "0.9 is slower" not in said
 
 
