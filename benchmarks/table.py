@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -118,9 +119,26 @@ def heavy(result: dict[str, Any]) -> list[str]:
     if ends:
         said = ", ".join(f"{one['acceptance']:.3f} ({name})" for name, one in ends.items())
         lines += [f"Every method goes on after an end of text here; up to the end of a text, acceptance is {said}.", ""]
+    lines += memory(result)
     for name, why in result.get("failed", {}).items():
         lines += [f"Failed: {name} ({why.splitlines()[0]}).", ""]
     return lines
+
+
+def memory(result: dict[str, Any]) -> list[str]:
+    """One sentence on what each method held at most."""
+    held = {name: one["memory_gib"] for name, one in result["starts"].items() if "memory_gib" in one}
+    beyond = {name: one["beyond_weights_and_kv"] for name, one in held.items() if "beyond_weights_and_kv" in one}
+    whole = {name: one["rss_peak"] for name, one in held.items() if "rss_peak" in one}
+    sentences = []
+    for what, sizes in (
+        ("GPU memory beyond weights and KV cache", beyond),
+        ("Largest resident size of the process", whole),
+    ):
+        if sizes:
+            said = ", ".join(f"{size:.2f} ({name})" for name, size in sizes.items())
+            sentences.append(f"{what}, GiB: {said}.")
+    return [" ".join(sentences), ""] if sentences else []
 
 
 def published(results: Sequence[dict[str, Any]]) -> list[str]:
@@ -161,7 +179,7 @@ def published(results: Sequence[dict[str, Any]]) -> list[str]:
             ]
             cells += [f"{old['of_teacher']:.3f} ({old['original']} of {old['teacher']}, A100)"]
             lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, ""]
+    return [*lines, "", *memory(results[-1])]
 
 
 def losses(configuration: dict[str, Any]) -> list[str]:
@@ -202,7 +220,7 @@ def model(result: dict[str, Any]) -> list[str]:
         f"Fitted at {' and '.join(map(str, result['settings']['fit']))} drafts, at acceptance {found['acceptance']:.3f}. "
         + (
             f"At the {len(errors)} other measured points tokens/s differ from the prediction by "
-            f"{sorted(errors)[len(errors) // 2]:.0%} (median), {max(errors):.0%} at most. "
+            f"{statistics.median(errors):.0%} (median), {max(errors):.0%} at most. "
             if errors
             else ""
         )
