@@ -175,19 +175,34 @@ class Run:
                     self._configuration(configuration, processes, repeats)
                 for method, process in processes.items():
                     self.starts[method].setdefault("memory_gib", process.call("memory"))
-                    if method in DRAFTING and not self.rates:
-                        self.natural[method] = self._to_the_end(process, configurations[0])
+                if not self.rates and configurations:
+                    self._to_the_end(configurations[0], processes, repeats)
 
-    def _to_the_end(self, process: MethodProcess, configuration: Configuration) -> dict[str, Any]:
-        """Acceptance in texts that end by themselves: after an end of text the models drift apart."""
-        prompts = self.prompts(configuration, number=500)
-        counters = process.call("acceptance_to_the_end", prompts, configuration.max_tokens)
-        length = 1 + counters.accepted / counters.rounds
-        return {
-            "rounds": counters.rounds,
-            "tokens_per_round": length,
-            "acceptance": acceptance_for(length, self.settings.num_speculative_tokens),
-        }
+    def _to_the_end(self, configuration: Configuration, processes: dict[str, MethodProcess], repeats: int) -> None:
+        """Texts that end by themselves, as in use: after an end of text the models drift apart."""
+        batches: dict[str, list[Batch]] = {method: [] for method in processes if method in ("teacher", *DRAFTING)}
+        for number in range(repeats):
+            prompts = self.prompts(configuration, number=500 + number)
+            for method, found in batches.items():
+                one = processes[method].call("generate_to_the_end", prompts, configuration.max_tokens, number)
+                print(
+                    f"{configuration!s:>8} {number} {method:<20} {one.tokens_per_second:9.1f} tokens/s to the end",
+                    flush=True,
+                )
+                found.append(one)
+        anchors = batches.pop("teacher")
+        for method, found in batches.items():
+            rounds, accepted = (sum(getattr(one.counters, name) for one in found) for name in ("rounds", "accepted"))
+            pairs = list(zip(found, anchors, strict=True))
+            self.natural[method] = {
+                "tokens": [one.tokens for one in found],
+                "of_teacher": Spread.of([ours.tokens_per_second / theirs.tokens_per_second for ours, theirs in pairs]),
+                "of_teacher_by_cpu_time": Spread.of(
+                    [ours.tokens_per_cpu_second / theirs.tokens_per_cpu_second for ours, theirs in pairs]
+                ),
+                "tokens_per_round": 1 + accepted / rounds,
+                "acceptance": acceptance_for(1 + accepted / rounds, self.settings.num_speculative_tokens),
+            }
 
     def _configuration(self, configuration: Configuration, processes: dict[str, MethodProcess], repeats: int) -> None:
         results = self.measured.setdefault(configuration, {})

@@ -115,10 +115,12 @@ def heavy(result: dict[str, Any]) -> list[str]:
                 "",
             ]
         lines += losses(configuration)
-    ends = {name: one for name, one in result.get("to_end_of_text", {}).items() if one}
-    if ends:
-        said = ", ".join(f"{one['acceptance']:.3f} ({name})" for name, one in ends.items())
-        lines += [f"Every method goes on after an end of text here; up to the end of a text, acceptance is {said}.", ""]
+    for name, one in result.get("to_end_of_text", {}).items():
+        lines += [
+            f"With texts that end by themselves instead, {shown_method(name)}: {spread(one['of_teacher'])} of the teacher "
+            f"alone, {spread(one['of_teacher_by_cpu_time'])} by processor time, acceptance {one['acceptance']:.3f}.",
+            "",
+        ]
     lines += memory(result)
     for name, why in result.get("failed", {}).items():
         lines += [f"Failed: {name} ({why.splitlines()[0]}).", ""]

@@ -111,11 +111,9 @@ class Engine(Method):
         # One engine for a whole sweep: the rates lie in a tensor that every verification reads anew.
         find_runner(self.llm).rejection_sampler.synthetic_conditional_rates.fill_(rate)
 
-    def acceptance_to_the_end(self, prompts: Sequence[Prompt], max_tokens: int) -> Counters:
-        """Counters of texts that end where the model ends them, or at `max_tokens`."""
-        before = self.counters()
-        self.generate(prompts, max_tokens, seed=0, ignore_eos=False)
-        return self.counters().since(before)
+    def generate_to_the_end(self, prompts: Sequence[Prompt], max_tokens: int, seed: int) -> list[list[int]]:
+        """Texts that end where the model ends them, or at `max_tokens`."""
+        return self.generate(prompts, max_tokens, seed, ignore_eos=False)
 
     def memory(self) -> dict[str, float]:
         import torch

@@ -64,7 +64,7 @@ class MethodProcess:
         return self.call("generate", prompts, max_tokens, seed)
 
     def call(self, what: str, *arguments: Any) -> Any:
-        """Call a method of the method; `generate` gives a `Batch`."""
+        """Call a method of the method; `generate` and `generate_to_the_end` give a `Batch`."""
         self._connection.send((what, arguments))
         return self._receive()
 
@@ -104,7 +104,8 @@ def _serve(name: str, settings: Settings, log: Path, connection: Connection) -> 
         connection.send((None, None))
         while True:
             what, arguments = connection.recv()
-            result = _timed(method, *arguments) if what == "generate" else getattr(method, what)(*arguments)
+            is_timed = what in ("generate", "generate_to_the_end")
+            result = _timed(method, what, *arguments) if is_timed else getattr(method, what)(*arguments)
             connection.send((None, result))
             if what == "close":
                 return
@@ -116,12 +117,12 @@ def _serve(name: str, settings: Settings, log: Path, connection: Connection) -> 
         connection.send((error, None))
 
 
-def _timed(method: Any, prompts: Sequence[Prompt], max_tokens: int, seed: int) -> Batch:
+def _timed(method: Any, what: str, prompts: Sequence[Prompt], max_tokens: int, seed: int) -> Batch:
     before = method.counters()
     begin, cpu = time.perf_counter(), time.process_time()
-    tokens = method.generate(prompts, max_tokens, seed)
+    tokens = getattr(method, what)(prompts, max_tokens, seed)
     seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu
     count = sum(map(len, tokens))
-    if count != len(prompts) * max_tokens:
+    if what == "generate" and count != len(prompts) * max_tokens:
         raise RuntimeError(f"{method.name} gave {count} tokens, not {len(prompts)} x {max_tokens}")
     return Batch(seconds, cpu_seconds, count, method.counters().since(before))
