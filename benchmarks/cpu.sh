@@ -17,8 +17,9 @@ for part in "${parts[@]}"; do
     heavy-pair) "$python" benchmarks/heavy_benchmark.py --configurations 8x64 --num-speculative-tokens 6 \
       --repeats 5 ;;
     # Models whose time outweighs the interpreter's. Two at once beside the teacher: five would need 20 GiB.
-    heavy-random) "$python" benchmarks/heavy_benchmark.py --pair random-0.5b-0.15b --acceptance 0.6 0.9 \
-      --configurations 8x16 --repeats 2 --together 3 ;;
+    heavy-random) "$python" benchmarks/heavy_benchmark.py --pair random-0.5b-0.15b --acceptance 0.9 \
+      --configurations 2x24 --repeats 2 --together 3 \
+      --methods teacher draft_model optimal original lockstep ;;
     model) "$python" benchmarks/model.py --batches 1 8 --drafts 0 1 4 7 ;;
     growth) "$python" benchmarks/growth.py ;;
     *) echo "cpu.sh: there is no part $part; known are kernel heavy-pair heavy-random model growth" >&2; exit 1 ;;
