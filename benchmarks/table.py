@@ -116,11 +116,10 @@ def heavy(result: dict[str, Any]) -> list[str]:
             ]
         lines += losses(configuration)
     for name, one in result.get("to_end_of_text", {}).items():
-        lines += [
-            f"With texts that end by themselves instead, {shown_method(name)}: {spread(one['of_teacher'])} of the teacher "
-            f"alone, {spread(one['of_teacher_by_cpu_time'])} by processor time, acceptance {one['acceptance']:.3f}.",
-            "",
-        ]
+        said = f"acceptance {one['acceptance']:.3f}, {one['tokens_per_round']:.2f} tokens a round"
+        if "of_teacher" in one:
+            said += f", {spread(one['of_teacher'])} of the teacher alone"
+        lines += [f"With texts that end by themselves instead, {shown_method(name)}: {said}.", ""]
     lines += memory(result)
     for name, why in result.get("failed", {}).items():
         lines += [f"Failed: {name} ({why.splitlines()[0]}).", ""]
