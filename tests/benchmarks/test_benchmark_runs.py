@@ -17,6 +17,7 @@ from selection import EXAMPLE
 from transformers import AutoTokenizer
 
 
+@pytest.mark.full
 def test_heavy_benchmark(tmp_path: Path) -> None:
     output = tmp_path / "heavy.json"
     command = [sys.executable, table.HERE / "heavy_benchmark.py", "--configurations", "6x24", "--repeats", "1"]
