@@ -158,6 +158,7 @@ def main() -> None:
         names = ("lengths", "length_batch", "batches", "max_tokens", "repeats", "num_speculative_tokens")
         result = header("growth") | {
             "pair": chosen.describe(),
+            "clock": "processor time" if IS_CPU_BUILD else "wall",
             "settings": {
                 name: getattr(given, name) for name in (*names, "dtype", "eager", "temperature", "acceptance")
             },
