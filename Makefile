@@ -4,7 +4,7 @@
 #   make test         the tests that CI runs
 #   make test-full    the long matrix, on every supported vLLM version; continues where it was interrupted
 #   make lint         ruff and mypy
-#   make bench        the kernels' benchmark
+#   make bench        the benchmarks that this machine can run, an hour or more; then the tables of the READMEs
 #   make pair         trains the example pair again
 #
 # On a machine without a GPU, VLLM=0.33.0 puts that version's Python code on vLLM 0.32.0's CPU build (scripts/vllm_on_cpu.sh):
@@ -57,8 +57,11 @@ format: setup
 	.venv/bin/python -m ruff check --fix .
 	.venv/bin/python -m ruff format .
 
+# A GPU's parts are marked as they end: an interrupted run goes on.
 bench: setup
-	$(run) benchmarks/kernel.py
+	@.venv/bin/python -c "import matplotlib" 2> /dev/null || .venv/bin/python -m pip install -q --no-build-isolation -e '.[bench]'
+	@if [ -s .venv/environment ]; then PYTHON=.venv/bin/python benchmarks/cpu.sh; \
+	else PYTHON=.venv/bin/python benchmarks/gpu.sh && .venv/bin/python benchmarks/table.py --write; fi
 
 pair: setup
 	$(run) examples/pair/train.py

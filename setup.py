@@ -62,6 +62,7 @@ setup(
             "trl>=1",  # that rows load in its trainers
             "ray>=2.40",
         ],
+        "bench": ["matplotlib>=3.8"],
     },
     entry_points={
         "console_scripts": ["optimal-sampling = vllm_optimal_sampling.cli:main"],

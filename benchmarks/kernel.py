@@ -1,15 +1,13 @@
 """The mix kernel against its floor, a copy in the same run, and three ways to write it in torch.
 
-    python benchmarks/kernel.py                 on a GPU: check, time, print a table, write
-    benchmarks/results/kernel.json python benchmarks/kernel.py --check         only check, on small shapes; without a
-    GPU this is all that runs
+    python benchmarks/kernel.py            on a GPU: check, time, print a table, write benchmarks/results/kernel.json
+    python benchmarks/kernel.py --check    only check, on small shapes; without a GPU this is all that runs
 
 Every row is KL symmetry over bf16 theta logits. The floor is the time to read the teacher's rows and theta's once and
 write the teacher's once, at the speed of a device-to-device copy of the same size measured in this run. The peers:
 
     original   the algorithm of the public implementation: probabilities clamped at 1e-10, twelve steps of bisection,
-    row
-               by row, each step waiting for the device with .item()
+               row by row, each step waiting for the device with .item()
     batched    thirty steps of bisection over all rows at once, in log space
     compiled   the same through torch.compile
 
@@ -20,9 +18,6 @@ so.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -31,15 +26,18 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import torch
-import triton
-from vllm_optimal_sampling.kernels import Method, MixRecord, MixScratch, MixSettings, mix_, reference
+from recording import RESULTS, header, set_cpu_environment, write
+
+set_cpu_environment()
+
+import torch  # noqa: E402
+from bisection import batched, original  # noqa: E402
+from vllm_optimal_sampling.kernels import Method, MixRecord, MixScratch, MixSettings, mix_, reference  # noqa: E402
 
 ROWS = (1, 8, 32, 64, 160, 320, 1280)
 VOCABULARIES = (32_000, 128_256, 151_936, 262_144)
 NUM_POSITIONS = 5
 SEED = 0
-RESULTS = Path(__file__).parent / "results" / "kernel.json"
 
 KL_GAP = 1e-3
 TOTAL_VARIATION = 1e-4
@@ -108,41 +106,6 @@ class Case:
             self.record,
             self.scratch,
         )
-
-
-def original(teacher: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
-    """Twelve steps of bisection over clamped probabilities, one row after another, a device sync per step."""
-    rows = []
-    for row in range(len(teacher)):
-        p = theta[row].float().softmax(-1).clamp_min(1e-10)
-        t = teacher[row].softmax(-1).clamp_min(1e-10)
-        low, high = 0.0, 1.0
-        for _ in range(12):
-            alpha = (low + high) / 2
-            q = p ** (1 - alpha) * t**alpha
-            q = q / q.sum()
-            difference = (q * (q / p).log()).sum() - (q * (q / t).log()).sum()
-            if difference.item() < 0:
-                low = alpha
-            else:
-                high = alpha
-        alpha = (low + high) / 2
-        q = p ** (1 - alpha) * t**alpha
-        rows.append((q / q.sum()).log())
-    return torch.stack(rows)
-
-
-def batched(teacher: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
-    """Thirty steps of bisection over all rows, in log space."""
-    u, v = theta.float().log_softmax(-1), teacher.log_softmax(-1)
-    ratio = v - u
-    low = torch.zeros(len(u), 1, device=u.device)
-    high = torch.ones_like(low)
-    for _ in range(30):
-        alpha = (low + high) / 2
-        slope = ((u + alpha * ratio).softmax(-1) * ratio).sum(-1, keepdim=True)
-        low, high = torch.where(slope < 0, alpha, low), torch.where(slope < 0, high, alpha)
-    return (u + (low + high) / 2 * ratio).log_softmax(-1)
 
 
 def errors(case: Case, log_q: torch.Tensor, sample: int = 4) -> tuple[float, float]:
@@ -279,18 +242,6 @@ def measure(case: Case, seconds: float, peer_seconds: float) -> dict[str, Any]:
     }
 
 
-def commit() -> str:
-    """The checked-out commit, with a mark if files differ from it."""
-    result = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return result.stdout.strip() or "unknown"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Check and time the mix kernel.")
     parser.add_argument("--check", action="store_true", help="only check, on small shapes")
@@ -299,7 +250,7 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=1.0, help="nats between each model and what they share")
     parser.add_argument("--seconds", type=float, default=0.5, help="time for each measurement")
     parser.add_argument("--peer-seconds", type=float, default=1.0, help="leave out a peer that takes longer for a call")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=RESULTS / "kernel.json")
     arguments = parser.parse_args()
 
     if arguments.check or not torch.cuda.is_available():
@@ -334,15 +285,7 @@ def main() -> None:
             )
             del case
             torch.cuda.empty_cache()
-    properties = torch.cuda.get_device_properties(device)
-    result = {
-        "device": properties.name,
-        "multiprocessors": properties.multi_processor_count,
-        "cuda": torch.version.cuda,
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "python": platform.python_version(),
-        "commit": commit(),
+    result = header("kernel") | {
         "seed": SEED,
         "noise": arguments.noise,
         "theta_dtype": "bfloat16",
@@ -350,9 +293,7 @@ def main() -> None:
         "l2_flushed_between_calls": True,
         "lines": lines,
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"written to {arguments.output}")
+    write(arguments.output, result)
 
 
 if __name__ == "__main__":

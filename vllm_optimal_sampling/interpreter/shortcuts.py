@@ -68,4 +68,17 @@ def take() -> bool:
         self.numel, self.shape = shapes[shape]
 
     tl.tensor.__init__ = tensor
+
+    # The table from Triton's types to numpy's is built anew at every look into it: 7 % of a step. By name, once.
+    get_np_dtype = interpreter._get_np_dtype
+    numpy_types: dict[str, Any] = {}
+
+    def np_dtype(tt_dtype: Any) -> Any:
+        name = tt_dtype.scalar.name
+        found = numpy_types.get(name)
+        if found is None:
+            found = numpy_types[name] = get_np_dtype(tt_dtype)
+        return found
+
+    interpreter._get_np_dtype = np_dtype
     return True

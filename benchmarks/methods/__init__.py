@@ -1,0 +1,28 @@
+"""The ways of sampling that are compared, each behind `base.Method` and in a process of its own (`process`)."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from methods.base import Counters, Method, Settings
+
+__all__ = ["METHODS", "Counters", "Method", "Settings", "find"]
+
+# Where each is; imported in its own process only, since vLLM and torch are heavy.
+METHODS = {
+    "teacher": "methods.engines:Teacher",
+    "theta": "methods.engines:Theta",
+    "draft_model": "methods.engines:DraftModel",
+    "optimal": "methods.engines:Optimal",
+    "original": "methods.original:Original",
+    "lockstep": "methods.lockstep:Lockstep",
+}
+
+
+def find(name: str) -> Any:
+    """The class of a method."""
+    if name not in METHODS:
+        raise ValueError(f"there is no method {name!r}; known are {', '.join(METHODS)}")
+    module, _, attribute = METHODS[name].partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,75 @@
+"""The heavy benchmark as it is called, small: engines in processes of their own, one file out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import table
+from growth import cost_at
+from methods.steps import Step
+from prompts import make_prompts
+from roofline import Hardware, predict
+from selection import EXAMPLE
+from transformers import AutoTokenizer
+
+
+@pytest.mark.full
+def test_heavy_benchmark(tmp_path: Path) -> None:
+    output = tmp_path / "heavy.json"
+    command = [sys.executable, table.HERE / "heavy_benchmark.py", "--configurations", "6x24", "--repeats", "1"]
+    command += ["--methods", "teacher", "optimal", "--acceptance", "0.2", "0.9", "--output", output, "--logs", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    result = json.loads(output.read_text())
+    assert result["failed"] == {}
+    (line,) = result["configurations"]
+    methods = line["methods"]
+    assert set(methods) == {"teacher", "optimal at 0.2", "optimal at 0.9"}
+    assert methods["teacher"]["of_teacher"]["median"] == 1
+    assert methods["teacher"]["steps"] == 24
+    for name in ("optimal at 0.2", "optimal at 0.9"):
+        one = methods[name]
+        # About 60 drafts are looked at: five standard errors are 0.3.
+        assert one["acceptance"] == pytest.approx(one["set_acceptance"], abs=0.3)
+        speed = 6 * 24 / one["seconds"][0]
+        assert one["tokens_per_second"]["median"] == pytest.approx(speed, rel=1e-3)
+        assert one["of_teacher"]["median"] == pytest.approx(
+            methods["teacher"]["seconds"][0] / one["seconds"][0], rel=1e-3
+        )
+    assert methods["optimal at 0.9"]["steps"] < methods["optimal at 0.2"]["steps"] < 24
+    assert "drafts accepted at 0.9 (set)" in table.render(table.load(tmp_path), ["heavy"])
+
+
+def test_prompts_are_the_same_for_all_and_new_for_each_batch() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(EXAMPLE / "teacher")
+    assert make_prompts(tokenizer, 6, seed=1) == make_prompts(tokenizer, 6, seed=1)
+    first, second = (make_prompts(tokenizer, 6, seed=seed) for seed in (1, 2))
+    assert not {tuple(one.teacher) for one in first} & {tuple(one.teacher) for one in second}
+    short, medium, long = first[:3]
+    assert len(short.theta) < len(medium.theta) < len(long.theta)
+    for one in first:
+        assert "Answer" in tokenizer.decode(one.teacher)
+        assert "Answer" not in tokenizer.decode(one.theta)
+
+
+def test_cost_by_length() -> None:
+    steps = [Step(tokens=tokens, seconds={"step": seconds}) for tokens, seconds in [(2, 3.0), (6, 1.0), (8, 4.0)]]
+    assert cost_at(steps, batch=2, lengths=[8, 1, 4]) == pytest.approx({1: 1.5, 4: 0.5, 8: 0.5})
+    with pytest.raises(ValueError, match="before the lengths"):
+        cost_at(steps, batch=2, lengths=[9])
+
+
+def test_roofline_by_hand() -> None:
+    """One request, a memory-bound machine: times are bytes over bandwidth, and theta reads its weights K + 1 times."""
+    hardware = Hardware(bandwidth=1e12, peak=1e18, efficiency=0.5, launch=1e-3, graph_launch=0.0)
+    ((line,),) = (one["batches"] for one in predict("qwen2.5-3b-1.5b", hardware, [1], 0, [0.8])["predictions"])
+    # 3.086 and 1.544 billion weights of two bytes, and rows of logits below a thousandth of that.
+    assert line["teacher_step_seconds"] == pytest.approx(1e-3 + 2 * 3.086e9 / 0.5e12, rel=2e-3)
+    rows = line["best_drafts"] + 1
+    assert line["round_seconds"] == pytest.approx(1e-3 + (2 * 3.086e9 + rows * 2 * 1.544e9) / 0.5e12, rel=5e-3)
+    with pytest.raises(ValueError, match="efficiency"):
+        Hardware(1e12, 1e15, 1.5, 0.0, 0.0)
