@@ -73,6 +73,29 @@ class ThetaBlockTables:
             )
         return self.slot_mappings[:, :num_tokens_padded]
 
+    def compute_decode_slots(self, positions: torch.Tensor, num_tokens_padded: int) -> torch.Tensor:
+        """The same where token i is request i's only one; PAD for padding, whose rows in the tables are zero.
+
+        Args:
+            positions: [num_tokens_padded] int64, theta's.
+            num_tokens_padded: at most as many as `gather` filled rows, but for padding beyond the tables.
+        """
+        block = min(BLOCK, triton.next_power_of_2(num_tokens_padded))
+        for group, table in enumerate(self.input_block_tables):
+            _decode_slots_kernel[(triton.cdiv(num_tokens_padded, block),)](
+                positions,
+                table,
+                table.stride(0),
+                self.slot_mappings[group],
+                num_tokens_padded,
+                table.shape[0],
+                self.source.block_sizes[group],
+                table.shape[1],
+                PAD_ID=PAD_SLOT_ID,
+                BLOCK=block,
+            )
+        return self.slot_mappings[:, :num_tokens_padded]
+
     # What vLLM's graph capture asks of block tables.
 
     def get_dummy_block_tables(self, num_reqs: int) -> tuple[torch.Tensor, ...]:
@@ -132,9 +155,34 @@ def _slot_mapping_kernel(
     for i in range(start, end, BLOCK):
         offset = i + tl.arange(0, BLOCK)
         mask = offset < end
-        position = tl.load(positions_ptr + offset, mask=mask, other=0)
-        column = position // block_size
-        block = tl.load(table_ptr + row * table_stride + column, mask=mask & (column < max_num_blocks), other=0)
-        slot = block.to(tl.int64) * block_size + position % block_size
-        # Block 0 is vLLM's null block: nobody's, never to be written.
-        tl.store(slot_mapping_ptr + offset, tl.where(block == 0, PAD_ID, slot), mask=mask)
+        slot = _slots(positions_ptr + offset, mask, table_ptr + row * table_stride, block_size, max_num_blocks, PAD_ID)
+        tl.store(slot_mapping_ptr + offset, slot, mask=mask)
+
+
+@triton.jit
+def _decode_slots_kernel(
+    positions_ptr,  # [num_tokens_padded] int64
+    table_ptr,  # [max_num_reqs, max_num_blocks] int32, theta's input table
+    table_stride,
+    slot_mapping_ptr,  # [max_num_tokens] int64, out
+    num_tokens_padded,
+    max_num_reqs,
+    block_size,
+    max_num_blocks,
+    PAD_ID: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = row < min(num_tokens_padded, max_num_reqs)
+    slot = _slots(positions_ptr + row, mask, table_ptr + row * table_stride, block_size, max_num_blocks, PAD_ID)
+    tl.store(slot_mapping_ptr + row, slot, mask=row < num_tokens_padded)
+
+
+@triton.jit
+def _slots(position_ptrs, mask, table_row_ptrs, block_size, max_num_blocks, PAD_ID: tl.constexpr):
+    position = tl.load(position_ptrs, mask=mask, other=0)
+    column = position // block_size
+    block = tl.load(table_row_ptrs + column, mask=mask & (column < max_num_blocks), other=0)
+    slot = block.to(tl.int64) * block_size + position % block_size
+    # Block 0 is vLLM's null block: nobody's, never to be written.
+    return tl.where(block == 0, PAD_ID, slot)

@@ -363,7 +363,7 @@ class ThetaSpeculator(StandaloneARSpeculator):
         if self.supports_decode_metadata_update and self.drafts_by_batch_size and self.round_graphs is not None:
             batch_desc = self.round_graphs.specialize_spec_tokens(batch_desc, drafts)
         num_tokens_across_dp = sync.num_tokens_across_dp if sync is not None else None
-        self.block_tables.gather(self.slots[:num_reqs], batch_desc.num_reqs or num_reqs)
+        self.block_tables.gather(self.slots[:num_reqs], min(batch_desc.num_tokens, self.max_num_reqs))
 
         if batch_desc.cg_mode == CUDAGraphMode.FULL and self.supports_decode_metadata_update:
             assert self.round_graphs is not None
@@ -378,7 +378,7 @@ class ThetaSpeculator(StandaloneARSpeculator):
             self.requests.delta.np[input_batch.idx_mapping_np]
         )
         for step in range(drafts + 1):
-            theta_slots = self._slot_mappings(num_reqs, batch_desc.num_tokens)
+            theta_slots = self._slot_mappings(batch_desc.num_tokens)
             metadata = self._build_uniform_attn_metadata(
                 batch_desc=batch_desc,
                 num_reqs=num_reqs,
@@ -396,10 +396,8 @@ class ThetaSpeculator(StandaloneARSpeculator):
                 )
         return self.draft_tokens[:num_reqs]
 
-    def _slot_mappings(self, num_reqs: int, num_tokens: int) -> dict[str, torch.Tensor]:
-        slot_mappings = self.block_tables.compute_slot_mappings(
-            self.input_buffers.query_start_loc, self.input_buffers.positions, num_reqs, num_tokens
-        )
+    def _slot_mappings(self, num_tokens: int) -> dict[str, torch.Tensor]:
+        slot_mappings = self.block_tables.compute_decode_slots(self.input_buffers.positions, num_tokens)
         return build_slot_mappings_by_layer(slot_mappings, self.kv_cache_config)
 
     def _decode_round(
@@ -414,7 +412,7 @@ class ThetaSpeculator(StandaloneARSpeculator):
     ) -> None:
         """The whole round, as a CUDA graph holds it: slots and attention metadata are brought forward in place."""
         for step in range(num_speculative_steps + 1):
-            self._slot_mappings(num_reqs, num_tokens)
+            self._slot_mappings(num_tokens)
             self._update_draft_decode_metadata(attn_metadata, num_reqs)
             self.current_draft_step.fill_(step)
             self._decode(
