@@ -72,9 +72,8 @@ def generate(
             max_tokens=max_tokens,
             temperature=temperature,
             seed=seed * 1000 + i,
-            n=samples[i] if samples is not None else 1,
             extra_args=case.extra_args(),
-            **{"ignore_eos": True, **options},
+            **{"ignore_eos": True, "n": samples[i] if samples is not None else 1, **options},
         )
         for i, case in enumerate(cases)
     ]
