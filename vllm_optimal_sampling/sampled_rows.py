@@ -52,6 +52,14 @@ class SampledRow:
         return f"{self.file.name}:{self.number}"
 
 
+def completion_text(completion: object) -> str:
+    """The text of a row's completion: as it is, or what the messages of a chat say; "" where there is none."""
+    if isinstance(completion, list):
+        contents = (message.get("content") for message in completion if isinstance(message, dict))
+        return "\n".join(content for content in contents if isinstance(content, str))
+    return "" if completion is None else str(completion)
+
+
 def files_of(path: Path) -> list[Path]:
     """The files that hold the rows of `path`: itself, or the files of a folder and the folders in it, by name.
 

@@ -55,6 +55,18 @@ def test_each_rule_drops_and_counts(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert table[1] == ["read", "11"]
 
 
+def test_answers_of_chats(tmp_path: Path) -> None:
+    rows = [
+        row(number, completion=[{"role": "assistant", "content": rf"It is \boxed{{{number}}}"}], answer=str(answer))
+        for number, answer in ((1, 1), (2, 3))
+    ]
+    path, out = write(tmp_path / "rows.jsonl", rows), tmp_path / "kept.jsonl"
+    assert command("filter", path, "--output", out, "--boxed", "--answer-column", "answer") == 0
+    assert ids(out) == ["row-1"]
+    assert command("filter", path, "--output", out, "--overwrite", "--answer-regex", r"\\boxed\{2\}$") == 0
+    assert ids(out) == ["row-2"]
+
+
 def test_lines_are_copied_as_they_are(tmp_path: Path) -> None:
     path, out = tmp_path / "rows.jsonl", tmp_path / "kept.jsonl"
     lines = [b'{"custom_id":"a",  "x": 1.0000000000000000001, "error": null}\n', b'{"custom_id": "b", "u": "\\u00e9"}']

@@ -204,3 +204,11 @@ def test_the_commands_import_neither_torch_nor_vllm() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "set()\n", "")
+
+
+def test_completions_of_chats(tmp_path: Path) -> None:
+    text = "So the answer is 42."
+    chat = [{"role": "assistant", "content": text}]
+    summary = summarise(write(tmp_path / "rows.jsonl", [row(1, text, completion=chat)]), tokenizer=str(TEACHER))
+    assert not summary.notices
+    assert [sample.completion for sample in summary.samples] == [text]

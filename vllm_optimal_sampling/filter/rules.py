@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from vllm_optimal_sampling.filter.answers import AnswerPattern, boxed, same
+from vllm_optimal_sampling.sampled_rows import completion_text
 
 Row = Mapping[str, Any]
 Deduplicate = Literal["completion", "prompt+completion"]
@@ -132,7 +133,7 @@ class Rules:
         else:
             return
         read = lru_cache(maxsize=1)(read)  # two rules ask for the answer of the same row
-        self.rules.append(Rule("no answer", lambda row: read(str(row.get("completion") or "")) is not None))
+        self.rules.append(Rule("no answer", lambda row: read(completion_text(row.get("completion"))) is not None))
         column = settings.answer_column
         if column is None:
             return
@@ -141,7 +142,7 @@ class Rules:
         find = AnswerPattern("--reference-regex", pattern).find if pattern is not None else None
 
         def is_right(row: Row) -> bool:
-            answer = read(str(row.get("completion") or ""))
+            answer = read(completion_text(row.get("completion")))
             references = row.get(column)
             for reference in references if isinstance(references, list | tuple) else [references]:
                 text = None if reference is None else str(reference)

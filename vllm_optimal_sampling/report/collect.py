@@ -30,7 +30,7 @@ from vllm_optimal_sampling.report.summary import (
     TokenFigures,
     TokenLean,
 )
-from vllm_optimal_sampling.sampled_rows import SampledRow, read_rows, read_settings
+from vllm_optimal_sampling.sampled_rows import SampledRow, completion_text, read_rows, read_settings
 
 BUFFERED_TOKENS = 1 << 16
 """Tokens whose figures are counted at once: numpy's cost by call no longer shows."""
@@ -190,8 +190,7 @@ class _Tally:
             self._fail(str(values["error"]), row.place)
             return
         self.finish_reasons[self._known(self.finish_reasons, str(values.get("finish_reason") or "not given"))] += 1
-        completion = values.get("completion")
-        self.pending_lengths["characters"].append(len(completion) if isinstance(completion, str) else 0)
+        self.pending_lengths["characters"].append(len(completion_text(values.get("completion"))))
         ids = _token_ids(values.get("completion_token_ids"))
         if ids is not None:
             self.num_with_ids += 1
@@ -416,7 +415,7 @@ def _decoded_sample(picked: _Picked, decode: pieces.Decode | None) -> Sample:
         place=picked.row.place,
         prompt=_messages(values["prompt"]),
         privileged_context=None if values["privileged_context"] is None else _text(values["privileged_context"]),
-        completion=_text(values["completion"]),
+        completion=_text(completion_text(values["completion"])),
         pieces=split,
         figures=picked.figures if ids else None,
         num_tokens=picked.num_tokens,
