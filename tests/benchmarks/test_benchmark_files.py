@@ -83,7 +83,7 @@ def test_results_say_where_they_come_from(path: Path) -> None:
     assert result["machine"]["device"]
 
 
-@pytest.mark.parametrize("path", set(RESULTS) - set(MEASURED), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(set(RESULTS) - set(MEASURED)), ids=lambda path: path.stem)
 def test_predictions_say_so(path: Path) -> None:
     assert json.loads(path.read_text())["what"].startswith("PREDICTED")
 
