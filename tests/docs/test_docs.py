@@ -23,6 +23,7 @@ NAMED = {
     "limits.md": set(),
     "offline.md": {"python"},
     "parameters.md": {"python"},
+    "security.md": set(),
     "serving.md": {"bash", "python", "javascript", "yaml"},
     "troubleshooting.md": {"python"},
 }
