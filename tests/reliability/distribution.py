@@ -30,10 +30,10 @@ import questions  # noqa: F401  puts tests/engine on the path
 import torch
 from audit import MAX_LOG_PROB_ERROR, MIN_PROBABILITY, AuditError, RowAudit
 from models import save_model
-from processed_rows import BORDER, ProcessedRows, expected_probabilities
+from processed_rows import BORDER, ProcessedRows
 from record import Record
 from requests_mix import token_ids
-from rows import Models, mixtures, place_in_distribution, processed
+from rows import Models, closest_drawn, mixtures, place_in_distribution, processed
 from vllm import LLM, SamplingParams
 
 BINS = 20
@@ -44,7 +44,7 @@ MAX_TOTAL_VARIATION = 3e-4
 ENGINES: tuple[dict[str, Any], ...] = (
     {"num_speculative_tokens": 4, "max_num_batched_tokens": 2048},
     {"num_speculative_tokens": 1, "max_num_batched_tokens": 128},
-    {"num_speculative_tokens": 3, "max_num_batched_tokens": 512, "num_gpu_blocks_override": 60},
+    {"num_speculative_tokens": 3, "max_num_batched_tokens": 512, "num_gpu_blocks_override": 100},
     {"num_speculative_tokens": 6, "max_num_batched_tokens": 256, "enable_prefix_caching": False},
 )
 """Drafts, chunked prompts, so few blocks that requests preempt one another, no prefix cache."""
@@ -212,14 +212,12 @@ def audit_batch(llm: LLM, models: Models, asks: list[Ask], engine: str, seed: in
         if owner.params.temperature == 0:
             probabilities[row.request, tuple(row.tokens)] = (row_processed, ratio[i])
             continue
-        variants = [expected_probabilities(row_processed, owner.params, shift) for shift in (0.0, BORDER, -BORDER)]
         found = final[i].double().softmax(-1)
-        variation = [0.5 * float((found - one).abs().sum()) for one in variants]
-        least = min(variation)
+        row_drawn, least = closest_drawn(row_processed, owner.params, found, MAX_TOTAL_VARIATION)
         outcome.drawn_total_variation = max(outcome.drawn_total_variation, least)
         if not least <= MAX_TOTAL_VARIATION:
             raise AuditError(f"the row drawn from is off by {least:.3g} in total variation: {_where(row, owner)}")
-        probabilities[row.request, tuple(row.tokens)] = (variants[variation.index(least)], ratio[i])
+        probabilities[row.request, tuple(row.tokens)] = (row_drawn, ratio[i])
     outcome.rows += len(kept)
     outcome.mixed_rows += sum(not a["alone"] for a in arguments)
     positions = Counter(outcome.rows_by_draft_position)
@@ -353,7 +351,7 @@ def start_engine(folder: Path, **options: Any) -> tuple[LLM, str, str]:
             "enforce_eager": True,
             "max_model_len": 256,
             "max_num_seqs": 64,
-            "block_size": 16,
+            "block_size": 32,
             "kv_cache_memory_bytes": 1 << 26,
             "disable_log_stats": True,
             "logprobs_mode": "processed_logprobs",

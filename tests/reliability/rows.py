@@ -6,6 +6,8 @@ from the kernels and from their references: so many rows are audited that one at
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +17,9 @@ from transformers import AutoModelForCausalLM
 
 LN2 = 0.6931471805599453
 INF = float("inf")
+BORDERS = (0.0, 1e-4, -1e-4, 1e-3, -1e-3)
+"""How far a threshold (the mass of a nucleus, min-p's share of the likeliest) may seem to lie elsewhere: float32 rows are
+right to some 1e-5 in log space where tokens are likely, and to some 1e-4 where the models differ by many nats."""
 
 
 class Models:
@@ -148,6 +153,35 @@ def processed(row: torch.Tensor, params: Any, prompt: Sequence[int], output: Seq
         tokens = torch.tensor(list(counts))
         row[tokens] -= params.frequency_penalty * torch.tensor(list(counts.values())) + params.presence_penalty
     return row
+
+
+def drawn(row: torch.Tensor, params: Any, min_p_shift: float = 0.0, top_p_shift: float = 0.0) -> torch.Tensor:
+    """What is drawn from a row [vocab], after temperature, min-p, top-k and top-p; the shifts move two thresholds."""
+    row = row / params.temperature
+    if params.min_p:
+        row = row.masked_fill(row < row.max() + math.log(params.min_p * (1 + min_p_shift)), -INF)
+    if params.top_k > 0:
+        row = row.masked_fill(row < row.topk(min(params.top_k, len(row))).values[-1], -INF)
+    if params.top_p < 1:
+        probabilities, order = row.softmax(-1).sort(descending=True, stable=True)
+        before = probabilities.cumsum(-1) - probabilities  # a token stays if the likelier ones do not reach top_p
+        row[order[before >= params.top_p * (1 + top_p_shift)]] = -INF
+    return row.softmax(-1)
+
+
+def closest_drawn(row: torch.Tensor, params: Any, found: torch.Tensor, enough: float) -> tuple[torch.Tensor, float]:
+    """`drawn` on those sides of the thresholds on which the engine's row lies, and the total variation that is left.
+
+    A token that lies on a threshold, to what float32 can tell, may be kept or dropped.
+    """
+    least = (torch.empty(0), INF)
+    for min_p_shift, top_p_shift in sorted(itertools.product(BORDERS, BORDERS), key=lambda pair: sum(map(abs, pair))):
+        expected = drawn(row, params, min_p_shift, top_p_shift)
+        variation = 0.5 * float((found - expected).abs().sum())
+        least = min(least, (expected, variation), key=lambda pair: pair[1])
+        if least[1] <= enough:
+            break
+    return least
 
 
 def place_in_distribution(
