@@ -1,7 +1,10 @@
-"""The distribution audit in short, and that each of its three judgements fails when what it is there for is planted."""
+"""An engine in this process: the distribution audit in short, that each of its judgements fails when what it is there for
+is planted, and that nothing is left of requests that ended or were given up."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -73,14 +76,7 @@ def test_a_missing_temperature_is_found_in_the_rows(
     engine: tuple[LLM, Models], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states = find_runner(engine[0]).sampler.sampling_states
-    add = states.add_request
-
-    def forget(slot: int, params: SamplingParams, *rest: Any) -> None:
-        changed = params.clone()
-        changed.temperature = 1.0
-        add(slot, changed, *rest)
-
-    monkeypatch.setattr(states, "add_request", forget)
+    monkeypatch.setattr(states, "apply_temperature", lambda *_: None)
     with pytest.raises(AuditError, match="the row drawn from is off"):
         audit_batch(*engine, asks(4, 4, temperature=0.5), "short", 0, Outcome())
 
@@ -89,11 +85,11 @@ def test_draws_that_do_not_follow_their_rows_are_found(
     engine: tuple[LLM, Models], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every row is right here, and drafts are accepted whatever the rows say: only the places of the tokens can tell."""
-    verifier = find_runner(engine[0]).rejection_sampler
+    verifier = type(find_runner(engine[0]).rejection_sampler)
     verify = verifier._verify
 
-    def accept_all(logits: Any, drafts: Any, input_ids: Any, pos: Any, cu: Any, idx: Any, *rest: Any) -> Any:
-        rows, sampled, num_sampled = verify(logits, drafts, input_ids, pos, cu, idx, *rest)
+    def accept_all(self: Any, logits: Any, drafts: Any, input_ids: Any, pos: Any, cu: Any, *rest: Any) -> Any:
+        rows, sampled, num_sampled = verify(self, logits, drafts, input_ids, pos, cu, *rest)
         for request in range(len(num_sampled)):
             start, end = int(cu[request]), int(cu[request + 1])
             known = int(num_sampled[request])
@@ -103,13 +99,9 @@ def test_draws_that_do_not_follow_their_rows_are_found(
                 num_sampled[request] = end - start
         return rows, sampled, num_sampled
 
-    outcome = Outcome()
-    many = asks(32, 12, temperature=1.0)
-    audit_batch(*engine, many, "short", 0, outcome)
-    assert verdict(outcome)["failed"] == []
     monkeypatch.setattr(verifier, "_verify", accept_all)
     outcome = Outcome()
-    audit_batch(*engine, many, "short", 0, outcome)
+    audit_batch(*engine, asks(32, 12, temperature=1.0), "short", 0, outcome)
     assert verdict(outcome)["failed"], verdict(outcome)
 
 
@@ -117,6 +109,75 @@ def test_a_wrong_alpha_is_found_in_the_rows(engine: tuple[LLM, Models]) -> None:
     wrong = [replace(ask, arguments={"alpha_method": "fixed", "alpha": 0.45}) for ask in asks(4, 2, temperature=1.0)]
     with pytest.raises(AuditError, match=r"log q\* is off"):
         audit_batch(*engine, wrong, "short", 0, Outcome())
+
+
+# Nothing left behind
+
+
+class MallocInfo(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *(
+                "arena",
+                "ordblks",
+                "smblks",
+                "hblks",
+                "hblkhd",
+                "usmblks",
+                "fsmblks",
+                "uordblks",
+                "fordblks",
+                "keepcost",
+            ),
+        )
+    ]
+
+
+def held(llm: LLM) -> dict[str, int]:
+    """What is held in this process: tensors, bytes of memory in use (not what the allocator keeps), slots, blocks."""
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    libc.mallinfo2.restype = MallocInfo
+    info = libc.mallinfo2()
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    return {
+        "tensors": sum(1 for one in gc.get_objects() if isinstance(one, torch.Tensor)),
+        "bytes": info.uordblks + info.hblkhd,
+        "free slots": len(find_runner(llm).req_states.free_indices),
+        "free blocks": scheduler.kv_cache_manager.block_pool.get_num_free_blocks(),
+        "requests": len(scheduler.requests),
+    }
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc 2.33 or newer")
+def test_requests_that_end_or_are_given_up_leave_nothing(engine: tuple[LLM, Models]) -> None:
+    llm = engine[0]
+
+    def traffic() -> None:
+        given_up = []
+        for number, ask in enumerate(asks(12, 6, temperature=1.0)):
+            request_id = f"request-{number}"
+            # vLLM gives it an id of its own, with a suffix.
+            llm.llm_engine.add_request(request_id, {"prompt_token_ids": ask.prompt}, ask.params)
+            given_up += [request_id] if number % 3 == 0 else []
+        llm.llm_engine.step()
+        llm.llm_engine.abort_request(given_up)
+        while llm.llm_engine.has_unfinished_requests():
+            llm.llm_engine.step()
+        llm.llm_engine.step()  # the worker hears of those that ended in the next step
+
+    for _ in range(2):  # what is made with the first use
+        traffic()
+    before = held(llm)
+    for _ in range(3):
+        traffic()
+    after = held(llm)
+    grown = after.pop("bytes") - before.pop("bytes")
+    assert after == before
+    assert grown < 1 << 20, f"{grown} bytes more are in use after 36 requests"
 
 
 # The judges themselves
