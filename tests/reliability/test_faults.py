@@ -92,8 +92,11 @@ def _tree(server: Server) -> list[int]:
 
 
 def test_a_dead_engine_ends_every_answer_and_the_server(tmp_path: Path, questions: list[Question]) -> None:
-    """Clients get an error, the server ends with a code that a supervisor restarts at, and nothing is left; then a server
-    started anew answers, and SIGTERM under load ends that one in an orderly way."""
+    """Clients get an error, the server ends by itself, and nothing is left; then a server started anew answers, and SIGTERM
+    under load ends that one in an orderly way.
+
+    vLLM's server ends with code 0 here, so a supervisor has to restart it whatever the code (docs/troubleshooting.md).
+    """
     start = command(tmp_path)
     server = start_server(start, tmp_path / "first.log")
     try:
@@ -103,7 +106,7 @@ def test_a_dead_engine_ends_every_answer_and_the_server(tmp_path: Path, question
         _core(server).send_signal(signal.SIGKILL)
         ends = load.wait()
         assert "whole" not in ends, ends
-        assert server.process.wait(EXIT_SECONDS) != 0
+        server.process.wait(EXIT_SECONDS)
         _assert_gone(pids)
         assert "EngineDeadError" in server.log or "died unexpectedly" in server.log
     finally:
