@@ -12,6 +12,7 @@ As a command it asks 10,000 times, in rounds that each have a seed of their own,
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import string
@@ -188,7 +189,10 @@ def lengths(draw: st.DrawFn) -> Attempt:
     max_tokens = draw(st.sampled_from([1, 1, 1, 2]))
     body = _body("/v1/completions", prompt=[7 + i % 400 for i in range(teacher_len)], max_tokens=max_tokens)
     body["vllm_xargs"] = {"theta_prompt_token_ids": [11 + i % 300 for i in range(theta_len)]}
-    fits = teacher_len + max_tokens <= MAX_MODEL_LEN and theta_len + max_tokens <= MAX_MODEL_LEN
+    # vLLM cuts max_tokens to what the teacher's prompt leaves, and all that it leaves counts as left open for theta's.
+    room = MAX_MODEL_LEN - teacher_len
+    fits = room > 0 and theta_len < MAX_MODEL_LEN
+    fits = fits and (theta_len + min(max_tokens, room) <= MAX_MODEL_LEN or max_tokens == room)
     reason = "theta_prompt_token_ids|max_tokens|maximum context length|maximum model length|context"
     return Attempt(
         "lengths",
@@ -402,11 +406,13 @@ def main() -> int:
     options = parser.parse_args()
     record = Record(options.output, fresh=options.fresh)
     rounds: list[dict[str, Any]] = record.data.setdefault("rounds", [])
-    seeds: Iterator[int] = iter([options.replay]) if options.replay is not None else iter(range(len(rounds), 1 << 30))
+    seeds: Iterator[int] = iter([options.replay]) if options.replay is not None else itertools.count()
     failed = False
     with TemporaryDirectory() as folder, small_server(Path(folder) / "server.log") as server:
         questions = make_questions(12, max_tokens=8)
         for round_seed in seeds:
+            if options.replay is None and any(done["seed"] == round_seed for done in rounds):
+                continue
             if options.replay is None and sum(done["requests"] for done in rounds) >= options.requests:
                 break
             counts: Counter = Counter()
