@@ -3,6 +3,7 @@
 #   make demo         the demo: a trained pair of small models, problems from a file
 #   make test         the tests that CI runs
 #   make test-full    the long matrix, on every supported vLLM version; continues where it was interrupted
+#   make soak         10,000 hostile requests, 100,000 audited rows, 30 minutes of mixed traffic; continues likewise
 #   make lint         ruff and mypy
 #   make bench        the benchmarks that this machine can run, an hour or more; then the tables of the READMEs
 #   make pair         trains the example pair again
@@ -25,7 +26,7 @@ endif
 
 full_versions = $$([ -s .venv/environment ] && echo .venv/vllm-0.33.0)
 
-.PHONY: help setup demo test test-full lint format bench pair clean
+.PHONY: help setup demo test test-full soak lint format bench pair clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -47,6 +48,12 @@ test: setup
 test-full: setup
 	@if [ -s .venv/environment ]; then scripts/vllm_on_cpu.sh 0.33.0; fi
 	$(run) scripts/test_full.py $(full_versions)
+
+# Each leaves its result in tests/reliability/results; the first two go on where they were interrupted.
+soak: setup
+	$(run) tests/reliability/fuzz.py
+	$(run) tests/reliability/distribution.py
+	$(run) tests/reliability/soak.py
 
 lint: setup
 	.venv/bin/python -m ruff check .

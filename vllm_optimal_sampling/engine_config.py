@@ -47,6 +47,9 @@ ENGINE_SETTINGS = ("theta_chat_template", "theta_system_prompt", "other_extra_ar
 DRAFTER_MARKS = ("eagle-", "eagle3", "dflash", "dspark")
 """What `SpeculativeConfig.__post_init__` looks for in a model's name, whatever method was given."""
 
+MODEL_FILES = ("config.json", "params.json")
+"""What a model's folder has one of: transformers' configuration, or Mistral's."""
+
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -321,8 +324,13 @@ def _speculative_problems(spec: Mapping[str, Any]) -> Iterator[str]:
 
 def _missing_folders(models: Mapping[str, Any]) -> Iterator[str]:
     for role, model in models.items():
-        if isinstance(model, str) and _looks_like_folder(model) and not Path(model).exists():
+        if not isinstance(model, str) or not _looks_like_folder(model):
+            continue
+        folder = Path(model)
+        if not folder.exists():
             yield f"{role}'s folder {model!r} does not exist; correct the path, or name a model of the hub"
+        elif folder.is_dir() and not any((folder / name).exists() for name in MODEL_FILES):
+            yield f"{role}'s folder {model!r} holds no model: there is no {' or '.join(MODEL_FILES)} in it; correct the path"
 
 
 def _looks_like_folder(model: str) -> bool:
@@ -518,6 +526,14 @@ def check_kv_cache(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, bloc
 
 
 # Tokenizers
+
+
+def unreadable_weights(theta: str, error: Exception) -> UnsupportedEngineError:
+    """What to raise where vLLM cannot load theta: which of the two models it is, where, and vLLM's reason."""
+    return UnsupportedEngineError(
+        f"optimal sampling cannot start: theta's weights in {theta!r} cannot be loaded ({_first_line(error)}); check that "
+        "the files are whole, and that config.json is of the same model"
+    )
 
 
 def load_theta_tokenizer(vllm_config: VllmConfig) -> TokenizerLike:

@@ -25,6 +25,7 @@ NAMED = {
     "offline.md": {"python"},
     "parameters.md": {"python"},
     "report.md": {"bash", "python"},
+    "security.md": set(),
     "serving.md": {"bash", "python", "javascript", "yaml"},
     "troubleshooting.md": {"python"},
 }

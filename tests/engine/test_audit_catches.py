@@ -71,7 +71,23 @@ def mix_with_wrong_alpha(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "mix_", wrong)
 
 
+def poison_cached_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What theta has cached is spoilt before a request reads it: here the first of those run together."""
+    prefill = ThetaSpeculator.prefill
+
+    def poisoned(self: ThetaSpeculator, input_batch: Any) -> None:
+        slots = input_batch.idx_mapping_np
+        if ((input_batch.num_computed_tokens_np > 0) & (self.requests.num_computed[slots] < 0)).any():
+            layers = self.vllm_config.compilation_config.static_forward_context
+            for name in self.draft_attn_layer_names:
+                layers[name].kv_cache.mul_(0.5)
+        prefill(self, input_batch)
+
+    monkeypatch.setattr(ThetaSpeculator, "prefill", poisoned)
+
+
 FAULTS = {
+    poison_cached_blocks: "theta's row",
     swap_rows: "theta's row",
     shift_positions: "theta's row",
     read_teachers_prompt: "theta's row",

@@ -77,7 +77,7 @@ def test_wheel_has_every_module_and_entry_point(tree: Path, wheel: Path) -> None
     assert metadata["Name"] == "vllm-optimal-sampling"
     assert metadata["Requires-Python"] == ">=3.11"
     required = {line for line in metadata.get_all("Requires-Dist") if "extra" not in line}
-    assert {"torch", "transformers", "triton"} < required
+    assert {"torch<3,>=2.11", "transformers<6,>=5", "triton<4,>=3.5"} < required
     assert {"vllm<0.34,>=0.32"} == {line for line in required if line.startswith("vllm")}
 
 

@@ -31,6 +31,7 @@ from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.cudagraph_utils import (
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import AttentionGroup
 
+from vllm_optimal_sampling.engine_config import unreadable_weights
 from vllm_optimal_sampling.kernels import MixRecord, MixScratch
 from vllm_optimal_sampling.layout import split_by_position
 from vllm_optimal_sampling.recorder import Recorder
@@ -99,7 +100,12 @@ class ThetaSpeculator(StandaloneARSpeculator):
         )
         self.shares_weights = same_ranks and same_model(teacher_config, theta_config)
         if not self.shares_weights:
-            theta = super().load_draft_model(target_model, target_attn_layer_names)
+            try:
+                theta = super().load_draft_model(target_model, target_attn_layer_names)
+            except torch.OutOfMemoryError:
+                raise  # vLLM says what to do about memory
+            except Exception as error:  # every format of weights has errors of its own
+                raise unreadable_weights(theta_config.model, error) from error
             weights = sum(tensor.nbytes for tensor in theta.state_dict().values())
             note = f"{weights / GIB:.2f} GiB of weights"
         else:

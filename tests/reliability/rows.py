@@ -1,0 +1,199 @@
+"""What rows and draws have to be, in float64, for whole batches at once.
+
+The definitions of q* and of vLLM's sampling parameters are written down here once more, on `[rows, vocab]` tensors, apart
+from the kernels and from their references: so many rows are audited that one at a time would take hours.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+LN2 = 0.6931471805599453
+INF = float("inf")
+BORDERS = (0.0, 1e-4, -1e-4, 1e-3, -1e-3)
+"""How far a threshold (the mass of a nucleus, min-p's share of the likeliest) may seem to lie elsewhere: float32 rows are
+right to some 1e-5 in log space where tokens are likely, and to some 1e-4 where the models differ by many nats."""
+
+
+class Models:
+    """Teacher and theta in float64."""
+
+    def __init__(self, teacher: str, theta: str):
+        self.teacher = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float64).eval()
+        self.theta = AutoModelForCausalLM.from_pretrained(theta, dtype=torch.float64).eval()
+
+    @staticmethod
+    @torch.inference_mode()
+    def last_logits(
+        model: Any, sequences: Sequence[Sequence[int]], counts: Sequence[int], batch: int = 64
+    ) -> torch.Tensor:
+        """Logits after the last `counts[i]` tokens of each sequence, in order: `[sum(counts), vocab]` float64.
+
+        Sequences are padded behind their ends, which a causal model does not see.
+        """
+        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+        rows: list[torch.Tensor] = [torch.empty(0)] * len(sequences)
+        for start in range(0, len(order), batch):
+            chosen = order[start : start + batch]
+            longest = len(sequences[chosen[-1]])
+            ids = torch.tensor([[*sequences[i], *[0] * (longest - len(sequences[i]))] for i in chosen])
+            hidden = model.base_model(ids).last_hidden_state
+            for row, i in zip(hidden, chosen, strict=True):
+                end = len(sequences[i])
+                rows[i] = model.get_output_embeddings()(row[end - counts[i] : end])
+        return torch.cat(rows)
+
+
+def _entropy(log_p: torch.Tensor) -> torch.Tensor:
+    return -_mean(log_p, log_p)
+
+
+def _mean(log_p: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """E_p[values] of each row; what has no mass takes no part."""
+    p = log_p.exp()
+    return torch.where(p > 0, p * values, 0.0).sum(-1)
+
+
+def _geometric(u: torch.Tensor, v: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    mixed = (1 - alpha)[:, None] * u + alpha[:, None] * v
+    return torch.where(u.isfinite() & v.isfinite(), mixed, -INF).log_softmax(-1)
+
+
+def _balance(method: str, u: torch.Tensor, v: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+    """What is zero at the method's alpha, and grows with alpha."""
+    both = u.isfinite()
+    if method == "kl_symmetry":
+        return _mean(log_q, torch.where(both, v - u, 0.0))
+    if method == "reverse_kl_symmetry":
+        return _mean(u, torch.where(both, u - log_q, 0.0)) - _mean(v, torch.where(both, v - log_q, 0.0))
+    assert method == "ess_balance"
+    second_u, second_v = (torch.where(both, 2 * w - log_q, -INF).logsumexp(-1) for w in (u, v))
+    return second_u - second_v
+
+
+def _alphas(method: str, u: torch.Tensor, v: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+    if method in ("fixed", "arithmetic"):
+        return fixed
+    if method == "entropy":
+        theta, teacher = _entropy(u), _entropy(v)
+        return torch.where(theta + teacher > 0, theta / (theta + teacher), 0.5)
+    low, high = torch.zeros(len(u), dtype=torch.float64), torch.ones(len(u), dtype=torch.float64)
+    for _ in range(50):
+        middle = (low + high) / 2
+        below = _balance(method, u, v, _geometric(u, v, middle)) < 0
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return (low + high) / 2
+
+
+def _support(teacher: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """`[rows, vocab]` bool: the teacher's k likeliest tokens, and of these its nucleus."""
+    log_p, order = teacher.log_softmax(-1).sort(descending=True, stable=True)
+    place = torch.arange(teacher.shape[-1]).expand_as(order)
+    kept = place < torch.where(top_k > 0, top_k, teacher.shape[-1])[:, None]
+    p = torch.where(kept, log_p, -INF).softmax(-1)
+    kept &= (p.cumsum(-1) - p < top_p[:, None]) | (place == 0)
+    return torch.zeros_like(kept).scatter(-1, order, kept)
+
+
+def mixtures(
+    teacher: torch.Tensor, theta: torch.Tensor, arguments: Sequence[dict[str, Any]], border: float = 0.0
+) -> torch.Tensor:
+    """log q* of each row, `[rows, vocab]` float64; the teacher's own logits where it draws alone.
+
+    Args:
+        teacher, theta: logits `[rows, vocab]` float64.
+        arguments: of each row, the request's arguments as a client gives them; `alone` where the row is not mixed.
+        border: moves the thresholds of `support_top_p` and `max_js_divergence` by this much.
+    """
+    result = teacher.clone()
+    for method in {a.get("alpha_method", "kl_symmetry") for a in arguments if not a.get("alone")}:
+        rows = [
+            i for i, a in enumerate(arguments) if not a.get("alone") and a.get("alpha_method", "kl_symmetry") == method
+        ]
+        given = [arguments[i] for i in rows]
+
+        def of(name: str, default: float, given: Any = given) -> torch.Tensor:
+            return torch.tensor([a.get(name, default) for a in given], dtype=torch.float64)
+
+        support = _support(teacher[rows], of("support_top_k", 0), of("support_top_p", 1.0) * (1 + border))
+        v = torch.where(support, teacher[rows], -INF).log_softmax(-1)
+        u = torch.where(support, theta[rows], -INF).log_softmax(-1)
+        middle = torch.logaddexp(u, v) - LN2
+        divergence = (
+            _mean(u, torch.where(support, u - middle, 0.0)) + _mean(v, torch.where(support, v - middle, 0.0))
+        ) / 2
+        alpha = _alphas(method, u, v, of("alpha", 0.5)).clamp(of("alpha_min", 0.0), of("alpha_max", 1.0))
+        if method == "arithmetic":
+            log_q = (alpha[:, None] * v.exp() + (1 - alpha)[:, None] * u.exp()).log()
+        else:
+            log_q = _geometric(u, v, alpha)
+        mixed = divergence <= of("max_js_divergence", INF) * (1 + border)
+        result[rows] = torch.where(mixed[:, None], log_q, result[rows])
+    return result
+
+
+def processed(row: torch.Tensor, params: Any, prompt: Sequence[int], output: Sequence[int]) -> torch.Tensor:
+    """A row [vocab] with logit bias and penalties, before temperature: in vLLM's order, with vLLM's counts."""
+    row = row.clone()
+    for token, bias in (params.logit_bias or {}).items():
+        row[token] += bias
+    if params.repetition_penalty != 1:
+        seen = torch.tensor(sorted({*prompt, *output}))
+        values = row[seen]
+        row[seen] = torch.where(values <= 0, values * params.repetition_penalty, values / params.repetition_penalty)
+    if output and (params.frequency_penalty or params.presence_penalty):
+        counts = Counter(output)
+        tokens = torch.tensor(list(counts))
+        row[tokens] -= params.frequency_penalty * torch.tensor(list(counts.values())) + params.presence_penalty
+    return row
+
+
+def drawn(row: torch.Tensor, params: Any, min_p_shift: float = 0.0, top_p_shift: float = 0.0) -> torch.Tensor:
+    """What is drawn from a row [vocab], after temperature, min-p, top-k and top-p; the shifts move two thresholds."""
+    row = row / params.temperature
+    if params.min_p:
+        row = row.masked_fill(row < row.max() + math.log(params.min_p * (1 + min_p_shift)), -INF)
+    if params.top_k > 0:
+        row = row.masked_fill(row < row.topk(min(params.top_k, len(row))).values[-1], -INF)
+    if params.top_p < 1:
+        probabilities, order = row.softmax(-1).sort(descending=True, stable=True)
+        before = probabilities.cumsum(-1) - probabilities  # a token stays if the likelier ones do not reach top_p
+        row[order[before >= params.top_p * (1 + top_p_shift)]] = -INF
+    return row.softmax(-1)
+
+
+def closest_drawn(row: torch.Tensor, params: Any, found: torch.Tensor, enough: float) -> tuple[torch.Tensor, float]:
+    """`drawn` on those sides of the thresholds on which the engine's row lies, and the total variation that is left.
+
+    A token that lies on a threshold, to what float32 can tell, may be kept or dropped.
+    """
+    least = (torch.empty(0), INF)
+    for min_p_shift, top_p_shift in sorted(itertools.product(BORDERS, BORDERS), key=lambda pair: sum(map(abs, pair))):
+        expected = drawn(row, params, min_p_shift, top_p_shift)
+        variation = 0.5 * float((found - expected).abs().sum())
+        least = min(least, (expected, variation), key=lambda pair: pair[1])
+        if least[1] <= enough:
+            break
+    return least
+
+
+def place_in_distribution(
+    probabilities: torch.Tensor, token: int, key: torch.Tensor, uniform: Callable[[], float]
+) -> float:
+    """Where a drawn token lies in its distribution function, randomised: uniform in [0, 1) if it was drawn from it.
+
+    Args:
+        probabilities: [vocab].
+        token: what was drawn.
+        key: [vocab], tokens are taken in descending order of it.
+        uniform: a number in [0, 1).
+    """
+    before = (key > key[token]) | ((key == key[token]) & (torch.arange(len(key)) < token))
+    return min(float(probabilities[before].sum()) + uniform() * float(probabilities[token]), 1 - 1e-12)
