@@ -304,6 +304,14 @@ def test_a_missing_folder_is_refused_before_the_hub_is_asked(
     assert str(caught.value) == f"optimal sampling cannot start: the teacher's folder './no-teacher' {remedy}"
 
 
+def test_a_folder_without_a_model_is_refused_before_the_hub_is_asked(build_config: BuildConfig, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert refusal(build_config, speculative_config={"model": str(tmp_path), "num_speculative_tokens": 3}) == (
+        f"optimal sampling cannot start: theta's folder {str(tmp_path)!r} holds no model: there is no config.json or "
+        "params.json in it; correct the path."
+    )
+
+
 @pytest.mark.parametrize(
     ("model", "expected"),
     [
