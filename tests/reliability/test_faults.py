@@ -147,6 +147,7 @@ def test_a_signal_while_the_server_starts(tmp_path: Path, seconds: float) -> Non
             os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.full
 def test_two_engines_on_one_machine(server: Server, tmp_path: Path, questions: list[Question]) -> None:
     """Ports, shared memory and caches of one do not meet those of the other."""
     with small_server(tmp_path / "second.log") as second:
