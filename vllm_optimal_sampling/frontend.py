@@ -71,10 +71,7 @@ class RequestResolver:
         try:
             if request.prompt_embeds is not None or request.prompt_token_ids is None:
                 raise ArgumentError("prompt_embeds", "theta cannot read prompt embeddings; send text or token ids")
-            self._check_sizes(extra_args)
-            params = OptimalSamplingParams.from_extra_args(
-                extra_args, self.settings.defaults, others=self.settings.other_extra_args
-            )
+            params = self._params(extra_args)
             if request.resumable:
                 self._check_streaming(params)
             theta_ids = self._theta_prompt(params)
@@ -110,11 +107,14 @@ class RequestResolver:
             ArgumentError: an argument is refused.
 
         """
+        return self._theta_prompt(self._params(extra_args))
+
+    def _params(self, extra_args: dict[str, Any]) -> OptimalSamplingParams:
+        """A request's arguments over the engine's defaults; those too large are refused before they are parsed."""
         self._check_sizes(extra_args)
-        params = OptimalSamplingParams.from_extra_args(
+        return OptimalSamplingParams.from_extra_args(
             extra_args, self.settings.defaults, others=self.settings.other_extra_args
         )
-        return self._theta_prompt(params)
 
     def _theta_prompt(self, params: OptimalSamplingParams) -> list[int] | None:
         """Theta's prompt as token ids, None where theta reads the teacher's."""

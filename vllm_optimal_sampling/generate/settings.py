@@ -223,7 +223,9 @@ class Settings:
     @property
     def sidecar_path(self) -> Path:
         """Where the run's identity is written."""
-        return self.rows_path.with_name(self.rows_path.name + ".settings.json")
+        from vllm_optimal_sampling.sampled_rows import settings_path
+
+        return settings_path(self.rows_path)
 
     def identity(self) -> dict[str, Any]:
         """What decides the distribution of the rows, ready for JSON. Runs into one output have to agree in it.
