@@ -10,6 +10,8 @@
 #
 # On a machine without a GPU, VLLM=0.33.0 puts that version's Python code on vLLM 0.32.0's CPU build (scripts/vllm_on_cpu.sh):
 #   make test VLLM=0.33.0
+#
+# TESTS=tests/engine runs these tests only.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -24,7 +26,7 @@ ifneq ($(VLLM),installed)
 site = PYTHONPATH=$(CURDIR)/.venv/vllm-$(VLLM)
 endif
 
-full_versions = $$([ -s .venv/environment ] && echo .venv/vllm-0.33.0)
+other_version = $$([ -s .venv/environment ] && echo --site .venv/vllm-0.33.0)
 
 .PHONY: help setup demo test test-full soak lint format bench pair clean
 
@@ -47,7 +49,7 @@ test: setup
 # Without a GPU also on the other supported release; the outcome goes to tests/full.json.
 test-full: setup
 	@if [ -s .venv/environment ]; then scripts/vllm_on_cpu.sh 0.33.0; fi
-	$(run) scripts/test_full.py $(full_versions)
+	$(run) scripts/test_full.py $(other_version) --tests $(TESTS)
 
 # Each leaves its result in tests/reliability/results; the first two go on where they were interrupted.
 soak: setup

@@ -2,8 +2,12 @@
 
 Each file runs in a process of its own and its outcome is written at once to tests/full.json, so an interrupted run
 continues where it was: what passed with the same sources is not run again. The file is committed after a whole run.
+
+    python scripts/test_full.py                                          on the installed vLLM
+    python scripts/test_full.py --site .venv/vllm-0.33.0 --tests tests/engine    and on another; these tests only
 """
 
+import argparse
 import hashlib
 import json
 import os
@@ -60,13 +64,17 @@ def run(test_file: Path, site: str | None) -> dict[str, Any]:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--site", type=Path, nargs="*", default=[], help="folders of other versions, vllm-VERSION")
+    parser.add_argument("--tests", nargs="+", default=["tests"], help="folders or files")
+    given = parser.parse_args()
     versions: dict[str, str | None] = {version("vllm"): None}
-    for folder in sys.argv[1:]:
-        versions[Path(folder).name.removeprefix("vllm-")] = str(Path(folder).resolve())
+    for folder in given.site:
+        versions[folder.name.removeprefix("vllm-")] = str(folder.resolve())
     sources = fingerprint()
     known = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     outcomes: dict[str, Any] = known.get("outcomes", {}) if known.get("sources") == sources else {}
-    test_files = [file for file in tracked("tests") if file.name.startswith("test_")]
+    test_files = [file for file in tracked(*given.tests) if file.name.startswith("test_")]
     todo = [
         (name, file, site)
         for name, site in versions.items()
