@@ -21,7 +21,8 @@ BORDERS = (0.0, 1e-4, -1e-4, 1e-3, -1e-3)
 """How far a threshold (the mass of a nucleus, min-p's share of the likeliest) may seem to lie elsewhere: float32 rows are
 right to some 1e-5 in log space where tokens are likely, and to some 1e-4 where the models differ by many nats."""
 TIE = 1e-4
-"""Nats. Two tokens on both sides of a threshold that are closer than this may have changed places in float32."""
+"""Nats at temperature 1. Two tokens on both sides of a threshold that are closer than this may have changed places in
+float32; a temperature of T makes differences 1/T times as large, the errors too."""
 NUCLEUS_STEP = 2.0**-18
 """vLLM's top-p kernel (v1/sample/ops/topk_topp_triton.py) halves the interval between the least and the largest
 probability 18 times at most: it cannot part two tokens whose probabilities are closer than this share of the largest, and
@@ -213,14 +214,14 @@ def drawn(
     if params.top_k > 0:
         kept = row >= row.topk(min(params.top_k, len(row))).values[-1]
         if found is not None:
-            kept = as_found(kept, row, found, TIE)
+            kept = as_found(kept, row, found, TIE / params.temperature)
         row = row.masked_fill(~kept, -INF)
     if params.top_p < 1:
         p, order = row.softmax(-1).sort(descending=True, stable=True)
         before = p.cumsum(-1) - p  # a token stays if the likelier ones do not reach top_p
         kept = before < params.top_p * (1 + top_p_shift)
         if found is not None:
-            width = TIE * torch.where(kept, p, INF).amin(-1, keepdim=True) + NUCLEUS_STEP * p[:1]
+            width = TIE / params.temperature * torch.where(kept, p, INF).amin(-1, keepdim=True) + NUCLEUS_STEP * p[:1]
             kept = as_found(kept, p, found[order], width)
         row = row.index_fill(-1, order[~kept], -INF)
     return row.softmax(-1)

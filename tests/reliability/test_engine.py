@@ -179,7 +179,7 @@ def test_requests_that_end_or_are_given_up_leave_nothing(engine: tuple[LLM, Mode
     after = held(llm)
     grown = after.pop("bytes") - before.pop("bytes")
     assert after == before
-    # In the interpreter stock vLLM's own drafting takes 2 to 4 MB more at times, so this finds leaks of rows, not of bytes.
+    # oneDNN keeps a program for each new number of tokens in a step (docs/limits.md): this finds leaks of rows, not of bytes.
     assert grown < 8 << 20, f"{grown} bytes more are in use after 36 requests"
 
 
