@@ -20,6 +20,30 @@ INF = float("inf")
 BORDERS = (0.0, 1e-4, -1e-4, 1e-3, -1e-3)
 """How far a threshold (the mass of a nucleus, min-p's share of the likeliest) may seem to lie elsewhere: float32 rows are
 right to some 1e-5 in log space where tokens are likely, and to some 1e-4 where the models differ by many nats."""
+TIE = 1e-4
+"""Nats at temperature 1. Two tokens on both sides of a threshold that are closer than this may have changed places in
+float32; a temperature of T makes differences 1/T times as large, the errors too."""
+NUCLEUS_STEP = 2.0**-18
+"""vLLM's top-p kernel (v1/sample/ops/topk_topp_triton.py) halves the interval between the least and the largest
+probability 18 times at most: it cannot part two tokens whose probabilities are closer than this share of the largest, and
+then keeps or drops either, so that what it keeps may have a little less mass than top_p."""
+
+
+def as_found(
+    kept: torch.Tensor, values: torch.Tensor, found: torch.Tensor, width: torch.Tensor | float
+) -> torch.Tensor:
+    """`kept`, except where the last token kept and the first one dropped are a tie: what was `found` for the tied ones.
+
+    Args:
+        kept: `[..., vocab]` bool: what a threshold keeps, in float64.
+        values: `[..., vocab]`, in whose order tokens are kept.
+        found: `[..., vocab]` bool: what the engine kept.
+        width: how close values are that tie; a number or `[..., 1]`.
+    """
+    last = torch.where(kept, values, INF).amin(-1, keepdim=True)
+    first = torch.where(kept, -INF, values).amax(-1, keepdim=True)
+    near = ((values - last).abs() < width) | ((values - first).abs() < width)
+    return torch.where((last - first < width) & near, found, kept)
 
 
 class Models:
@@ -92,18 +116,29 @@ def _alphas(method: str, u: torch.Tensor, v: torch.Tensor, fixed: torch.Tensor) 
     return (low + high) / 2
 
 
-def _support(teacher: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """`[rows, vocab]` bool: the teacher's k likeliest tokens, and of these its nucleus."""
+def _support(
+    teacher: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, found: torch.Tensor | None
+) -> torch.Tensor:
+    """`[rows, vocab]` bool: the teacher's k likeliest tokens, and of these its nucleus; ties at their ends as `found`."""
     log_p, order = teacher.log_softmax(-1).sort(descending=True, stable=True)
+    found = None if found is None else found.gather(-1, order)
     place = torch.arange(teacher.shape[-1]).expand_as(order)
     kept = place < torch.where(top_k > 0, top_k, teacher.shape[-1])[:, None]
+    if found is not None:
+        kept = as_found(kept, log_p, found, TIE)
     p = torch.where(kept, log_p, -INF).softmax(-1)
-    kept &= (p.cumsum(-1) - p < top_p[:, None]) | (place == 0)
-    return torch.zeros_like(kept).scatter(-1, order, kept)
+    nucleus = kept & ((p.cumsum(-1) - p < top_p[:, None]) | (place == 0))
+    if found is not None:
+        nucleus = kept & as_found(nucleus, log_p, found, TIE)
+    return torch.zeros_like(kept).scatter(-1, order, nucleus)
 
 
 def mixtures(
-    teacher: torch.Tensor, theta: torch.Tensor, arguments: Sequence[dict[str, Any]], border: float = 0.0
+    teacher: torch.Tensor,
+    theta: torch.Tensor,
+    arguments: Sequence[dict[str, Any]],
+    border: float = 0.0,
+    found: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """log q* of each row, `[rows, vocab]` float64; the teacher's own logits where it draws alone.
 
@@ -111,6 +146,8 @@ def mixtures(
         teacher, theta: logits `[rows, vocab]` float64.
         arguments: of each row, the request's arguments as a client gives them; `alone` where the row is not mixed.
         border: moves the thresholds of `support_top_p` and `max_js_divergence` by this much.
+        found: `[rows, vocab]` bool: which tokens have mass in the engine's rows; ties at the end of a support are
+            decided as there.
     """
     result = teacher.clone()
     for method in {a.get("alpha_method", "kl_symmetry") for a in arguments if not a.get("alone")}:
@@ -122,7 +159,12 @@ def mixtures(
         def of(name: str, default: float, given: Any = given) -> torch.Tensor:
             return torch.tensor([a.get(name, default) for a in given], dtype=torch.float64)
 
-        support = _support(teacher[rows], of("support_top_k", 0), of("support_top_p", 1.0) * (1 + border))
+        support = _support(
+            teacher[rows],
+            of("support_top_k", 0),
+            of("support_top_p", 1.0) * (1 + border),
+            None if found is None else found[rows],
+        )
         v = torch.where(support, teacher[rows], -INF).log_softmax(-1)
         u = torch.where(support, theta[rows], -INF).log_softmax(-1)
         middle = torch.logaddexp(u, v) - LN2
@@ -155,32 +197,62 @@ def processed(row: torch.Tensor, params: Any, prompt: Sequence[int], output: Seq
     return row
 
 
-def drawn(row: torch.Tensor, params: Any, min_p_shift: float = 0.0, top_p_shift: float = 0.0) -> torch.Tensor:
-    """What is drawn from a row [vocab], after temperature, min-p, top-k and top-p; the shifts move two thresholds."""
+def drawn(
+    row: torch.Tensor,
+    params: Any,
+    min_p_shift: float = 0.0,
+    top_p_shift: float = 0.0,
+    found: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """What is drawn from a row [vocab], after temperature, min-p, top-k and top-p.
+
+    The shifts move two thresholds; `found` ([vocab] bool, what the engine kept) decides ties at the ends of top-k and top-p.
+    """
     row = row / params.temperature
     if params.min_p:
         row = row.masked_fill(row < row.max() + math.log(params.min_p * (1 + min_p_shift)), -INF)
     if params.top_k > 0:
-        row = row.masked_fill(row < row.topk(min(params.top_k, len(row))).values[-1], -INF)
+        kept = row >= row.topk(min(params.top_k, len(row))).values[-1]
+        if found is not None:
+            kept = as_found(kept, row, found, TIE / params.temperature)
+        row = row.masked_fill(~kept, -INF)
     if params.top_p < 1:
-        probabilities, order = row.softmax(-1).sort(descending=True, stable=True)
-        before = probabilities.cumsum(-1) - probabilities  # a token stays if the likelier ones do not reach top_p
-        row[order[before >= params.top_p * (1 + top_p_shift)]] = -INF
+        p, order = row.softmax(-1).sort(descending=True, stable=True)
+        before = p.cumsum(-1) - p  # a token stays if the likelier ones do not reach top_p
+        kept = before < params.top_p * (1 + top_p_shift)
+        if found is not None:
+            width = TIE / params.temperature * torch.where(kept, p, INF).amin(-1, keepdim=True) + NUCLEUS_STEP * p[:1]
+            kept = as_found(kept, p, found[order], width)
+        row = row.index_fill(-1, order[~kept], -INF)
     return row.softmax(-1)
 
 
-def closest_drawn(row: torch.Tensor, params: Any, found: torch.Tensor, enough: float) -> tuple[torch.Tensor, float]:
+def closest_drawn(
+    row: torch.Tensor, params: Any, found: torch.Tensor, enough: float
+) -> tuple[torch.Tensor, float, bool]:
     """`drawn` on those sides of the thresholds on which the engine's row lies, and the total variation that is left.
 
-    A token that lies on a threshold, to what float32 can tell, may be kept or dropped.
+    A token that lies on a threshold, to what float32 can tell, may be kept or dropped; so may those of a tie across one.
+
+    Args:
+        row: [vocab] float64, what is to be drawn from, before temperature.
+        params: the request's.
+        found: [vocab], the engine's probabilities.
+        enough: a total variation with which the search ends.
+
+    Returns:
+        what is drawn from [vocab], the total variation from `found`, and whether a threshold had to be moved.
     """
-    least = (torch.empty(0), INF)
-    for min_p_shift, top_p_shift in sorted(itertools.product(BORDERS, BORDERS), key=lambda pair: sum(map(abs, pair))):
-        expected = drawn(row, params, min_p_shift, top_p_shift)
-        variation = 0.5 * float((found - expected).abs().sum())
-        least = min(least, (expected, variation), key=lambda pair: pair[1])
-        if least[1] <= enough:
-            break
+    least = (torch.empty(0), INF, False)
+    shifts = sorted(itertools.product(BORDERS, BORDERS), key=lambda pair: sum(map(abs, pair)))
+    for ties in (None, found > 0):
+        for min_p_shift, top_p_shift in shifts:
+            expected = drawn(row, params, min_p_shift, top_p_shift, ties)
+            variation = 0.5 * float((found - expected).abs().sum())
+            moved = bool(min_p_shift or top_p_shift or ties is not None)
+            least = min(least, (expected, variation, moved), key=lambda one: one[1])
+            if least[1] <= enough:
+                return least
     return least
 
 

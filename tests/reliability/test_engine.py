@@ -16,6 +16,7 @@ import torch
 from audit import AuditError, find_runner
 from distribution import (
     BINS,
+    MAX_TOTAL_VARIATION,
     Ask,
     Outcome,
     audit_batch,
@@ -25,8 +26,9 @@ from distribution import (
     start_engine,
     verdict,
 )
-from rows import Models, mixtures, place_in_distribution
+from rows import Models, closest_drawn, drawn, mixtures, place_in_distribution
 from vllm import LLM, SamplingParams
+from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 from vllm_optimal_sampling.kernels import Method
 from vllm_optimal_sampling.kernels.reference import mix
 
@@ -177,7 +179,7 @@ def test_requests_that_end_or_are_given_up_leave_nothing(engine: tuple[LLM, Mode
     after = held(llm)
     grown = after.pop("bytes") - before.pop("bytes")
     assert after == before
-    # In the interpreter stock vLLM's own drafting takes 2 to 4 MB more at times, so this finds leaks of rows, not of bytes.
+    # oneDNN keeps a program for each new number of tokens in a step (docs/limits.md): this finds leaks of rows, not of bytes.
     assert grown < 8 << 20, f"{grown} bytes more are in use after 36 requests"
 
 
@@ -210,6 +212,53 @@ def test_mixtures_agree_with_the_kernels_reference() -> None:
         assert 0.5 * (found[i] - expected).abs().sum() < 1e-8, given
 
 
+def test_only_a_tie_may_fall_on_either_side_of_a_threshold() -> None:
+    """Tokens 3 and 4 lie across every threshold here: 1e-5 nats apart they may change places, 1e-2 apart they may not."""
+    for gap, excused in ((1e-5, True), (1e-2, False)):
+        row = torch.tensor([0.0, -0.3, -0.6, -1.0, -1.0 - gap, -1.6, -2.0], dtype=torch.float64)
+        p = row.softmax(-1)
+        for options in ({"top_k": 4}, {"top_p": float(p[:3].sum() + p[3] / 2)}):
+            params = SamplingParams(**options)
+            for kept in ([0, 1, 2, 3], [0, 1, 2, 4], [0, 1, 2], [0, 1, 2, 3, 4]):
+                found = torch.zeros_like(p)
+                found[kept] = p[kept] / p[kept].sum()
+                variation = closest_drawn(row, params, found, MAX_TOTAL_VARIATION)[1]
+                assert (variation <= MAX_TOTAL_VARIATION) == (excused or kept == [0, 1, 2, 3]), (gap, options, kept)
+            for kept in ([0, 1, 2, 3, 4, 5], [0, 1], [0, 2, 3], [0, 1, 2, 5]):
+                found = torch.zeros_like(p)
+                found[kept] = p[kept] / p[kept].sum()
+                assert closest_drawn(row, params, found, MAX_TOTAL_VARIATION)[1] > MAX_TOTAL_VARIATION
+        theta = torch.tensor([[0.0, -2.0, 1.0, 2.0, -1.0, 0.5, 0.3]], dtype=torch.float64)
+        for arguments in ({"support_top_k": 4}, {"support_top_p": float(p[:3].sum() + p[3] / 2)}):
+            for kept in ([0, 1, 2, 3], [0, 1, 2, 4], [0, 1, 5, 2]):
+                found = torch.zeros(1, len(p), dtype=torch.bool)
+                found[0, kept] = True
+                support = mixtures(row[None], theta, [arguments], 0.0, found).isfinite()
+                adopted = kept if excused and kept != [0, 1, 5, 2] else [0, 1, 2, *([] if excused else [3])]
+                assert support.nonzero()[:, 1].tolist() == adopted, (gap, arguments, kept)
+
+
+def test_what_vllms_nucleus_keeps_is_excused_only_for_ties(engine: tuple[LLM, Models]) -> None:
+    """vLLM's kernel itself, on rows whose nucleus ends between two tokens that are less than its last step apart."""
+    torch.manual_seed(4)
+    rows = torch.randn(40, 300)
+    probabilities, order = rows.double().softmax(-1).sort(descending=True)
+    place = 50
+    rows.scatter_(
+        -1, order[:, place + 1, None], rows.gather(-1, order[:, place, None]) - 2e-6
+    )  # float32's step is 1e-7
+    top_p = probabilities[:, :place].sum(-1) + probabilities[:, place] / 2
+    found = apply_top_k_top_p(rows.clone(), None, top_p.float()).double().softmax(-1)
+    strict = excused = 0
+    for i in range(len(rows)):
+        params = SamplingParams(top_p=float(top_p[i]))
+        off = 0.5 * float((found[i] - drawn(rows[i].double(), params)).abs().sum())
+        strict += off > MAX_TOTAL_VARIATION
+        excused += closest_drawn(rows[i].double(), params, found[i], MAX_TOTAL_VARIATION)[1] > MAX_TOTAL_VARIATION
+    assert strict > 0, "vLLM's kernel has become exact: what it is excused for can go"
+    assert excused == 0
+
+
 def test_padded_batches_are_single_forwards(engine: tuple[LLM, Models]) -> None:
     models = engine[1]
     sequences = [[5, 6, 7, 8, 9, 10], [11], [12, 13, 14]]
@@ -236,6 +285,6 @@ def test_places_are_uniform_for_exact_draws_and_not_for_others() -> None:
 
 def test_holm_fails_what_it_should() -> None:
     assert holm({"a": 0.2, "b": 0.03, "c": 0.5}) == []
-    assert holm({"a": 1e-9, "b": 4e-4, "c": 0.5}) == ["a", "b"]
-    assert holm({"a": 6e-4, "b": 6e-4}) == []
+    assert holm({"a": 1e-9, "b": 2e-4, "c": 0.5}) == ["a", "b"]
+    assert holm({"a": 3e-4, "b": 3e-4}) == []
     assert chi_square_p([100] * BINS) == pytest.approx(1)
