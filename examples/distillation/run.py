@@ -23,13 +23,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from distillation import HERE, PAIR  # first: it finds the modules that follow
+
+# isort: split
 import measure
 import recording
 import task
 import torch
 from transformers import AutoTokenizer
 
-from distillation import HERE, PAIR, quality, student
+from distillation import quality, student
 from distillation.forms import FULL_FORM, SHORT_FORM, Form
 from distillation.generation import check_apart, draw_problems, make_rows, read_source, write_jsonl
 from distillation.sources import SOURCES

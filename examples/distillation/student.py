@@ -87,7 +87,7 @@ def train(
 ) -> Iterator[tuple[int, float | None, int]]:
     """Train ``model`` in place, stopping at each of ``recipe.evaluate_steps``.
 
-    Yields the steps done, the mean loss since the last stop (nats per token; None at 0), and the completion tokens learnt so far.
+    Yields the steps done, the mean loss since the last stop (nats per token; None at 0), and the tokens learnt so far.
     """
     stream = batches(examples_of(rows), recipe.tokens_per_step, seed)
     optimizer = torch.optim.AdamW(
