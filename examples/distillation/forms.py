@@ -23,6 +23,8 @@ class Form:
     recipe: Recipe = field(default_factory=Recipe)
     learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
     validation_problems: int = 400
+    held_out: int | None = None
+    """Only so many first held-out problems of each set, for a trial. None: all."""
     tuning_seed: int = 1000
     problem_seed: int = 100
     """Of the first round's training problems; the second round's are of the next seed."""

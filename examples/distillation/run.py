@@ -32,7 +32,7 @@ import task
 import torch
 from transformers import AutoTokenizer
 
-from distillation import quality, student
+from distillation import quality, report, student
 from distillation.forms import FULL_FORM, SHORT_FORM, Form
 from distillation.generation import check_apart, draw_problems, make_rows, read_source, write_jsonl
 from distillation.sources import SOURCES
@@ -66,6 +66,8 @@ class Training:
     recipe: student.Recipe
     validation: Path | None = None
     """Tuning: judged at the end on these problems alone. None: a student, judged on the held-out ones."""
+    held_out: int | None = None
+    """Only so many first held-out problems of each set."""
     keep: Path | None = None
     """Where the student's weights go."""
 
@@ -87,7 +89,7 @@ def trained(job: Training) -> dict[str, Any]:
         "learning_rate": job.learning_rate,
         "examples": len(rows),
     }
-    problems = {} if job.validation else student.held_out()
+    problems = {} if job.validation else student.held_out(job.held_out)
     curve = []
     for step, loss, learnt in student.train(
         model, rows, job.recipe, job.learning_rate, job.seed, tokenizer.pad_token_id
@@ -105,6 +107,20 @@ def trained(job: Training) -> dict[str, Any]:
         model.save_pretrained(job.keep)
         tokenizer.save_pretrained(job.keep)
     return found
+
+
+def untrained(output: Path, theta: Path, seed: int, held_out: int | None) -> dict[str, Any]:
+    """Theta itself, evaluated as the students are; its piece."""
+
+    def compute() -> dict[str, Any]:
+        torch.set_num_threads(1)
+        tokenizer, model = AutoTokenizer.from_pretrained(THETA), measure.load(theta)
+        end = {
+            name: student.evaluate(model, tokenizer, rows, seed) for name, rows in student.held_out(held_out).items()
+        }
+        return {"seed": seed, "end": end}
+
+    return piece(output, compute)
 
 
 def quality_of(output: Path, rows_folder: Path, name: str, theta: Path) -> dict[str, Any]:
@@ -215,19 +231,41 @@ class Experiment:
             tuned[name][rate] = one
         return tuned
 
+    def training(
+        self, output: Path, rows: Path, name: str, theta: Path, rate: float, seed: int, keep: bool
+    ) -> Training:
+        """A student to be judged on the held-out problems; its weights are kept beside its piece, or not."""
+        form = self.form
+        weights = output.with_suffix("") if keep else None
+        return Training(output, rows, name, theta, rate, seed, form.recipe, held_out=form.held_out, keep=weights)
+
     def students(self, rates: dict[str, float]) -> dict[str, list[dict[str, Any]]]:
         """The students of all sources and seeds; the first seed's weights are kept for the second round."""
-        arguments = []
-        folder = self.work / "students"
-        for name in self.form.sources:
-            for seed in self.form.seeds:
-                keep = folder / name if seed == self.form.seeds[0] and name in self.form.second_round else None
-                output = folder / f"{name}-{seed}.json"
-                arguments.append(
-                    (Training(output, self.work / "rows", name, THETA, rates[name], seed, self.form.recipe, keep=keep),)
-                )
+        form, folder = self.form, self.work / "students"
+        arguments = [
+            (
+                self.training(
+                    folder / f"{name}-{seed}.json",
+                    self.work / "rows",
+                    name,
+                    THETA,
+                    rates[name],
+                    seed,
+                    seed == form.seeds[0],
+                ),
+            )
+            for name in form.sources
+            for seed in form.seeds
+        ]
         found = self.side_by_side(train_one, arguments, "students")
-        return {name: [one for one in found if one["source"] == name] for name in self.form.sources}
+        return {name: [one for one in found if one["source"] == name] for name in form.sources}
+
+    def before(self) -> list[dict[str, Any]]:
+        """Theta before any training, once for each seed."""
+        arguments = [
+            (self.work / "before" / f"{seed}.json", THETA, seed, self.form.held_out) for seed in self.form.seeds
+        ]
+        return self.side_by_side(untrained, arguments, "theta before training")
 
     def second_round(self, rates: dict[str, float]) -> dict[str, dict[str, list[dict[str, Any]]]]:
         """Each source's first student becomes theta, new rows are drawn with it, and it is trained on them.
@@ -235,20 +273,34 @@ class Experiment:
         As a control the same student is trained on the first round's rows once more.
         """
         folder, names = self.work / "round2", self.form.second_round
-        thetas = {name: self.work / "students" / name for name in names}
+        thetas = self.first_students()
         self.generate(names, folder, thetas, self.form.generation_seed + 1)
-        arguments = []
-        for kind, rows in (("new", folder / "rows"), ("again", self.work / "rows")):
-            for name in names:
-                for seed in self.form.seeds:
-                    output = folder / "students" / f"{name}-{kind}-{seed}.json"
-                    arguments.append((Training(output, rows, name, thetas[name], rates[name], seed, self.form.recipe),))
+        arguments = [
+            (
+                self.training(
+                    folder / "students" / f"{name}-{kind}-{seed}.json",
+                    rows,
+                    name,
+                    thetas[name],
+                    rates[name],
+                    seed,
+                    False,
+                ),
+            )
+            for kind, rows in (("new", folder / "rows"), ("again", self.work / "rows"))
+            for name in names
+            for seed in self.form.seeds
+        ]
         found = iter(self.side_by_side(train_one, arguments, "students of the second round"))
         students = {name: {kind: [] for kind in ("new", "again")} for name in names}
         for kind in ("new", "again"):
             for name in names:
                 students[name][kind] = [next(found) for _ in self.form.seeds]
         return students
+
+    def first_students(self) -> dict[str, Path]:
+        """Where the weights of each source's first student are."""
+        return {name: self.work / "students" / f"{name}-{self.form.seeds[0]}" for name in self.form.second_round}
 
     def second_qualities(self) -> dict[str, dict[str, Any]]:
         folder, names = self.work / "round2", self.form.second_round
@@ -278,6 +330,7 @@ class Experiment:
                 name: {f"{rate:g}": validated(one) for rate, one in by_rate.items()} for name, by_rate in tuned.items()
             },
             "learning_rates": rates,
+            "before": self.before(),
             "students": students,
         }
         if self.form.second_round:
@@ -311,6 +364,7 @@ def main() -> None:
     parser.add_argument("--problems", type=int, help="training problems")
     parser.add_argument("--seeds", type=int, help="students of each source")
     parser.add_argument("--steps", type=int, help="training steps; the learning curve then has two points")
+    parser.add_argument("--held-out", type=int, help="held-out problems of each set, the first ones (default: all)")
     parser.add_argument("--only-generate", action="store_true", help="stop after the first round's rows")
     given = parser.parse_args()
 
@@ -322,6 +376,8 @@ def main() -> None:
         form = replace(form, problems=given.problems)
     if given.seeds:
         form = replace(form, seeds=tuple(range(given.seeds)))
+    if given.held_out:
+        form = replace(form, held_out=given.held_out)
     if given.steps:
         form = replace(form, recipe=replace(form.recipe, steps=given.steps, evaluate_steps=(0, given.steps)))
     experiment = Experiment(form, (given.work or HERE / "work" / form.name).resolve(), given.jobs)
@@ -331,6 +387,8 @@ def main() -> None:
         return
     result = experiment.run()
     recording.write(given.results / f"{form.name}.json", result)
+    if given.results == HERE / "results":
+        report.write(given.results)
 
 
 if __name__ == "__main__":

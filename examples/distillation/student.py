@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import measure
 import task
@@ -161,12 +160,7 @@ def evaluate(
     }
 
 
-def held_out() -> dict[str, list[dict]]:
+def held_out(limit: int | None = None) -> dict[str, list[dict]]:
     """The three sets of held-out problems: the task itself, the shifted one, and the skill to be forgotten."""
     files = {"stories": "problems", "longer": "problems_longer", "sorting": "problems_sorting"}
-    return {name: task.read_rows(PAIR / f"{file}.jsonl") for name, file in files.items()}
-
-
-def theta_of(folder: Path) -> PreTrainedModel:
-    """A student before training: theta's weights, or an earlier student's."""
-    return measure.load(folder)
+    return {name: task.read_rows(PAIR / f"{file}.jsonl")[:limit] for name, file in files.items()}
