@@ -1,7 +1,8 @@
 """Does data drawn from q* teach better? One command, which goes on where it was interrupted:
 
-    make distillation                              the short form: four sources, three seeds, under an hour on two cores
-    python examples/distillation/run.py --full     all sources, five seeds and a second round, over hours
+    make distillation                                    the short form: four sources, three seeds, under an hour on two cores
+    python examples/distillation/run.py --form full      all sources, five seeds and a second round, in some hours
+    python examples/distillation/run.py --form more_data    the short form's sources with four times the problems, in hours
 
 Rows are drawn by `optimal-sampling generate`, students are trained and evaluated by transformers. Every finished piece
 leaves a file under work/, and the figures go to results/, as plots too, and into README.md.
@@ -33,7 +34,7 @@ import torch
 from transformers import AutoTokenizer
 
 from distillation import quality, report, student
-from distillation.forms import FULL_FORM, SHORT_FORM, Form
+from distillation.forms import FORMS, Form
 from distillation.generation import check_apart, draw_problems, make_rows, read_source, write_jsonl
 from distillation.sources import SOURCES
 
@@ -162,7 +163,7 @@ class Experiment:
 
         """
         # What may grow from one run to the next is not compared.
-        settings = json.loads(json.dumps(asdict(replace(self.form, sources=(), seeds=(), second_round=()))))
+        settings = json.loads(json.dumps(asdict(replace(self.form, name="", sources=(), seeds=(), second_round=()))))
         begun = self.work / "settings.json"
         if begun.exists() and json.loads(begun.read_text()) != settings:
             raise ValueError(f"{self.work} was begun with other settings; give another --work, or remove it")
@@ -352,9 +353,11 @@ NO_PIECES = ("settings.json", "config.json", "generation_config.json", "tokenize
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="all sources, more seeds, and a second round")
     parser.add_argument(
-        "--work", type=Path, help="folder of the unfinished work (default: work/FORM beside this script)"
+        "--form", choices=FORMS, default="short", help="short; full: all sources, two rounds; or more_data"
+    )
+    parser.add_argument(
+        "--work", type=Path, help="folder of the unfinished work (default: work/N-problems beside this script)"
     )
     parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the result and the plots")
     parser.add_argument(
@@ -368,7 +371,7 @@ def main() -> None:
     parser.add_argument("--only-generate", action="store_true", help="stop after the first round's rows")
     given = parser.parse_args()
 
-    form = FULL_FORM if given.full else SHORT_FORM
+    form = FORMS[given.form]
     if given.sources:
         chosen = tuple(given.sources.split(","))
         form = replace(form, sources=chosen, second_round=tuple(name for name in form.second_round if name in chosen))
@@ -380,7 +383,7 @@ def main() -> None:
         form = replace(form, held_out=given.held_out)
     if given.steps:
         form = replace(form, recipe=replace(form.recipe, steps=given.steps, evaluate_steps=(0, given.steps)))
-    experiment = Experiment(form, (given.work or HERE / "work" / form.name).resolve(), given.jobs)
+    experiment = Experiment(form, (given.work or HERE / "work" / f"{form.problems}-problems").resolve(), given.jobs)
     if given.only_generate:
         experiment.prepare()
         experiment.first_rows()
