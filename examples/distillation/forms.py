@@ -21,7 +21,7 @@ class Form:
     second_round: tuple[str, ...] = ()
     """The sources whose students are theta once more."""
     recipe: Recipe = field(default_factory=Recipe)
-    learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
+    learning_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
     validation_problems: int = 400
     held_out: int | None = None
     """Only so many first held-out problems of each set, for a trial. None: all."""

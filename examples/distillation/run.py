@@ -338,17 +338,9 @@ class Experiment:
             second = self.second_round(rates)
             result["second_round"] = {"data": self.second_qualities(), "students": second}
         result["seconds_of_this_run"] = round(time.monotonic() - started)
-        result["seconds_of_all_pieces"] = round(
-            sum(
-                json.loads(path.read_text())["seconds"]
-                for path in self.work.rglob("*.json")
-                if path.name not in NO_PIECES
-            )
-        )
+        pieces = [json.loads(path.read_text()) for path in self.work.rglob("*.json")]
+        result["seconds_of_all_pieces"] = round(sum(one.get("seconds", 0) for one in pieces if "commit" in one))
         return result
-
-
-NO_PIECES = ("settings.json", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
 def main() -> None:

@@ -95,7 +95,6 @@ def test_results_say_where_they_come_from_and_are_whole(form: str) -> None:
         for run in runs:
             assert run["learning_rate"] == result["learning_rates"][name]
             assert {held_out: len(one["greedy"]["right"]) for held_out, one in run["end"].items()} == problems
-            assert run["commit"] == result["commit"] or len(run["commit"]) == 40
         assert result["tuning"][name][f"{result['learning_rates'][name]:g}"] == max(result["tuning"][name].values())
     for plot in ("data", "students", "curves", "alpha"):
         assert (report.RESULTS / f"{form}-{plot}.png").stat().st_size > 5000
