@@ -356,6 +356,9 @@ def main() -> None:
         "--jobs", type=int, default=os.cpu_count() or 1, help="processes side by side (default: all cores)"
     )
     parser.add_argument("--sources", help="only these, by comma: " + ",".join(SOURCES))
+    parser.add_argument(
+        "--draw", type=int, default=0, help="1, 2, ...: other problems and other rows, to see how much hangs on them"
+    )
     parser.add_argument("--problems", type=int, help="training problems")
     parser.add_argument("--seeds", type=int, help="students of each source")
     parser.add_argument("--steps", type=int, help="training steps; the learning curve then has two points")
@@ -367,6 +370,12 @@ def main() -> None:
     if given.sources:
         chosen = tuple(given.sources.split(","))
         form = replace(form, sources=chosen, second_round=tuple(name for name in form.second_round if name in chosen))
+    if given.draw:
+        seeds = {
+            "problem_seed": form.problem_seed + 10 * given.draw,
+            "generation_seed": form.generation_seed + 10 * given.draw,
+        }
+        form = replace(form, name=f"{form.name}_draw_{given.draw}", **seeds)
     if given.problems:
         form = replace(form, problems=given.problems)
     if given.seeds:
@@ -375,7 +384,8 @@ def main() -> None:
         form = replace(form, held_out=given.held_out)
     if given.steps:
         form = replace(form, recipe=replace(form.recipe, steps=given.steps, evaluate_steps=(0, given.steps)))
-    experiment = Experiment(form, (given.work or HERE / "work" / f"{form.problems}-problems").resolve(), given.jobs)
+    folder = f"{form.problems}-problems" + (f"-draw-{given.draw}" if given.draw else "")
+    experiment = Experiment(form, (given.work or HERE / "work" / folder).resolve(), given.jobs)
     if given.only_generate:
         experiment.prepare()
         experiment.first_rows()
