@@ -78,7 +78,7 @@ def curves(result: dict[str, Any]) -> plt.Figure:
         for number, (name, runs) in enumerate(result["students"].items()):
             steps = [point["step"] for point in runs[0]["curve"]]
             points = [
-                [100 * value for value in t_interval(shares(run["curve"][i][way]["right"] for run in runs))]
+                [100 * value for value in t_interval([run["curve"][i][way]["right"] for run in runs])]
                 for i in range(len(steps))
             ]
             middle, low, high = zip(*points, strict=True)

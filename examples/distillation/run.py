@@ -139,6 +139,18 @@ def quality_of(output: Path, rows_folder: Path, name: str, theta: Path) -> dict[
     return piece(output, compute)
 
 
+def short_curve(run: dict[str, Any]) -> dict[str, Any]:
+    """A student's piece with shares in its learning curve instead of a mark for each problem."""
+    curve = [
+        {
+            key: {what: share(marks) for what, marks in value.items()} if isinstance(value, dict) else value
+            for key, value in point.items()
+        }
+        for point in run["curve"]
+    ]
+    return run | {"curve": curve}
+
+
 def share(marks: str) -> float:
     return marks.count("1") / len(marks)
 
@@ -258,8 +270,8 @@ class Experiment:
             for name in form.sources
             for seed in form.seeds
         ]
-        found = self.side_by_side(train_one, arguments, "students")
-        return {name: [one for one in found if one["source"] == name] for name in form.sources}
+        found = map(short_curve, self.side_by_side(train_one, arguments, "students"))
+        return {name: [next(found) for _ in form.seeds] for name in form.sources}
 
     def before(self) -> list[dict[str, Any]]:
         """Theta before any training, once for each seed."""
@@ -292,7 +304,7 @@ class Experiment:
             for name in names
             for seed in self.form.seeds
         ]
-        found = iter(self.side_by_side(train_one, arguments, "students of the second round"))
+        found = map(short_curve, self.side_by_side(train_one, arguments, "students of the second round"))
         students = {name: {kind: [] for kind in ("new", "again")} for name in names}
         for kind in ("new", "again"):
             for name in names:

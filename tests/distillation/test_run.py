@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -69,18 +70,18 @@ def test_from_one_command_to_the_result_and_on(tmp_path: Path) -> None:
         report.render(result, section)
 
 
-@pytest.mark.parametrize("form", RESULTS)
-def test_readme_says_what_the_results_say(form: str) -> None:
+def test_readme_says_what_the_results_say() -> None:
     text = report.README.read_text()
     assert text == report.written_into(text, RESULTS), "run examples/distillation/report.py --write"
-    assert report.BEGIN.format(name=f"{form}-students") in text
+    shown = set(re.findall(r"<!-- ([a-z_0-9]+)-[a-z]+: written by report.py -->", text))
+    assert shown == RESULTS.keys()
 
 
 def test_a_changed_result_changes_the_readme() -> None:
     text = report.README.read_text()
     for form in RESULTS:
         changed = copy.deepcopy(RESULTS)
-        run = changed[form]["students"]["kl_symmetry"][0]["end"]["stories"]["greedy"]
+        run = changed[form]["students"][report.REFERENCE][0]["end"]["stories"]["greedy"]
         run["right"] = "0" * len(run["right"])
         assert report.written_into(text, changed) != text
 
@@ -98,3 +99,14 @@ def test_results_say_where_they_come_from_and_are_whole(form: str) -> None:
         assert result["tuning"][name][f"{result['learning_rates'][name]:g}"] == max(result["tuning"][name].values())
     for plot in ("data", "students", "curves", "alpha"):
         assert (report.RESULTS / f"{form}-{plot}.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("form", RESULTS)
+def test_the_plots_are_drawn_from_the_results(form: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the plots need the extra `bench`")
+    from distillation.plots import draw
+
+    draw(RESULTS[form], tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{form}-{plot}.png" for plot in ("data", "students", "curves", "alpha")
+    }
