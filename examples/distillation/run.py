@@ -316,11 +316,8 @@ class Experiment:
         return {name: self.work / "students" / f"{name}-{self.form.seeds[0]}" for name in self.form.second_round}
 
     def second_qualities(self) -> dict[str, dict[str, Any]]:
-        folder, names = self.work / "round2", self.form.second_round
-        arguments = [
-            (folder / "quality" / f"{name}.json", folder / "rows", name, self.work / "students" / name)
-            for name in names
-        ]
+        folder, names, thetas = self.work / "round2", self.form.second_round, self.first_students()
+        arguments = [(folder / "quality" / f"{name}.json", folder / "rows", name, thetas[name]) for name in names]
         return dict(zip(names, self.side_by_side(quality_of, arguments, "figures of the new data"), strict=True))
 
     def run(self) -> dict[str, Any]:

@@ -51,7 +51,16 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
 def test_from_one_command_to_the_result_and_on(tmp_path: Path) -> None:
     """Every stage, with the engine, on 6 problems; then once more with another seed, which redoes nothing."""
     sources = "kl_symmetry,kl_symmetry_right,written"
-    command = [sys.executable, str(HERE / "run.py"), "--work", str(tmp_path / "work"), "--results", str(tmp_path)]
+    command = [
+        sys.executable,
+        str(HERE / "run.py"),
+        "--work",
+        str(tmp_path / "work"),
+        "--results",
+        str(tmp_path),
+        "--form",
+        "full",
+    ]
     command += ["--sources", sources, "--problems", "6", "--steps", "2", "--held-out", "6", "--jobs", "1"]
     subprocess.run([*command, "--seeds", "2"], check=True, capture_output=True, text=True, env=os.environ)
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.json")}
@@ -59,13 +68,14 @@ def test_from_one_command_to_the_result_and_on(tmp_path: Path) -> None:
 
     pieces = [path for path in made if path.name != "settings.json"]
     assert all(path.stat().st_mtime_ns == made[path] for path in pieces)
-    result = json.loads((tmp_path / "short.json").read_text())
+    result = json.loads((tmp_path / "full.json").read_text())
     assert set(result["students"]) == set(sources.split(","))
     assert [run["seed"] for run in result["students"]["written"]] == [0, 1, 2]
     assert result["data"]["kl_symmetry"]["rows"] == 6
     assert max(result["data"]["kl_symmetry"]["largest_difference_from_records"].values()) < 1e-3
     assert 0.2 < result["data"]["kl_symmetry"]["alpha"]["mean"] < 0.8
     assert result["data"]["written"]["right"] == 6
+    assert [run["seed"] for run in result["second_round"]["students"]["kl_symmetry"]["new"]] == [0, 1, 2]
     for section in report.SECTIONS:
         report.render(result, section)
 
