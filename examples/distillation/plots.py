@@ -51,12 +51,13 @@ def data(result: dict[str, Any]) -> plt.Figure:
 
 
 def students(result: dict[str, Any]) -> plt.Figure:
-    """What the students get right, with Student's interval over seeds; the grey band is theta before training."""
+    """What the students get right, with Student's interval over seeds; theta before training is in grey."""
     figure, grid = plt.subplots(2, 3, figsize=(12, 1.6 + 0.5 * len(result["students"])), sharey=True)
     names = list(result["students"])[::-1]
     for axes, (way, held_out) in zip(grid.flat, [(way, held_out) for way in WAYS for held_out in SETS], strict=True):
-        _, low, high = t_interval(shares(marks(result["before"], held_out, way)))
+        middle, low, high = t_interval(shares(marks(result["before"], held_out, way)))
         axes.axvspan(100 * low, 100 * high, color="#cccccc", alpha=0.6)
+        axes.axvline(100 * middle, color="#999999", linestyle="--", linewidth=1)  # greedy theta has no spread
         for place, name in enumerate(names):
             middle, low, high = (
                 100 * value for value in t_interval(shares(marks(result["students"][name], held_out, way)))
@@ -64,6 +65,7 @@ def students(result: dict[str, Any]) -> plt.Figure:
             error = [[middle - low], [high - middle]]
             axes.errorbar(middle, place, xerr=error, fmt="o", color=colour(result, name), capsize=2)
         axes.set_title(f"{SETS[held_out]}, {way}", fontsize=9)
+        axes.set_ylim(-0.6, len(names) - 0.4)
         axes.set_yticks(range(len(names)), [result["labels"][name] for name in names], fontsize=8)
         axes.grid(alpha=0.3)
         axes.set_xlabel("right, %", fontsize=8)

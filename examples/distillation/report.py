@@ -169,6 +169,43 @@ def second(result: dict[str, Any]) -> list[str]:
     return table(title, rows)
 
 
+def draws(results: dict[str, dict[str, Any]]) -> list[str]:
+    """The sources that were drawn more than once, over all draws of problems and rows.
+
+    A draw counts once, with the mean of its students. Differences are between the two sources of one draw.
+    """
+    by_draw = [results[name] for name in results if name == "full" or "_draw_" in name]
+    first = results["full"]
+    names = [name for name in first["students"] if all(name in result["students"] for result in by_draw)]
+    if len(by_draw) < 2 or REFERENCE not in names:
+        return []
+
+    def means(result: dict[str, Any], name: str) -> list[float]:
+        values = [shares(marks(result["students"][name], *column)) for column in COLUMNS]
+        return [sum(value) / len(value) for value in values]
+
+    found = {name: [means(result, name) for result in by_draw] for name in names}
+    rows = [
+        [first["labels"][name], *(percent(t_interval(cells)) for cells in zip(*found[name], strict=True))]
+        for name in names
+    ]
+    for name in names:
+        if name != REFERENCE:
+            gaps = [
+                [ours - theirs for ours, theirs in zip(*pair, strict=True)]
+                for pair in zip(found[REFERENCE], found[name], strict=True)
+            ]
+            cells = [points(t_interval(cell)) for cell in zip(*gaps, strict=True)]
+            rows.append([f"q*, KL symmetry, minus {first['labels'][name]}", *cells])
+            rows.append(
+                [
+                    "… in each draw",
+                    *(", ".join(f"{100 * value:+.1f}" for value in cell) for cell in zip(*gaps, strict=True)),
+                ]
+            )
+    return table([f"{len(by_draw)} draws", *(f"{SETS[held_out]}, {way}" for held_out, way in COLUMNS)], rows)
+
+
 SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "origin": origin,
     "data": data,
@@ -191,19 +228,19 @@ def written_into(text: str, results: dict[str, dict[str, Any]]) -> str:
         ValueError: a marker has no end, or README shows none of the results.
 
     """
+    tables = {f"{form}-{section}": render(result, section) for form, result in results.items() for section in SECTIONS}
+    if "full" in results:
+        tables["draws"] = "\n".join(draws(results)).rstrip()
     shown = 0
-    for form, result in results.items():
-        for section in SECTIONS:
-            name = f"{form}-{section}"
-            begin, end = BEGIN.format(name=name), END.format(name=name)
-            if begin not in text:
-                continue
-            head, rest = text.split(begin, 1)
-            if end not in rest:
-                raise ValueError(f"README has {begin!r} without {end!r} after it")
-            tail = rest.split(end, 1)[1]
-            text = f"{head}{begin}\n{render(result, section)}\n{end}{tail}"
-            shown += 1
+    for name, said in tables.items():
+        begin, end = BEGIN.format(name=name), END.format(name=name)
+        if begin not in text:
+            continue
+        head, rest = text.split(begin, 1)
+        if end not in rest:
+            raise ValueError(f"README has {begin!r} without {end!r} after it")
+        text = f"{head}{begin}\n{said}\n{end}{rest.split(end, 1)[1]}"
+        shown += 1
     if not shown:
         raise ValueError("README shows none of the results")
     return text
