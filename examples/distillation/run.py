@@ -151,6 +151,13 @@ def short_curve(run: dict[str, Any]) -> dict[str, Any]:
     return run | {"curve": curve}
 
 
+def seconds_of(pieces: Any) -> float:
+    """What all pieces in a structure took."""
+    if isinstance(pieces, dict):
+        return pieces.get("seconds", 0.0) + sum(map(seconds_of, pieces.values()))
+    return sum(map(seconds_of, pieces)) if isinstance(pieces, list) else 0.0
+
+
 def share(marks: str) -> float:
     return marks.count("1") / len(marks)
 
@@ -166,6 +173,7 @@ class Experiment:
     def __init__(self, form: Form, work: Path, jobs: int) -> None:
         self.form, self.work, self.jobs = form, work, jobs
         self.validation = work / "validation.jsonl"
+        self.made: list[dict[str, Any]] = []  # the pieces of the rows
 
     def prepare(self) -> None:
         """Draw the problems, and see that the folder belongs to these settings.
@@ -209,6 +217,7 @@ class Experiment:
                 return {"source": name, "rows": len(read_source(folder / "rows", name))}
 
             made = piece(folder / "rows" / f"{name}.json", compute)
+            self.made.append(made)
             print(f"  {name}: {made['rows']} rows in {made['seconds']} s", flush=True)
 
         started = time.monotonic()
@@ -347,8 +356,7 @@ class Experiment:
             second = self.second_round(rates)
             result["second_round"] = {"data": self.second_qualities(), "students": second}
         result["seconds_of_this_run"] = round(time.monotonic() - started)
-        pieces = [json.loads(path.read_text()) for path in self.work.rglob("*.json")]
-        result["seconds_of_all_pieces"] = round(sum(one.get("seconds", 0) for one in pieces if "commit" in one))
+        result["seconds_of_all_pieces"] = round(seconds_of([self.made, tuned, result]))
         return result
 
 
