@@ -7,6 +7,7 @@
 #   make lint         ruff and mypy
 #   make bench        the benchmarks that this machine can run, an hour or more; then the tables of the READMEs
 #   make pair         trains the example pair again
+#   make distillation  what data from q* teaches beside other data: the short form, under an hour; goes on where interrupted
 #
 # On a machine without a GPU, VLLM=0.33.0 puts that version's Python code on vLLM 0.32.0's CPU build (scripts/vllm_on_cpu.sh):
 #   make test VLLM=0.33.0
@@ -28,7 +29,7 @@ endif
 
 other_version = $$([ -s .venv/environment ] && echo --site .venv/vllm-0.33.0)
 
-.PHONY: help setup demo test test-full soak lint format bench pair clean
+.PHONY: help setup demo test test-full soak lint format bench pair distillation clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -74,6 +75,10 @@ bench: setup
 
 pair: setup
 	$(run) examples/pair/train.py
+
+distillation: setup
+	@.venv/bin/python -c "import matplotlib" 2> /dev/null || .venv/bin/python -m pip install -q --no-build-isolation -e '.[bench]'
+	$(run) examples/distillation/run.py
 
 clean:
 	rm -rf .venv .venv.lock build *.egg-info scripts/cpu_vllm/build scripts/cpu_vllm/*.egg-info

@@ -61,7 +61,8 @@ def commit() -> str:
             command, cwd=BENCHMARKS.parent, capture_output=True, text=True, check=False
         ).stdout.strip()
 
-    is_changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!README.md")
+    written = ("benchmarks/results", "README.md", "examples/distillation/results", "examples/distillation/README.md")
+    is_changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *(f":!{path}" for path in written))
     return (git("rev-parse", "HEAD") or "unknown") + ("-dirty" if is_changed else "")
 
 
