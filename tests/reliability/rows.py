@@ -27,6 +27,9 @@ NUCLEUS_STEP = 2.0**-18
 """vLLM's top-p kernel (v1/sample/ops/topk_topp_triton.py) halves the interval between the least and the largest
 probability 18 times at most: it cannot part two tokens whose probabilities are closer than this share of the largest, and
 then keeps or drops either, so that what it keeps may have a little less mass than top_p."""
+PERTURBED = 32
+PERTURBATION = 1e-5
+"""Nats at temperature 1, standard deviation: as float32 rows differ from float64 ones."""
 
 
 def as_found(
@@ -227,12 +230,46 @@ def drawn(
     return row.softmax(-1)
 
 
+def cut_by_vllm(row: torch.Tensor, params: Any, found: torch.Tensor) -> torch.Tensor | None:
+    """What is drawn from a row [vocab] if vLLM's own top-p kernel, called apart from the engine, keeps what was `found`.
+
+    Its search begins at an estimate of where the nucleus ends. If that falls between the token that crosses top_p and the
+    next one, and close below the former, 18 halvings of the interval end above it: the kernel drops the token that crosses.
+    Which rows are so close depends on their last digits, so the kernel is asked about `PERTURBED` neighbours of the row.
+
+    Args:
+        row: [vocab] float64, before temperature.
+        params: the request's.
+        found: [vocab] bool, what the engine kept.
+
+    Returns:
+        [vocab] float64, or None if the kernel keeps something else in all neighbours.
+    """
+    if not 0 < params.top_p < 1 or params.top_k > 0:
+        return None
+    from vllm.v1.sample.ops.topk_topp_triton import apply_top_k_top_p_triton
+
+    from vllm_optimal_sampling.interpreter import gaps
+
+    gaps.fill()
+    scaled = row / params.temperature
+    if params.min_p:
+        scaled = scaled.masked_fill(scaled < scaled.max() + math.log(params.min_p), -INF)
+    noise = torch.randn(PERTURBED, len(row), generator=torch.Generator().manual_seed(0))
+    neighbours = scaled.float() + noise * (PERTURBATION / params.temperature)
+    kept = apply_top_k_top_p_triton(neighbours, None, torch.full((PERTURBED,), params.top_p)) > -INF
+    if not bool((kept == found).all(-1).any()):
+        return None
+    return scaled.masked_fill(~found, -INF).softmax(-1)
+
+
 def closest_drawn(
     row: torch.Tensor, params: Any, found: torch.Tensor, enough: float
 ) -> tuple[torch.Tensor, float, bool]:
     """`drawn` on those sides of the thresholds on which the engine's row lies, and the total variation that is left.
 
-    A token that lies on a threshold, to what float32 can tell, may be kept or dropped; so may those of a tie across one.
+    A token that lies on a threshold, to what float32 can tell, may be kept or dropped; so may those of a tie across one,
+    and what vLLM's top-p kernel drops when it is called alone.
 
     Args:
         row: [vocab] float64, what is to be drawn from, before temperature.
@@ -253,6 +290,9 @@ def closest_drawn(
             least = min(least, (expected, variation, moved), key=lambda one: one[1])
             if least[1] <= enough:
                 return least
+    cut = cut_by_vllm(row, params, found > 0)
+    if cut is not None:
+        least = min(least, (cut, 0.5 * float((found - cut).abs().sum()), True), key=lambda one: one[1])
     return least
 
 

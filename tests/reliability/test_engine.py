@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import json
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -257,6 +258,27 @@ def test_what_vllms_nucleus_keeps_is_excused_only_for_ties(engine: tuple[LLM, Mo
         excused += closest_drawn(rows[i].double(), params, found[i], MAX_TOTAL_VARIATION)[1] > MAX_TOTAL_VARIATION
     assert strict > 0, "vLLM's kernel has become exact: what it is excused for can go"
     assert excused == 0
+
+
+def test_the_token_that_vllms_kernel_drops_is_excused_and_no_other(engine: tuple[LLM, Models]) -> None:
+    """A row whose nucleus ends at its 79th token: the kernel keeps 78 tokens of some neighbours, sorting never does."""
+    given = json.loads((Path(__file__).parent / "nucleus_row.json").read_text())
+    row, params = torch.tensor(given["logits"], dtype=torch.float64), SamplingParams(temperature=given["temperature"])
+    params.top_p = given["top_p"]
+    exact = drawn(row, params)
+    assert int((exact > 0).sum()) == 79
+    order = exact.argsort(descending=True)
+    for tokens, excused in (
+        (order[:79], True),
+        (order[:78], True),
+        (order[:77], False),
+        (order[[*range(77), 78]], False),
+    ):
+        found = torch.zeros_like(exact)
+        found[tokens] = exact[tokens] / exact[tokens].sum()
+        _, variation, moved = closest_drawn(row, params, found, MAX_TOTAL_VARIATION)
+        assert (variation <= MAX_TOTAL_VARIATION) == excused
+        assert moved == (excused and len(tokens) == 78)
 
 
 def test_padded_batches_are_single_forwards(engine: tuple[LLM, Models]) -> None:

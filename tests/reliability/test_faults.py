@@ -178,7 +178,7 @@ def _truncate(theta: Path) -> None:
 
 def _reshape(theta: Path) -> None:
     config = json.loads((theta / "config.json").read_text())
-    config["intermediate_size"] //= 2
+    config["hidden_size"] *= 2  # too small a size vLLM takes for a shard of the weights, and serves the model
     (theta / "config.json").write_text(json.dumps(config))
 
 
