@@ -48,6 +48,7 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
         Experiment(replace(form, problems=6), tmp_path, 1).prepare()
 
 
+@pytest.mark.full
 def test_from_one_command_to_the_result_and_on(tmp_path: Path) -> None:
     """Every stage, with the engine, on 6 problems; then once more with another seed, which redoes nothing."""
     sources = "kl_symmetry,kl_symmetry_right,written"
