@@ -85,7 +85,7 @@ def test_readme_says_what_the_results_say() -> None:
     text = report.README.read_text()
     assert text == report.written_into(text, RESULTS), "run examples/distillation/report.py --write"
     shown = set(re.findall(r"<!-- ([a-z_0-9-]+): written by report.py -->", text))
-    assert shown == {"draws", *(f"full-{section}" for section in report.SECTIONS)}
+    assert shown == {"draws", "short-students", "short-origin", *(f"full-{section}" for section in report.SECTIONS)}
 
 
 def test_a_changed_result_changes_the_readme() -> None:
