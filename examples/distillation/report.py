@@ -27,6 +27,7 @@ REFERENCE = "kl_symmetry"
 SETS = {"stories": "stories (500)", "longer": "longer (300)", "sorting": "sorting (300)"}
 WAYS = ("greedy", "sampled")
 COLUMNS = [(held_out, way) for held_out in SETS for way in WAYS]
+COLUMN_TITLES = [f"{SETS[held_out]}, {way}" for held_out, way in COLUMNS]
 
 
 def marks(runs: Iterable[dict[str, Any]], held_out: str, way: str, what: str = "right") -> list[str]:
@@ -34,8 +35,13 @@ def marks(runs: Iterable[dict[str, Any]], held_out: str, way: str, what: str = "
     return [run["end"][held_out][way][what] for run in runs]
 
 
+def share(string: str) -> float:
+    """The share of ones among a run's marks, in [0, 1]."""
+    return string.count("1") / len(string)
+
+
 def shares(strings: Iterable[str]) -> list[float]:
-    return [one.count("1") / len(one) for one in strings]
+    return [share(string) for string in strings]
 
 
 def percent(values: Sequence[float], digits: int = 1) -> str:
@@ -113,7 +119,7 @@ def students(result: dict[str, Any]) -> list[str]:
     rows = [row("*theta, before training*", "", result["before"])]
     for name, runs in result["students"].items():
         rows.append(row(result["labels"][name], f"{result['learning_rates'][name]:g}", runs))
-    title = ["trained on", "learning rate", *(f"{SETS[held_out]}, {way}" for held_out, way in COLUMNS)]
+    title = ["trained on", "learning rate", *COLUMN_TITLES]
     return table([*title, "stories, greedy, with right steps"], rows)
 
 
@@ -129,7 +135,7 @@ def differences(result: dict[str, Any]) -> list[str]:
         [label, *(points(bootstrap_difference(marks(ours, *column), marks(runs, *column))) for column in COLUMNS)]
         for label, runs in others.items()
     ]
-    title = ["q*, KL symmetry, minus", *(f"{SETS[held_out]}, {way}" for held_out, way in COLUMNS)]
+    title = ["q*, KL symmetry, minus", *COLUMN_TITLES]
     return table(title, rows)
 
 
@@ -165,7 +171,7 @@ def second(result: dict[str, Any]) -> list[str]:
             rows.append(
                 [f"… {kinds[kind]}", right, *(percent(t_interval(shares(marks(runs, *column)))) for column in COLUMNS)]
             )
-    title = ["trained on", "new rows right, %", *(f"{SETS[held_out]}, {way}" for held_out, way in COLUMNS)]
+    title = ["trained on", "new rows right, %", *COLUMN_TITLES]
     return table(title, rows)
 
 
@@ -203,7 +209,7 @@ def draws(results: dict[str, dict[str, Any]]) -> list[str]:
                     *(", ".join(f"{100 * value:+.1f}" for value in cell) for cell in zip(*gaps, strict=True)),
                 ]
             )
-    return table([f"{len(by_draw)} draws", *(f"{SETS[held_out]}, {way}" for held_out, way in COLUMNS)], rows)
+    return table([f"{len(by_draw)} draws", *COLUMN_TITLES], rows)
 
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {

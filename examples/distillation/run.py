@@ -143,7 +143,7 @@ def short_curve(run: dict[str, Any]) -> dict[str, Any]:
     """A student's piece with shares in its learning curve instead of a mark for each problem."""
     curve = [
         {
-            key: {what: share(marks) for what, marks in value.items()} if isinstance(value, dict) else value
+            key: {what: report.share(marks) for what, marks in value.items()} if isinstance(value, dict) else value
             for key, value in point.items()
         }
         for point in run["curve"]
@@ -158,13 +158,9 @@ def seconds_of(pieces: Any) -> float:
     return sum(map(seconds_of, pieces)) if isinstance(pieces, list) else 0.0
 
 
-def share(marks: str) -> float:
-    return marks.count("1") / len(marks)
-
-
 def validated(tuned: dict[str, Any]) -> float:
     """What a learning rate is chosen by: the share right on validation problems, mean of sampled and greedy."""
-    return (share(tuned["validation"]["sampled"]["right"]) + share(tuned["validation"]["greedy"]["right"])) / 2
+    return sum(report.shares(tuned["validation"][way]["right"] for way in report.WAYS)) / len(report.WAYS)
 
 
 class Experiment:

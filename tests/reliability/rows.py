@@ -200,6 +200,14 @@ def processed(row: torch.Tensor, params: Any, prompt: Sequence[int], output: Seq
     return row
 
 
+def scaled(row: torch.Tensor, params: Any, min_p_shift: float = 0.0) -> torch.Tensor:
+    """A row [vocab] after temperature and min-p, whose threshold `min_p_shift` moves."""
+    row = row / params.temperature
+    if params.min_p:
+        row = row.masked_fill(row < row.max() + math.log(params.min_p * (1 + min_p_shift)), -INF)
+    return row
+
+
 def drawn(
     row: torch.Tensor,
     params: Any,
@@ -211,9 +219,7 @@ def drawn(
 
     The shifts move two thresholds; `found` ([vocab] bool, what the engine kept) decides ties at the ends of top-k and top-p.
     """
-    row = row / params.temperature
-    if params.min_p:
-        row = row.masked_fill(row < row.max() + math.log(params.min_p * (1 + min_p_shift)), -INF)
+    row = scaled(row, params, min_p_shift)
     if params.top_k > 0:
         kept = row >= row.topk(min(params.top_k, len(row))).values[-1]
         if found is not None:
@@ -252,15 +258,13 @@ def cut_by_vllm(row: torch.Tensor, params: Any, found: torch.Tensor) -> torch.Te
     from vllm_optimal_sampling.interpreter import gaps
 
     gaps.fill()
-    scaled = row / params.temperature
-    if params.min_p:
-        scaled = scaled.masked_fill(scaled < scaled.max() + math.log(params.min_p), -INF)
+    row = scaled(row, params)
     noise = torch.randn(PERTURBED, len(row), generator=torch.Generator().manual_seed(0))
-    neighbours = scaled.float() + noise * (PERTURBATION / params.temperature)
+    neighbours = row.float() + noise * (PERTURBATION / params.temperature)
     kept = apply_top_k_top_p_triton(neighbours, None, torch.full((PERTURBED,), params.top_p)) > -INF
     if not bool((kept == found).all(-1).any()):
         return None
-    return scaled.masked_fill(~found, -INF).softmax(-1)
+    return row.masked_fill(~found, -INF).softmax(-1)
 
 
 def closest_drawn(
