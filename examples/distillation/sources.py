@@ -11,7 +11,7 @@ class Source:
     """One way of getting completions for the same problems.
 
     A source is either drawn by `optimal-sampling generate` with ``options``, or the right ones among another's rows
-    (``right_of``), or the worked solutions that come with the task (neither of them: ``made`` is "written").
+    (``right_of``), or the worked solutions that come with the task.
     """
 
     label: str
@@ -20,7 +20,11 @@ class Source:
     privileged: bool = True
     """The teacher's prompt has the answer."""
     right_of: str | None = None
-    made: Literal["drawn", "filtered", "written"] = "drawn"
+
+    @property
+    def made(self) -> Literal["drawn", "filtered", "written"]:
+        """How its rows come about."""
+        return self.family if self.family in ("filtered", "written") else "drawn"
 
 
 def _fixed(alpha: float) -> tuple[str, ...]:
@@ -43,10 +47,10 @@ SOURCES: dict[str, Source] = {
     "kl_symmetry_cold": Source("q*, KL symmetry, temperature 0.7", "q*", ("--temperature", "0.7")),
     "entropy": Source("alpha by entropy", "other mixtures", ("--alpha-method", "entropy")),
     "ess_balance": Source("alpha by ESS balance", "other mixtures", ("--alpha-method", "ess_balance")),
-    "theta_right": Source("theta alone, right ones", "filtered", right_of="theta", made="filtered"),
-    "teacher_right": Source("teacher with the answer, right ones", "filtered", right_of="teacher", made="filtered"),
-    "kl_symmetry_right": Source("q*, KL symmetry, right ones", "filtered", right_of="kl_symmetry", made="filtered"),
-    "written": Source("the task's own solutions", "written", made="written"),
+    "theta_right": Source("theta alone, right ones", "filtered", right_of="theta"),
+    "teacher_right": Source("teacher with the answer, right ones", "filtered", right_of="teacher"),
+    "kl_symmetry_right": Source("q*, KL symmetry, right ones", "filtered", right_of="kl_symmetry"),
+    "written": Source("the task's own solutions", "written"),
 }
 """All of the full grid, in the order of the tables. The filtered and the written ones cost no generation."""
 
