@@ -91,11 +91,11 @@ def sum_lanes(
     LANES: tl.constexpr,
     JOIN: tl.constexpr,
 ):
-    """[ROWS, PAD] of NODES times [ROWS, LANES], in one reduction.
+    """[ROWS, PAD] of NODES times [ROWS, LANES].
 
-    JOIN keeps the nodes of a lane in the registers of its thread; without it `refine_kernel` spills. Where the
-    result is used in the same kernel, Triton 3.9 gives the joined sums a layout in which every thread holds all lanes
-    (30 KB of stack); there, and in the interpreter, nodes are put in place by a comparison.
+    JOIN makes it one reduction, which keeps the nodes of a lane in the registers of its thread; without it
+    `refine_kernel` spills. Where the result is used in the same kernel, Triton 3.9 gives the joined sums a layout in
+    which every thread holds all lanes (30 KB of stack); there, and in the interpreter, each node is reduced by itself.
     """
     if JOIN:
         parts = sums
@@ -109,11 +109,10 @@ def sum_lanes(
                 parts = joined
         result = tl.reshape(tl.sum(parts[0], axis=1), [ROWS, PAD])
     else:
-        index = tl.arange(0, PAD)[None, :, None]
-        stacked = tl.full([ROWS, PAD, LANES], 0.0, tl.float32)
+        index = tl.arange(0, PAD)[None, :]
+        result = tl.full([ROWS, PAD], 0.0, tl.float32)
         for node in tl.static_range(NODES):
-            stacked = tl.where(index == node, sums[node][:, None, :], stacked)
-        result = tl.sum(stacked, axis=2)
+            result = tl.where(index == node, tl.sum(sums[node], axis=1)[:, None], result)
     return result
 
 
