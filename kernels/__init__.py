@@ -2,6 +2,7 @@
 
 from .mix import mix_
 from .record import Kind, MixRecord
+from .relax_top_p import relax_top_p_
 from .scratch import MixScratch
 from .settings import NEVER, Method, MixSettings
 from .tally import tally
@@ -16,6 +17,7 @@ __all__ = [
     "MixScratch",
     "MixSettings",
     "mix_",
+    "relax_top_p_",
     "tally",
     "token_logprobs",
     "warm_up",

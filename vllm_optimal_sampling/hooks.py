@@ -11,7 +11,8 @@ import functools
 import importlib.abc
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
@@ -424,6 +425,42 @@ def _set_draft_weight_update_target(original: Callable) -> Callable:
     return set_draft_weight_update_target
 
 
+# Whether an engine with theta is drawing, or verifying drafts, in this context: what vLLM calls there are functions, which
+# know of no engine.
+_draws_with_theta: ContextVar[bool] = ContextVar("draws_with_theta", default=False)
+
+
+@contextmanager
+def _drawing_with_theta(has_theta: bool) -> Iterator[None]:
+    token = _draws_with_theta.set(has_theta)
+    try:
+        yield
+    finally:
+        _draws_with_theta.reset(token)
+
+
+def _apply_top_k_top_p(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def apply_top_k_top_p(logits: Any, k: Any, p: Any, *args: Any, **kwargs: Any) -> Any:
+        if p is not None and _draws_with_theta.get():
+            from vllm_optimal_sampling.kernels import relax_top_p_
+
+            relax_top_p_(logits, k, p)  # `p` was gathered for this call
+        return original(logits, k, p, *args, **kwargs)
+
+    return apply_top_k_top_p
+
+
+# For the first token of a request, and for those that are verified.
+for _module in ("vllm.v1.worker.gpu.sample.sampler", "vllm.v1.worker.gpu.sample.states"):
+    _patch(
+        _module,
+        "apply_top_k_top_p",
+        ("logits", "k", "p", "..."),
+        "vLLM drops the least likely token of a row that needs all of them for top-p (see `kernels/relax_top_p.py`)",
+    )(_apply_top_k_top_p)
+
+
 # Records: from the worker to the scheduler
 
 
@@ -450,19 +487,20 @@ def _sampler_sample(original: Callable) -> Callable:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        sampled, processed_logits = original(
-            self,
-            logits,
-            expanded_idx_mapping,
-            idx_mapping,
-            idx_mapping_np,
-            pos,
-            input_ids,
-            expanded_local_pos,
-            *args,
-            **kwargs,
-        )
         recorder = getattr(self, "theta_recorder", None)
+        with _drawing_with_theta(recorder is not None):
+            sampled, processed_logits = original(
+                self,
+                logits,
+                expanded_idx_mapping,
+                idx_mapping,
+                idx_mapping_np,
+                pos,
+                input_ids,
+                expanded_local_pos,
+                *args,
+                **kwargs,
+            )
         if recorder is not None and recorder.is_wanted(idx_mapping_np):
             recorder.write(sampled, logits, expanded_idx_mapping, expanded_local_pos)
         return sampled, processed_logits
@@ -494,20 +532,21 @@ def _verify(original: Callable) -> Callable:
         expanded_local_pos: Any,
         *args: Any,
     ) -> Any:
-        processed_logits, sampled, num_sampled = original(
-            self,
-            logits,
-            draft_logits,
-            draft_sampled,
-            pos,
-            cu_num_logits,
-            idx_mapping,
-            idx_mapping_np,
-            expanded_idx_mapping,
-            expanded_local_pos,
-            *args,
-        )
         recorder = getattr(self.sampler, "theta_recorder", None)
+        with _drawing_with_theta(recorder is not None):
+            processed_logits, sampled, num_sampled = original(
+                self,
+                logits,
+                draft_logits,
+                draft_sampled,
+                pos,
+                cu_num_logits,
+                idx_mapping,
+                idx_mapping_np,
+                expanded_idx_mapping,
+                expanded_local_pos,
+                *args,
+            )
         if recorder is not None and recorder.is_wanted(idx_mapping_np):
             recorder.write_verified(
                 sampled, num_sampled, cu_num_logits, logits, expanded_idx_mapping, expanded_local_pos

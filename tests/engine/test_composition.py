@@ -36,6 +36,9 @@ STAGES: dict[str, dict[str, Any]] = {
     "bad_words": {"bad_words": ["fox", "the", "dog"]},
     "min_tokens": {"min_tokens": 5, "stop_token_ids": [300, 301, 302], "ignore_eos": False},
     "allowed_token_ids": {"allowed_token_ids": list(range(0, 512, 3))},
+    # Few tokens are left, and top-p needs the least of them too: vLLM alone drops it (`kernels/relax_top_p.py`).
+    "top_p after min_p": {"min_p": 0.4, "top_p": 0.95},
+    "top_p of three": {"allowed_token_ids": [5, 77, 301], "top_p": 0.995, "top_k": 200},
     "all of them": {
         "temperature": 0.9,
         "top_p": 0.95,
@@ -101,7 +104,10 @@ def check(
 def test_each_stage_applies_to_q(llm: LLM, reference: Reference) -> None:
     """All stages in one batch, each alone and all together, beside opted-out neighbours with the same arguments."""
     requests = [(Case(PROMPT, THETA_PROMPT, KL_SYMMETRY), options) for options in STAGES.values()]
-    requests += [(Case(PROMPT, None, OPTED_OUT), STAGES[name]) for name in ("min_p", "logit_bias", "all of them")]
+    requests += [
+        (Case(PROMPT, None, OPTED_OUT), STAGES[name])
+        for name in ("min_p", "logit_bias", "top_p of three", "all of them")
+    ]
     outputs, params, rows = run(llm, requests)
     assert check(reference, requests, outputs, params, rows) > 100
     # The stages were at work: nothing that they forbid was drawn.

@@ -19,12 +19,21 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from vllm_optimal_sampling.kernels.mix import NODES, PAD, read_kernel, refine_kernel, write_kernel
 from vllm_optimal_sampling.kernels.plan import plan_kernel
+from vllm_optimal_sampling.kernels.relax_top_p import LANES, NUM_WARPS, relax_top_p_kernel
 from vllm_optimal_sampling.kernels.scratch import LaunchShape
 from vllm_optimal_sampling.kernels.token_logprobs import token_logprobs_kernel
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 INT64 = {"token_positions_ptr", "first_position_ptr", "theta_offset_ptr", "entry_ptr"}
-INT32 = {"slots_ptr", "draft_positions_ptr", "method_ptr", "support_top_k_ptr", "kind_ptr", "token_ids_ptr"}
+INT32 = {
+    "slots_ptr",
+    "draft_positions_ptr",
+    "method_ptr",
+    "support_top_k_ptr",
+    "top_k_ptr",
+    "kind_ptr",
+    "token_ids_ptr",
+}
 
 
 def type_of(name: str, theta_type: str) -> str:
@@ -51,6 +60,9 @@ def variants() -> Iterator[tuple[str, Any, dict[str, Any], int]]:
             yield "plan", plan_kernel, {"ROWS": 1, "LANES": shape.lanes} | nodes, shape.plan_warps
             yield "read", read_kernel, tile | {"JOIN": shape.join}, shape.num_warps
             yield "token_logprobs", token_logprobs_kernel, {"BLOCK": 128}, 4
+            for has_top_k in (True, False):
+                constants = {"HAS_TOP_K": has_top_k, "ROWS": 1, "LANES": LANES}
+                yield f"relax_top_p_top_k={has_top_k}", relax_top_p_kernel, constants, NUM_WARPS
         for first in (True, False):
             constants = tile | {"SUB": shape.refine_sub, "SPLITS": splits, "FIRST": first, "JOIN": shape.join}
             yield f"refine_first={first}_splits={splits}", refine_kernel, constants, shape.num_warps

@@ -37,7 +37,11 @@ def check(report: dict[str, dict[str, int]]) -> None:
 
 
 def test_kernels_of_every_row_compile_without_spills() -> None:
-    check(compile_for_hopper("bf16", "read", "refine_first=True_splits=32", "write_splits=16", "token_logprobs"))
+    check(
+        compile_for_hopper(
+            "bf16", "read", "refine_first=True_splits=32", "write_splits=16", "token_logprobs", "relax_top_p_top_k=True"
+        )
+    )
 
 
 @pytest.mark.full

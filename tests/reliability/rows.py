@@ -254,6 +254,7 @@ def cut_by_vllm(row: torch.Tensor, params: Any, found: torch.Tensor) -> torch.Te
     if not 0 < params.top_p < 1 or params.top_k > 0:
         return None
     from vllm.v1.sample.ops.topk_topp_triton import apply_top_k_top_p_triton
+    from vllm_optimal_sampling.kernels import relax_top_p_
 
     from vllm_optimal_sampling.interpreter import gaps
 
@@ -261,7 +262,9 @@ def cut_by_vllm(row: torch.Tensor, params: Any, found: torch.Tensor) -> torch.Te
     row = scaled(row, params)
     noise = torch.randn(PERTURBED, len(row), generator=torch.Generator().manual_seed(0))
     neighbours = row.float() + noise * (PERTURBATION / params.temperature)
-    kept = apply_top_k_top_p_triton(neighbours, None, torch.full((PERTURBED,), params.top_p)) > -INF
+    top_p = torch.full((PERTURBED,), params.top_p)
+    relax_top_p_(neighbours, None, top_p)  # a row that needs all of its tokens keeps them: that is no excuse
+    kept = apply_top_k_top_p_triton(neighbours, None, top_p) > -INF
     if not bool((kept == found).all(-1).any()):
         return None
     return row.masked_fill(~found, -INF).softmax(-1)

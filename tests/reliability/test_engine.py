@@ -281,6 +281,18 @@ def test_the_token_that_vllms_kernel_drops_is_excused_and_no_other(engine: tuple
         assert moved == (excused and len(tokens) == 78)
 
 
+def test_a_row_that_needs_all_its_tokens_may_drop_none(engine: tuple[LLM, Models]) -> None:
+    """vLLM's kernel alone drops the least of the tokens that min-p leaves; in an engine with theta that is no excuse."""
+    row = torch.full((300,), -20.0, dtype=torch.float64)
+    row[:5] = torch.tensor([1.0, 0.3, 0.2, -0.1, -0.4])
+    params = SamplingParams(top_p=0.95, min_p=0.05)
+    exact = drawn(row, params)
+    assert int((exact > 0).sum()) == 5 and exact[4] > 0.05
+    found = torch.where(torch.arange(300) < 4, exact, 0.0)
+    assert closest_drawn(row, params, exact, MAX_TOTAL_VARIATION)[1] == 0
+    assert closest_drawn(row, params, found / found.sum(), MAX_TOTAL_VARIATION)[1] > MAX_TOTAL_VARIATION
+
+
 def test_padded_batches_are_single_forwards(engine: tuple[LLM, Models]) -> None:
     models = engine[1]
     sequences = [[5, 6, 7, 8, 9, 10], [11], [12, 13, 14]]
