@@ -1,4 +1,4 @@
-"""Launch vLLM's sampling kernels and write one digest of the output's bytes for each launch to standard output.
+"""Launch vLLM's sampling kernels and the mix, and write one digest of the output's bytes for each launch to standard output.
 
 test_shortcuts.py runs it in processes of its own: `launches.py plain|shortcuts`. The first line says what it got.
 """
@@ -12,6 +12,7 @@ from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler_utils import rejection_sample
 
 from vllm_optimal_sampling.interpreter import gaps, shortcuts
+from vllm_optimal_sampling.kernels import MixRecord, MixScratch, MixSettings, mix_
 
 REQUESTS, DRAFTS, VOCABULARY = 6, 3, 1500  # more than one block of the kernels, and not a multiple of it
 
@@ -48,6 +49,15 @@ def launches() -> dict[str, str]:
             digests[f"rejection, fp64 {use_fp64}, block {use_block_verification}"] = digest(count, *drawn)
     top_k, top_p = torch.full((rows,), 40, dtype=torch.int32), torch.full((rows,), 0.8)
     digests["top k, top p"] = digest(apply_top_k_top_p_triton(teacher.clone(), top_k, top_p))
+    settings, record = MixSettings.allocate(REQUESTS, "cpu"), MixRecord.allocate(REQUESTS, DRAFTS + 1, "cpu")
+    settings.first_position.zero_()
+    settings.support_top_k[0], settings.support_top_p[1], settings.max_js_divergence[2] = 20, 0.9, 0.3
+    mixed = teacher.clone()
+    mix_(
+        mixed, theta, request_of_row, torch.arange(DRAFTS + 1, dtype=torch.int32).repeat(REQUESTS), positions,
+        settings, record, MixScratch.allocate(rows, VOCABULARY, "cpu"),
+    )  # fmt: skip
+    digests["mix"] = digest(mixed, record.alpha, record.kl_theta)
     return digests
 
 
