@@ -2,7 +2,7 @@
 
 On a CPU nearly all of vLLM's time goes into the interpreter's bookkeeping, not into arithmetic. 320 tokens of two toy
 models with three drafts took 14.7 s of processor time, and with the first three shortcuts added in turn 11.3, 8.0 and
-6.9 s; @@
+6.9 s. The later ones (calls, types of operands) took 512 tokens of the example pair with six drafts from 6.2 to 5.1 s.
 """
 
 import dataclasses
