@@ -10,9 +10,9 @@ import torch
 from vllm.v1.sample.ops.topk_topp_triton import apply_top_k_top_p_triton
 from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler_utils import rejection_sample
+from vllm_optimal_sampling.kernels import MixRecord, MixScratch, MixSettings, mix_
 
 from vllm_optimal_sampling.interpreter import gaps, shortcuts
-from vllm_optimal_sampling.kernels import MixRecord, MixScratch, MixSettings, mix_
 
 REQUESTS, DRAFTS, VOCABULARY = 6, 3, 1500  # more than one block of the kernels, and not a multiple of it
 

@@ -152,9 +152,9 @@ def take() -> bool:
         div_or_mod: bool = False,
     ) -> Any:
         # The class has to be that of the interpreter's tensors: numbers have no `dtype`, and constants are no tensors.
-        if type(lhs) is tl.tensor and type(rhs) is tl.tensor and lhs.dtype is rhs.dtype:
-            if lhs.dtype in (floats if div_or_mod else kept_types):
-                return broadcast_impl_value(self, lhs, rhs)
+        alike = type(lhs) is tl.tensor and type(rhs) is tl.tensor and lhs.dtype is rhs.dtype
+        if alike and lhs.dtype in (floats if div_or_mod else kept_types):
+            return broadcast_impl_value(self, lhs, rhs)
         return check_types(self, lhs, rhs, allow_lhs_ptr, allow_rhs_ptr, arithmetic_check, div_or_mod)
 
     semantics.binary_op_type_checking_impl = binary_op_type_checking_impl
