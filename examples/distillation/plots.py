@@ -38,15 +38,18 @@ def colour(result: dict[str, Any], name: str) -> str:
 def data(result: dict[str, Any]) -> plt.Figure:
     """The share of right rows against their log-likelihood under theta, with 95 % intervals."""
     figure, axes = plt.subplots(figsize=(8, 5))
-    for name, one in result["data"].items():
+    for number, (name, one) in enumerate(result["data"].items(), start=1):
         x, x_low, x_high = one["theta_logprob"]
         y, (y_low, y_high) = 100 * one["right"] / one["rows"], (100 * value for value in one["right_interval"])
         errors = {"xerr": [[x - x_low], [x_high - x]], "yerr": [[max(0, y - y_low)], [max(0, y_high - y)]]}
-        axes.errorbar(x, y, **errors, fmt="o", color=colour(result, name), capsize=2, linewidth=1)
-        axes.annotate(result["labels"][name], (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8)
+        # Many lie close together: a number at the point, its name beside the plot.
+        label = f"{number:2d}  {result['labels'][name]}"
+        axes.errorbar(x, y, **errors, fmt="o", color=colour(result, name), capsize=2, linewidth=1, label=label)
+        axes.annotate(str(number), (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8)
     axes.set_xlabel("log-likelihood under theta, nats a token (to the right: closer to what theta writes itself)")
     axes.set_ylabel("right answers, % of rows")
     axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
     return figure
 
 

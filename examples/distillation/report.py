@@ -24,6 +24,8 @@ BEGIN = "<!-- {name}: written by report.py -->"
 END = "<!-- {name}: end -->"
 
 REFERENCE = "kl_symmetry"
+ALSO_COMPARED = (("entropy", "teacher"),)
+"""Over several draws, beside the reference against each other source."""
 SETS = {"stories": "stories (500)", "longer": "longer (300)", "sorting": "sorting (300)"}
 WAYS = ("greedy", "sampled")
 COLUMNS = [(held_out, way) for held_out in SETS for way in WAYS]
@@ -195,20 +197,16 @@ def draws(results: dict[str, dict[str, Any]]) -> list[str]:
         [first["labels"][name], *(percent(t_interval(cells)) for cells in zip(*found[name], strict=True))]
         for name in names
     ]
-    for name in names:
-        if name != REFERENCE:
-            gaps = [
-                [ours - theirs for ours, theirs in zip(*pair, strict=True)]
-                for pair in zip(found[REFERENCE], found[name], strict=True)
-            ]
-            cells = [points(t_interval(cell)) for cell in zip(*gaps, strict=True)]
-            rows.append([f"q*, KL symmetry, minus {first['labels'][name]}", *cells])
-            rows.append(
-                [
-                    "… in each draw",
-                    *(", ".join(f"{100 * value:+.1f}" for value in cell) for cell in zip(*gaps, strict=True)),
-                ]
-            )
+    others = [(REFERENCE, name) for name in names if name != REFERENCE]
+    for name, other in others + [pair for pair in ALSO_COMPARED if set(pair) <= set(names)]:
+        gaps = [
+            [ours - theirs for ours, theirs in zip(*pair, strict=True)]
+            for pair in zip(found[name], found[other], strict=True)
+        ]
+        cells = [points(t_interval(cell)) for cell in zip(*gaps, strict=True)]
+        rows.append([f"{first['labels'][name]}, minus {first['labels'][other]}", *cells])
+        each = (", ".join(f"{100 * value:+.1f}" for value in cell) for cell in zip(*gaps, strict=True))
+        rows.append(["… in each draw", *each])
     return table([f"{len(by_draw)} draws", *COLUMN_TITLES], rows)
 
 
