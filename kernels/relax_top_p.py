@@ -73,7 +73,7 @@ def relax_top_p_kernel(
     likelier = mass - num_lowest * tl.exp2(lowest * LOG2_E - top)
     whole = limited & (likelier < top_p * mass)
     if HAS_TOP_K:
-        # Below its k tokens vLLM searches the nucleus from the k-th one's logit down, and finds it.
+        # Where top-k cuts, vLLM's search begins below the least of the k tokens, and finds the nucleus.
         top_k = tl.load(top_k_ptr + row, mask=limited, other=0)
         whole = whole & (tl.sum(left, axis=1) <= top_k.to(tl.float32))
     tl.store(top_p_ptr + row, tl.full([ROWS], 1.0, tl.float32), mask=whole)

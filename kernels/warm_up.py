@@ -1,8 +1,8 @@
 """Compile every kernel that a run of calls can need, before the first request.
 
 A launch shape depends on the number of rows only through the number of splits, and a kernel on that only through its power
-of two: at 151,936 tokens three variants serve 1 to any number of rows. Each is launched on one row without a slot, which
-every kernel skips: nothing is read, written or recorded.
+of two: at 151,936 tokens three variants serve 1 to any number of rows. Each is launched on one row without a slot, or
+without top-p, which every kernel skips: nothing is read, written or recorded.
 """
 
 from __future__ import annotations

@@ -54,6 +54,15 @@ def _patch(module: str, name: str, parameters: Sequence[str] | None, why: str) -
     return register
 
 
+@contextmanager
+def _holding(variable: ContextVar[bool], value: bool) -> Iterator[None]:
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
 # Front end: asking for an engine
 
 
@@ -80,11 +89,8 @@ def _create_engine_config(original: Callable) -> Callable:
             if not asked:
                 return original(self, *args, **kwargs)
             engine_config.check_engine_args(self)
-            token = _building_asked_engine.set(True)
-            try:
+            with _holding(_building_asked_engine, True):
                 vllm_config = original(self, *args, **kwargs)
-            finally:
-                _building_asked_engine.reset(token)
             engine_config.check_supported(vllm_config)
             _remember_pair(vllm_config)
             return vllm_config
@@ -430,15 +436,6 @@ def _set_draft_weight_update_target(original: Callable) -> Callable:
 _draws_with_theta: ContextVar[bool] = ContextVar("draws_with_theta", default=False)
 
 
-@contextmanager
-def _drawing_with_theta(has_theta: bool) -> Iterator[None]:
-    token = _draws_with_theta.set(has_theta)
-    try:
-        yield
-    finally:
-        _draws_with_theta.reset(token)
-
-
 def _apply_top_k_top_p(original: Callable) -> Callable:
     @functools.wraps(original)
     def apply_top_k_top_p(logits: Any, k: Any, p: Any, *args: Any, **kwargs: Any) -> Any:
@@ -488,7 +485,7 @@ def _sampler_sample(original: Callable) -> Callable:
         **kwargs: Any,
     ) -> Any:
         recorder = getattr(self, "theta_recorder", None)
-        with _drawing_with_theta(recorder is not None):
+        with _holding(_draws_with_theta, recorder is not None):
             sampled, processed_logits = original(
                 self,
                 logits,
@@ -533,7 +530,7 @@ def _verify(original: Callable) -> Callable:
         *args: Any,
     ) -> Any:
         recorder = getattr(self.sampler, "theta_recorder", None)
-        with _drawing_with_theta(recorder is not None):
+        with _holding(_draws_with_theta, recorder is not None):
             processed_logits, sampled, num_sampled = original(
                 self,
                 logits,
