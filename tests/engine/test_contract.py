@@ -12,8 +12,8 @@ import pytest
 import vllm
 from vllm.plugins import load_general_plugins
 
-from vllm_optimal_sampling import engine_config
-from vllm_optimal_sampling.hooks import PATCHES, Patch
+from vllm_optimal_sampling.config.versions import is_supported_version
+from vllm_optimal_sampling.hooks.patches import PATCHES, Patch
 
 SPECULATOR = "vllm.v1.worker.gpu.spec_decode.speculator"
 GRAPHS = "vllm.v1.worker.gpu.spec_decode.target_dependent_ar.cudagraph_utils"
@@ -143,5 +143,5 @@ def test_fields(name: str) -> None:
 
 
 def test_the_installed_version_is_supported() -> None:
-    assert engine_config.is_supported_version(vllm.__version__)
-    assert not engine_config.is_supported_version("0.31.9") and not engine_config.is_supported_version("0.34.0")
+    assert is_supported_version(vllm.__version__)
+    assert not is_supported_version("0.31.9") and not is_supported_version("0.34.0")

@@ -18,7 +18,7 @@ from vllm import LLM
 
 import vllm_optimal_sampling
 from vllm_optimal_sampling import kernels
-from vllm_optimal_sampling.theta.speculator import ThetaSpeculator
+from vllm_optimal_sampling.worker.theta.speculator import ThetaSpeculator
 
 OURS = tuple(str(Path(module.__file__).parent) for module in (vllm_optimal_sampling, kernels) if module.__file__)
 

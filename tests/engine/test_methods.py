@@ -12,7 +12,7 @@ from requests_mix import Case, generate, theta_prompts, token_ids
 from vllm import LLM
 from vllm_optimal_sampling.kernels import Method
 
-from vllm_optimal_sampling.records import TokenRecords
+from vllm_optimal_sampling.front_end.records import TokenRecords
 
 ARGUMENTS: list[dict[str, Any]] = [
     *({"alpha_method": method.name.lower()} for method in Method),

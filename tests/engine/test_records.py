@@ -22,7 +22,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.output_processor import RequestOutputCollector
 from vllm_optimal_sampling.kernels import Method
 
-from vllm_optimal_sampling.records import FIELDS, TokenRecords
+from vllm_optimal_sampling.front_end.records import FIELDS, TokenRecords
 
 K = 3
 # float32 models through other attention kernels against float64 (see `audit`): up to 3e-5 nats on likely tokens, more

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_optimal_sampling.filter import answers
-from vllm_optimal_sampling.filter.answers import AnswerPattern, PatternError, as_number, boxed, same
+from vllm_optimal_sampling.data.filter import answers
+from vllm_optimal_sampling.data.filter.answers import AnswerPattern, PatternError, as_number, boxed, same
 
 BALANCED = st.recursive(
     st.text(alphabet="ab1 +-,", max_size=6),

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from written_rows import command, row, write
 
-from vllm_optimal_sampling.filter import writing
-from vllm_optimal_sampling.filter.rules import FilterSettings, Rules
-from vllm_optimal_sampling.sampled_rows import settings_path
+from vllm_optimal_sampling.data.filter import writing
+from vllm_optimal_sampling.data.filter.rules import FilterSettings, Rules
+from vllm_optimal_sampling.data.rows import settings_path
 
 
 def kept(path: Path) -> list[dict[str, Any]]:

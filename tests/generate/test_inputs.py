@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from vllm_optimal_sampling.generate import inputs
-from vllm_optimal_sampling.generate.errors import SettingsError
-from vllm_optimal_sampling.generate.inputs import InputRow, count, open_inputs, read
+from vllm_optimal_sampling.data.generate import inputs
+from vllm_optimal_sampling.data.generate.errors import SettingsError
+from vllm_optimal_sampling.data.generate.inputs import InputRow, count, open_inputs, read
 
 ROWS = [{"problem": f"What is {i} + 1,\n“please”?", "answer": str(i + 1)} for i in range(7)]
 
@@ -199,7 +199,7 @@ def test_shards_divide_the_rows(tmp_path: Path) -> None:
 READ_ALL = """
 import re, sys
 from pathlib import Path
-from vllm_optimal_sampling.generate.inputs import open_inputs, read
+from vllm_optimal_sampling.data.generate.inputs import open_inputs, read
 number = sum(row.error is None for row in read(open_inputs(sys.argv[1:])))
 # Not ru_maxrss, which begins with the parent's.
 print(number, re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

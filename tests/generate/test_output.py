@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from vllm_optimal_sampling.generate.errors import SettingsError
-from vllm_optimal_sampling.generate.inputs import InputRow
-from vllm_optimal_sampling.generate.jobs import jobs, seed_of
-from vllm_optimal_sampling.generate.output import FinishedSamples, Output, line_of
-from vllm_optimal_sampling.generate.settings import settings_from
+from vllm_optimal_sampling.data.generate.errors import SettingsError
+from vllm_optimal_sampling.data.generate.inputs import InputRow
+from vllm_optimal_sampling.data.generate.jobs import jobs, seed_of
+from vllm_optimal_sampling.data.generate.output import FinishedSamples, Output, line_of
+from vllm_optimal_sampling.data.generate.settings import settings_from
 
 
 def opened(folder: Path, *, retry_errors: bool = False, **identity: Any) -> Output:

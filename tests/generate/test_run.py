@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from vllm_optimal_sampling.generate.errors import RowError, RunError
-from vllm_optimal_sampling.generate.inputs import InputRow
-from vllm_optimal_sampling.generate.jobs import Sample, jobs
-from vllm_optimal_sampling.generate.output import Output
-from vllm_optimal_sampling.generate.progress import Figures, Progress
-from vllm_optimal_sampling.generate.run import Run
-from vllm_optimal_sampling.generate.samplers import Prepared
-from vllm_optimal_sampling.generate.settings import settings_from
-from vllm_optimal_sampling.generate.templates import Prompts
+from vllm_optimal_sampling.data.generate.errors import RowError, RunError
+from vllm_optimal_sampling.data.generate.inputs import InputRow
+from vllm_optimal_sampling.data.generate.jobs import Sample, jobs
+from vllm_optimal_sampling.data.generate.output import Output
+from vllm_optimal_sampling.data.generate.progress import Figures, Progress
+from vllm_optimal_sampling.data.generate.run import Run
+from vllm_optimal_sampling.data.generate.samplers import Prepared
+from vllm_optimal_sampling.data.generate.settings import settings_from
+from vllm_optimal_sampling.data.generate.templates import Prompts
 
 
 class Scripted:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from commands import TEACHER, THETA, problems, run, write_rows
 
-from vllm_optimal_sampling.generate.errors import SettingsError
-from vllm_optimal_sampling.generate.settings import Settings, check_same, engine_words, model_digest, settings_from
+from vllm_optimal_sampling.data.generate.errors import SettingsError
+from vllm_optimal_sampling.data.generate.settings import Settings, check_same, engine_words, model_digest, settings_from
 
 GIVEN: dict[str, Any] = {
     "input": ["problems.jsonl"],

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from vllm_optimal_sampling.generate.errors import RowError, SettingsError
-from vllm_optimal_sampling.generate.templates import Templates
+from vllm_optimal_sampling.data.generate.errors import RowError, SettingsError
+from vllm_optimal_sampling.data.generate.templates import Templates
 
 ROW = {"problem": "What is 1 + 1?", "answer": "2", "reference answer": "two", "nothing": None, "steps": [1, 2]}
 

@@ -14,7 +14,9 @@ ROOT = Path(__file__).parent.parent.parent
 IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info")
 
 ENTRY_POINTS = {
-    "vllm.logits_processors": {"optimal_sampling": "vllm_optimal_sampling.processor:OptimalSamplingLogitsProcessor"},
+    "vllm.logits_processors": {
+        "optimal_sampling": "vllm_optimal_sampling.worker.processor:OptimalSamplingLogitsProcessor"
+    },
     "vllm.general_plugins": {"optimal_sampling": "vllm_optimal_sampling.plugin:register"},
     "triton.backends": {"cpu": "vllm_optimal_sampling.interpreter"},
 }

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from written_rows import TEACHER, record, row, write
 
-from vllm_optimal_sampling.records import FIELDS
-from vllm_optimal_sampling.report import summarise
-from vllm_optimal_sampling.report.collect import BUFFERED_TOKENS, SHOWN_TOKENS
-from vllm_optimal_sampling.sampled_rows import RowsError, settings_path
+from vllm_optimal_sampling.data.report import summarise
+from vllm_optimal_sampling.data.report.collect import BUFFERED_TOKENS, SHOWN_TOKENS
+from vllm_optimal_sampling.data.rows import RowsError, settings_path
+from vllm_optimal_sampling.front_end.records import FIELDS
 
 TEXTS = ("So the answer is 42.", "Then 6 times 7 is 42. The answer is 42.", "The answer is 41.")
 
@@ -199,7 +199,7 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
 
 def test_the_commands_import_neither_torch_nor_vllm() -> None:
     program = (
-        "import sys, vllm_optimal_sampling.report, vllm_optimal_sampling.filter\n"
+        "import sys, vllm_optimal_sampling.data.report, vllm_optimal_sampling.data.filter\n"
         "print({'torch', 'vllm', 'transformers', 'pyarrow'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from written_rows import TEACHER, command, row, write
 
-from vllm_optimal_sampling.report import charts, colours, summarise
-from vllm_optimal_sampling.report.page import render
-from vllm_optimal_sampling.sampled_rows import settings_path
+from vllm_optimal_sampling.data.report import charts, colours, summarise
+from vllm_optimal_sampling.data.report.page import render
+from vllm_optimal_sampling.data.rows import settings_path
 
 HOSTILE = (
     "<script>document.title = 'owned'</script>",

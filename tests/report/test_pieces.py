@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from written_rows import TEACHER, TOKENIZER
 
-from vllm_optimal_sampling.report.pieces import LONGEST_CHARACTER, load_decoder, split
+from vllm_optimal_sampling.data.report.pieces import LONGEST_CHARACTER, load_decoder, split
 
 DECODE = load_decoder(str(TEACHER))
 

@@ -58,13 +58,14 @@ def build(engine_args: Any) -> Any:
     """vLLM's configuration of the engine, by the steps that the hook around `create_engine_config` takes."""
     from vllm.engine.arg_utils import EngineArgs
 
-    from vllm_optimal_sampling import engine_config
+    from vllm_optimal_sampling.config.engine_args import check_engine_args, prepare_engine_args
+    from vllm_optimal_sampling.config.refusals import check_supported
 
     create = inspect.unwrap(EngineArgs.create_engine_config)  # the hook's own, where the plugin is installed
-    with engine_config.prepare_engine_args(engine_args) as asked:
+    with prepare_engine_args(engine_args) as asked:
         if asked:
-            engine_config.check_engine_args(engine_args)
+            check_engine_args(engine_args)
         config = create(engine_args)
         if asked:
-            engine_config.check_supported(config)
+            check_supported(config)
     return config

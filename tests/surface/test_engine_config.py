@@ -12,8 +12,12 @@ import pytest
 from configurations import MAX_MODEL_LEN, VOCAB_SIZE, build, save_model
 from vllm.config import ModelConfig
 
-from vllm_optimal_sampling import engine_config
-from vllm_optimal_sampling.engine_config import KEY, PROCESSOR, EngineSettings, UnsupportedEngineError
+from vllm_optimal_sampling.config.engine_args import _looks_like_folder, prepare_engine_args
+from vllm_optimal_sampling.config.errors import UnsupportedEngineError
+from vllm_optimal_sampling.config.refusals import check_kv_cache, check_supported
+from vllm_optimal_sampling.config.settings import KEY, PROCESSOR, EngineSettings, is_enabled
+from vllm_optimal_sampling.config.tokenizers import _vocabulary_difference, load_theta_tokenizer
+from vllm_optimal_sampling.config.versions import is_supported_version
 from vllm_optimal_sampling.params import OptimalSamplingParams
 
 BuildConfig = Callable[..., Any]
@@ -51,7 +55,7 @@ class OptimalSamplingLogitsProcessor:
 )
 def test_every_way_to_ask_is_one(build_config: BuildConfig, processors: list[Any]) -> None:
     config = build_config(logits_processors=processors)
-    assert engine_config.is_asked(config)
+    assert is_enabled(config)
     assert config.model_config.logits_processors is None
     assert config.speculative_config.method == "draft_model"
     assert config.speculative_config.draft_sample_method == "probabilistic"
@@ -59,7 +63,7 @@ def test_every_way_to_ask_is_one(build_config: BuildConfig, processors: list[Any
 
 def test_other_processors_stay(engine_args: BuildConfig) -> None:
     arguments = engine_args(logits_processors=["their.module:Class", "optimal_sampling", dict])
-    with engine_config.prepare_engine_args(arguments) as asked:
+    with prepare_engine_args(arguments) as asked:
         assert asked
         assert arguments.logits_processors == ["their.module:Class", dict]
 
@@ -69,11 +73,11 @@ def test_an_engine_that_does_not_ask_is_untouched(engine_args: BuildConfig) -> N
     for processors in (None, [], ["their.module:Class"]):
         arguments = engine_args(logits_processors=processors, speculative_config=speculative)
         before = dict(vars(arguments))
-        with engine_config.prepare_engine_args(arguments) as asked:
+        with prepare_engine_args(arguments) as asked:
             assert not asked
             assert vars(arguments) == before
             assert arguments.speculative_config is speculative
-    assert not engine_config.is_asked(build(engine_args(logits_processors=None, speculative_config=None)))
+    assert not is_enabled(build(engine_args(logits_processors=None, speculative_config=None)))
 
 
 def test_a_misspelt_name_is_refused(build_config: BuildConfig) -> None:
@@ -109,7 +113,7 @@ def test_arguments_are_what_they_were(engine_args: BuildConfig, theta: str) -> N
 def test_arguments_are_restored_after_an_error(engine_args: BuildConfig) -> None:
     arguments = engine_args()
     before = dict(vars(arguments))
-    with pytest.raises(RuntimeError, match="vLLM failed"), engine_config.prepare_engine_args(arguments):
+    with pytest.raises(RuntimeError, match="vLLM failed"), prepare_engine_args(arguments):
         raise RuntimeError("vLLM failed")
     assert vars(arguments) == before
 
@@ -289,7 +293,7 @@ def test_a_speculative_config_that_is_no_object_is_refused(engine_args: BuildCon
         build(arguments)
 
 
-def test_a_missing_folder_is_refused_before_the_hub_is_asked(
+def test_a_missing_folder_is_refused_before_the_hub_is_enabled(
     build_config: BuildConfig, engine_args: BuildConfig
 ) -> None:
     theta = {"model": "/models/no-theta", "num_speculative_tokens": 3}
@@ -304,7 +308,9 @@ def test_a_missing_folder_is_refused_before_the_hub_is_asked(
     assert str(caught.value) == f"optimal sampling cannot start: the teacher's folder './no-teacher' {remedy}"
 
 
-def test_a_folder_without_a_model_is_refused_before_the_hub_is_asked(build_config: BuildConfig, tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused_before_the_hub_is_enabled(
+    build_config: BuildConfig, tmp_path: Path
+) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     assert refusal(build_config, speculative_config={"model": str(tmp_path), "num_speculative_tokens": 3}) == (
         f"optimal sampling cannot start: theta's folder {str(tmp_path)!r} holds no model: there is no config.json or "
@@ -327,7 +333,7 @@ def test_a_folder_without_a_model_is_refused_before_the_hub_is_asked(build_confi
     ],
 )
 def test_paths_are_told_from_names_of_the_hub(model: str, expected: bool) -> None:
-    assert engine_config._looks_like_folder(model) is expected
+    assert _looks_like_folder(model) is expected
 
 
 @pytest.mark.parametrize(
@@ -346,13 +352,13 @@ def test_paths_are_told_from_names_of_the_hub(model: str, expected: bool) -> Non
     ],
 )
 def test_versions(version: str, expected: bool) -> None:
-    assert engine_config.is_supported_version(version) is expected
+    assert is_supported_version(version) is expected
 
 
 def test_another_version_of_vllm_is_refused(build_config: BuildConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert engine_config.is_supported_version()
+    assert is_supported_version()
     monkeypatch.setattr("vllm.version.__version__", "0.34.1")
-    assert not engine_config.is_supported_version()
+    assert not is_supported_version()
     assert refusal(build_config) == (
         "optimal sampling works with vLLM >=0.32,<0.34, and this is vLLM 0.34.1; run `pip install 'vllm>=0.32,<0.34'`, "
         "or use another release of vllm-optimal-sampling"
@@ -374,13 +380,13 @@ def test_a_theta_that_vllm_takes_for_a_drafter_is_refused(
     with pytest.raises(
         UnsupportedEngineError, match="vLLM took theta for the speculative method 'mtp', by its name or"
     ):
-        engine_config.check_supported(supported)
+        check_supported(supported)
 
 
 def test_model_runner_v1_is_refused(supported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
     with pytest.raises(UnsupportedEngineError) as caught:
-        engine_config.check_supported(supported)
+        check_supported(supported)
     assert str(caught.value) == (
         "optimal sampling cannot start: it needs Model Runner V2, and VLLM_USE_V2_MODEL_RUNNER=0 chose V1; set "
         "VLLM_USE_V2_MODEL_RUNNER=1."
@@ -393,7 +399,7 @@ def test_vllms_own_choice_of_v1_is_explained(supported: Any, monkeypatch: pytest
     monkeypatch.setattr(supported.parallel_config, "distributed_executor_backend", "external_launcher")
     monkeypatch.setattr(supported.parallel_config, "pipeline_parallel_size", 2)
     with pytest.raises(UnsupportedEngineError) as caught:
-        engine_config.check_supported(supported)
+        check_supported(supported)
     assert "vLLM chose V1 because V2 does not support pipeline parallelism with external_launcher" in str(caught.value)
 
 
@@ -450,26 +456,26 @@ ENGINE = [
 def test_engines_that_are_not_shown_exact_are_refused(
     supported: Any, monkeypatch: pytest.MonkeyPatch, path: str, value: Any, sentence: str
 ) -> None:
-    engine_config.check_supported(supported)
+    check_supported(supported)
     owner = supported
     *parents, name = path.split(".")
     for parent in parents:
         owner = getattr(owner, parent)
     monkeypatch.setattr(owner, name, value)
     with pytest.raises(UnsupportedEngineError) as caught:
-        engine_config.check_supported(supported)
+        check_supported(supported)
     assert str(caught.value) == f"optimal sampling cannot start: it is not shown exact with {sentence}."
 
 
 @pytest.mark.parametrize("name", ["data_parallel_size", "enable_expert_parallel"])
 def test_experts_on_several_ranks_are_refused(supported: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(supported.parallel_config, name, 2)
-    engine_config.check_supported(supported)  # a dense pair has one engine to a rank
+    check_supported(supported)  # a dense pair has one engine to a rank
     monkeypatch.setattr(ModelConfig, "is_moe", property(lambda _: True))
     with pytest.raises(
         UnsupportedEngineError, match="a mixture of experts over several data-parallel or expert-parallel"
     ):
-        engine_config.check_supported(supported)
+        check_supported(supported)
 
 
 MODELS = [
@@ -496,7 +502,7 @@ def test_models_that_are_not_shown_exact_are_refused(
     else:
         monkeypatch.setattr(models[role], name, value)
     with pytest.raises(UnsupportedEngineError) as caught:
-        engine_config.check_supported(supported)
+        check_supported(supported)
     assert str(caught.value) == (
         f"optimal sampling cannot start: {role} {models[role].model!r} is not supported, since {reason}; use a "
         "decoder of text with full attention."
@@ -505,20 +511,20 @@ def test_models_that_are_not_shown_exact_are_refused(
 
 def test_a_sliding_window_is_supported(build_config: BuildConfig, tmp_path: Path) -> None:
     theta = save_model(tmp_path / "windowed", use_sliding_window=True, sliding_window=32, max_window_layers=0)
-    engine_config.check_supported(build_config(speculative_config={"model": theta, "num_speculative_tokens": 3}))
+    check_supported(build_config(speculative_config={"model": theta, "num_speculative_tokens": 3}))
 
 
 def test_a_shorter_theta_by_configuration_is_refused(supported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM 0.32 skips theta where a sequence is longer; 0.33 lowers the teacher's length itself, which is sound."""
     monkeypatch.setattr(supported.speculative_config, "max_model_len", 64)
     with pytest.raises(UnsupportedEngineError) as caught:
-        engine_config.check_supported(supported)
+        check_supported(supported)
     assert str(caught.value) == (
         "optimal sampling cannot start: theta has to read whole sequences, and speculative_config's max_model_len=64 "
         f"is below the teacher's {MAX_MODEL_LEN}; drop it, or lower --max-model-len."
     )
     monkeypatch.setattr(supported.speculative_config, "max_model_len", MAX_MODEL_LEN)
-    engine_config.check_supported(supported)
+    check_supported(supported)
 
 
 def test_a_cache_type_of_thetas_own_is_refused(supported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -526,9 +532,9 @@ def test_a_cache_type_of_thetas_own_is_refused(supported: Any, monkeypatch: pyte
     with pytest.raises(
         UnsupportedEngineError, match=r"so kv_cache_dtype='fp8' for theta alone is not supported; drop it"
     ):
-        engine_config.check_supported(supported)
+        check_supported(supported)
     monkeypatch.setattr(supported.speculative_config, "kv_cache_dtype", supported.cache_config.cache_dtype)
-    engine_config.check_supported(supported)
+    check_supported(supported)
 
 
 def test_synthetic_acceptance_starts_with_a_warning(
@@ -562,10 +568,10 @@ def test_a_cache_in_blocks_of_one_size_is_accepted_and_others_are_not(supported:
     both = UniformTypeKVCacheSpecs(block_size=16, kv_cache_specs={"a": full, "b": full})
     for groups in ([full], [full, both], [full, window]):
         cache = SimpleNamespace(kv_cache_groups=[group(spec) for spec in groups], num_blocks=1000)
-        engine_config.check_kv_cache(supported, cache, 16)
+        check_kv_cache(supported, cache, 16)
     cache = SimpleNamespace(kv_cache_groups=[group(full), group(wider)], num_blocks=1000)
     with pytest.raises(UnsupportedEngineError, match="keep their cache as FullAttentionSpec in blocks of 32"):
-        engine_config.check_kv_cache(supported, cache, 16)
+        check_kv_cache(supported, cache, 16)
 
 
 def test_a_cache_that_cannot_hold_one_request_is_refused(supported: Any) -> None:
@@ -575,9 +581,9 @@ def test_a_cache_that_cannot_hold_one_request_is_refused(supported: Any) -> None
     spec = FullAttentionSpec(block_size=16, num_kv_heads=2, head_size=32, dtype=torch.float32)
     # The model's length, a block for theta's offset, and the slots of a round; one block is vLLM's own.
     needed = -(-(MAX_MODEL_LEN + 16 + supported.num_lookahead_tokens) // 16)
-    engine_config.check_kv_cache(supported, SimpleNamespace(kv_cache_groups=[group(spec)], num_blocks=needed + 1), 16)
+    check_kv_cache(supported, SimpleNamespace(kv_cache_groups=[group(spec)], num_blocks=needed + 1), 16)
     with pytest.raises(UnsupportedEngineError, match=f"may need {needed}"):
-        engine_config.check_kv_cache(supported, SimpleNamespace(kv_cache_groups=[group(spec)], num_blocks=needed), 16)
+        check_kv_cache(supported, SimpleNamespace(kv_cache_groups=[group(spec)], num_blocks=needed), 16)
 
 
 # Tokenizers
@@ -624,7 +630,7 @@ def test_different_tokenizers_are_refused(build_config: BuildConfig, tmp_path: P
     ],
 )
 def test_vocabularies_are_compared_id_by_id(teacher: Any, theta: Any, problem: str | None) -> None:
-    difference = engine_config._vocabulary_difference(teacher, theta)
+    difference = _vocabulary_difference(teacher, theta)
     assert difference is None if problem is None else (difference or "").startswith(problem)
 
 
@@ -661,4 +667,4 @@ def test_a_theta_without_tokenizer_is_refused(build_config: BuildConfig, theta: 
 
 def test_theta_of_the_same_vocabulary_starts(supported: Any) -> None:
     assert supported.speculative_config.draft_model_config.get_vocab_size() == VOCAB_SIZE
-    assert engine_config.load_theta_tokenizer(supported).encode("the fox")
+    assert load_theta_tokenizer(supported).encode("the fox")

@@ -14,7 +14,7 @@ from vllm.sampling_params import BeamSearchParams
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.input_processor import InputProcessor
 
-from vllm_optimal_sampling.frontend import CHARACTERS_PER_POSITION, RequestResolver, refuse_beam_search
+from vllm_optimal_sampling.front_end.admission import CHARACTERS_PER_POSITION, RequestResolver, refuse_beam_search
 from vllm_optimal_sampling.params import OptimalSamplingParams
 
 BuildConfig = Callable[..., Any]

@@ -1,0 +1,215 @@
+"""What an engine is asked with, before vLLM builds its configuration.
+
+An engine asks by naming the logits processor (`--logits-processor optimal_sampling`) beside a `speculative_config`
+whose draft model is theta. vLLM knows no such name: `prepare_engine_args` takes it out of the arguments while vLLM
+builds its configuration, and leaves the settings in `additional_config`, where every process finds them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm_optimal_sampling.config.errors import UnsupportedEngineError, listed
+from vllm_optimal_sampling.config.settings import KEY, NAME, PROCESSOR, EngineSettings
+from vllm_optimal_sampling.config.versions import SUPPORTED_VLLM, is_supported_version
+from vllm_optimal_sampling.params import closest, shown
+
+if TYPE_CHECKING:
+    from vllm.engine.arg_utils import EngineArgs
+
+DRAFTER_MARKS = ("eagle-", "eagle3", "dflash", "dspark")
+"""What `SpeculativeConfig.__post_init__` looks for in a model's name, whatever method was given."""
+
+MODEL_FILES = ("config.json", "params.json")
+"""What a model's folder has one of: transformers' configuration, or Mistral's."""
+
+
+@contextmanager
+def prepare_engine_args(engine_args: EngineArgs) -> Iterator[bool]:
+    """While vLLM builds its configuration, put arguments that ask for optimal sampling into words that vLLM knows.
+
+    Yields:
+        Whether the engine is asked for optimal sampling. If so, and until the context ends, `logits_processors` lacks
+        its name, `speculative_config` (a copy) says `draft_model` and `probabilistic` where it said nothing, and
+        `additional_config` (a copy) holds the checked settings. Afterwards the three are what they were.
+
+    Raises:
+        ValueError: settings that are refused, or settings without the processor's name.
+
+    """
+    given = engine_args.logits_processors
+    others = [entry for entry in given or () if not _names_us(entry)]
+    additional = engine_args.additional_config
+    has_settings = isinstance(additional, dict) and KEY in additional
+    if len(others) == len(given or ()):
+        if has_settings:
+            raise ValueError(
+                f"additional_config has settings for {KEY!r}, but the engine was not asked for optimal sampling; "
+                f"add --logits-processor {NAME} (in Python: logits_processors=[{NAME!r}]), or drop them"
+            )
+        yield False
+        return
+    if not isinstance(additional, dict):
+        raise ValueError(f"optimal sampling keeps its settings in additional_config, which is {shown(additional)}")
+    settings = EngineSettings.from_mapping(_with_template_text(additional.get(KEY, {})))
+    speculative = engine_args.speculative_config
+    kept = {
+        name: getattr(engine_args, name) for name in ("logits_processors", "speculative_config", "additional_config")
+    }
+    engine_args.logits_processors = others or None
+    engine_args.additional_config = additional | {KEY: settings.to_mapping()}
+    if isinstance(speculative, dict):
+        engine_args.speculative_config = _filled_in(speculative, engine_args.spec_method)
+    elif speculative is None and engine_args.spec_model is not None:
+        engine_args.speculative_config = _filled_in({}, engine_args.spec_method)
+    try:
+        yield True
+    finally:
+        for name, value in kept.items():
+            setattr(engine_args, name, value)
+
+
+def _names_us(entry: object) -> bool:
+    if isinstance(entry, str):
+        if entry in (NAME, PROCESSOR):
+            return True
+        if ":" not in entry and closest(entry, [NAME]):
+            raise ValueError(f"there is no logits processor {shown(entry)}{closest(entry, [NAME])}")
+        return False
+    module, _, name = PROCESSOR.partition(":")
+    return isinstance(entry, type) and any((base.__module__, base.__name__) == (module, name) for base in entry.__mro__)
+
+
+def _filled_in(speculative: Mapping[str, Any], spec_method: str | None) -> dict[str, Any]:
+    filled = {key.replace("-", "_"): value for key, value in speculative.items()}
+    if spec_method is None and filled.get("method") is None:
+        filled["method"] = "draft_model"
+    if filled.get("draft_sample_method") is None:
+        filled["draft_sample_method"] = "probabilistic"
+    return filled
+
+
+def _with_template_text(settings: Any) -> Any:
+    """The settings with the text of `theta_chat_template` where they named a file."""
+    template = settings.get("theta_chat_template") if isinstance(settings, Mapping) else None
+    if not isinstance(template, str) or not template or any(sign in template for sign in "{}\n"):
+        return settings
+    try:
+        text = Path(template).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"theta_chat_template={shown(template)} is neither a Jinja template nor a file that can be read ({error})"
+        ) from None
+    return {**settings, "theta_chat_template": text}
+
+
+def check_engine_args(engine_args: EngineArgs) -> None:
+    """Refuse arguments that cannot work, before vLLM looks for models or words the error its own way.
+
+    Called inside `prepare_engine_args`.
+
+    Raises:
+        UnsupportedEngineError: (a ValueError) with everything that is wrong, and the command that would work.
+
+    """
+    from vllm.version import __version__
+
+    if not is_supported_version(__version__):
+        first, last = ("{}.{}".format(*version) for version in SUPPORTED_VLLM)
+        raise UnsupportedEngineError(
+            f"optimal sampling works with vLLM >={first},<{last}, and this is vLLM {__version__}; "
+            f"run `pip install 'vllm>={first},<{last}'`, or use another release of vllm-optimal-sampling"
+        )
+    speculative = engine_args.speculative_config
+    if not isinstance(speculative, dict):
+        cause = "it needs theta as vLLM's draft model, and there is no speculative_config"
+        if speculative is not None:
+            cause = f"speculative_config is {shown(speculative)}, not an object"
+        raise UnsupportedEngineError(f"optimal sampling cannot start: {cause}.\n{_working_command(engine_args.model)}")
+    spec = {
+        "method": engine_args.spec_method,
+        "model": engine_args.spec_model,
+        "num_speculative_tokens": engine_args.spec_tokens,
+    } | {key: value for key, value in speculative.items() if value is not None}
+    missing = [*_missing_folders({"the teacher": engine_args.model, "theta": spec.get("model")})]
+    if missing:
+        raise UnsupportedEngineError(listed(missing))
+    problems = [*_speculative_problems(spec)]
+    if problems:
+        theta = spec.get("model")
+        raise UnsupportedEngineError(
+            f"{listed(problems)}\n{_working_command(engine_args.model, theta if isinstance(theta, str) else None)}"
+        )
+
+
+def _speculative_problems(spec: Mapping[str, Any]) -> Iterator[str]:
+    method = spec.get("method")
+    if method not in (None, "draft_model"):
+        yield (
+            f"speculative method {shown(method)} has no theta, which is a whole model run as the draft model; "
+            'drop "method", it is set to "draft_model"'
+        )
+    elif spec.get("model") is None:
+        yield 'speculative_config names no theta; add "model"'
+    else:
+        mark = next((mark for mark in DRAFTER_MARKS if mark in str(spec["model"]).lower()), None)
+        if mark is not None:
+            yield (
+                f"vLLM takes every model with {mark!r} in its name or path for a drafter of that kind, and theta is "
+                f"{spec['model']!r}; give it by another path, such as a link"
+            )
+    if spec.get("num_speculative_tokens") is None and "num_speculative_tokens_per_batch_size" not in spec:
+        yield 'speculative_config has no "num_speculative_tokens"; add it, 4 is a good start'
+    if spec.get("draft_sample_method") not in (None, "probabilistic"):
+        yield (
+            f"draft_sample_method={shown(spec['draft_sample_method'])} draws no tokens from theta's probabilities; "
+            'drop it, it is set to "probabilistic"'
+        )
+    verification = spec.get("rejection_sample_method")
+    if verification not in (None, "standard", "synthetic"):
+        yield (
+            f"rejection_sample_method={shown(verification)} is lossy or not shown exact: tokens would not follow q*; "
+            'drop it, "standard" is the default'
+        )
+    for option, why in {
+        "parallel_drafting": "theta draws its drafts one after another",
+        "use_local_argmax_reduction": "it picks the likeliest token, and theta's are drawn from its probabilities",
+        "use_heterogeneous_vocab": "theta and teacher must share one tokenizer for q* to be defined",
+        "enable_adaptive_verification": "it is not shown exact",
+    }.items():
+        if spec.get(option):
+            yield f"{option} is not supported: {why}; drop it"
+
+
+def _missing_folders(models: Mapping[str, Any]) -> Iterator[str]:
+    for role, model in models.items():
+        if not isinstance(model, str) or not _looks_like_folder(model):
+            continue
+        folder = Path(model)
+        if not folder.exists():
+            yield f"{role}'s folder {model!r} does not exist; correct the path, or name a model of the hub"
+        elif folder.is_dir() and not any((folder / name).exists() for name in MODEL_FILES):
+            yield f"{role}'s folder {model!r} holds no model: there is no {' or '.join(MODEL_FILES)} in it; correct the path"
+
+
+def _looks_like_folder(model: str) -> bool:
+    """A hub's name is `model` or `owner/model`; everything else that is no address is meant as a path."""
+    return "://" not in model and (
+        model.startswith((os.sep, ".", "~")) or model.endswith(os.sep) or model.count("/") > 1 or "\\" in model
+    )
+
+
+def _working_command(teacher: str, theta: str | None = None) -> str:
+    config = json.dumps({"model": theta or "THETA", "num_speculative_tokens": 4})
+    return (
+        f"This works:\n  vllm serve {shlex.quote(teacher)} --logits-processor {NAME} "
+        f"--speculative-config {shlex.quote(config)}\n"
+        f"or, in Python:\n  LLM({teacher!r}, logits_processors=[{NAME!r}], speculative_config={config})"
+        + ("" if theta else "\nwhere THETA is the smaller model, with the teacher's tokenizer.")
+    )

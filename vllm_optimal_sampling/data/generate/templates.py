@@ -1,0 +1,225 @@
+"""A row becomes two prompts: the teacher's, and theta's, which is made without the privileged columns.
+
+Templates are Jinja2 in its sandbox, with a row's columns as variables and as `row["any name"]`. A column that is
+missing or null is an error of the row, never an empty word in a prompt.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from vllm_optimal_sampling.data.generate.errors import RowError, SettingsError
+
+Message = dict[str, Any]
+Prompt = str | list[Message]
+"""A text, or chat messages."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What one row is put to both models as."""
+
+    teacher: Prompt
+    theta: Prompt
+    privileged_context: str | None
+    """What only the teacher saw; None where nothing is privileged."""
+
+
+class _NullError(TemplateError):
+    """A template writes a null."""
+
+
+class _PublicRow(dict[str, Any]):
+    """A row as theta's template sees it. Asking it for a privileged column ends the run, since every row would."""
+
+    def __init__(self, columns: Mapping[str, Any], privileged: frozenset[str]) -> None:
+        super().__init__({name: value for name, value in columns.items() if name not in privileged})
+        self._privileged = privileged
+
+    def __missing__(self, name: str) -> Any:
+        if name in self._privileged:
+            raise _renders_privileged([name])
+        raise KeyError(name)
+
+
+def _renders_privileged(names: list[str]) -> SettingsError:
+    return SettingsError(
+        f"theta_template renders the privileged column {', '.join(names)}, which theta must not see; take it out of the "
+        "template, or out of --privileged"
+    )
+
+
+def template_text(name: str, given: str) -> str:
+    """A template's text, read from the file where a file is named.
+
+    Raises:
+        SettingsError: it is neither a template nor a file.
+
+    """
+    if any(sign in given for sign in "{}\n"):
+        return given
+    try:
+        return Path(given).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"{name}={given!r} is neither a Jinja template nor a file that can be read: {error}"
+        ) from None
+
+
+class Templates:
+    """Makes prompts of rows.
+
+    Args:
+        theta: theta's template as text; None: `chat_column` is put to theta as it is.
+        teacher: the teacher's; None: the same as theta's.
+        privileged: columns that theta must not see. None: those that only the teacher's template names.
+        privileged_template: how `Prompts.privileged_context` is written; None: the column's value, or a line
+            `name: value` for each of several.
+        chat: prompts are chat messages, with the rendered text as the user's; else they are text.
+        chat_column: a column with chat messages, up to a user's, whose content the templates replace and find as
+            `content`.
+        teacher_system_prompt: the teacher's first message, or in raw text what stands before an empty line.
+        theta_system_prompt: the same for theta.
+
+    Raises:
+        SettingsError: a template is no Jinja, or theta's renders a privileged column.
+
+    """
+
+    def __init__(
+        self,
+        theta: str | None,
+        teacher: str | None = None,
+        *,
+        privileged: tuple[str, ...] | None = None,
+        privileged_template: str | None = None,
+        chat: bool = False,
+        chat_column: str | None = None,
+        teacher_system_prompt: str | None = None,
+        theta_system_prompt: str | None = None,
+    ) -> None:
+        self._environment = ImmutableSandboxedEnvironment(
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=True,
+            finalize=_no_null,
+        )
+        # Jinja's own escapes for HTML.
+        self._environment.filters["tojson"] = lambda value, indent=None: json.dumps(
+            value, ensure_ascii=False, indent=indent
+        )
+        self._chat, self._chat_column = chat, chat_column
+        self._system_prompts = {"teacher": teacher_system_prompt, "theta": theta_system_prompt}
+        named = {
+            name: self._names(f"{name}_template", text)
+            for name, text in {"theta": theta, "teacher": teacher, "privileged": privileged_template}.items()
+            if text is not None
+        }
+        if privileged is None:
+            privileged = tuple(sorted(named.get("teacher", set()) - named.get("theta", set()) - {"row", "content"}))
+        self.privileged = privileged
+        self._hidden = frozenset(privileged)
+        shown = sorted(self._hidden & (named.get("theta", set()) | {chat_column or ""}))
+        if shown:
+            raise _renders_privileged(shown)
+        self._theta = None if theta is None else self._environment.from_string(theta)
+        self._teacher = self._theta if teacher is None else self._environment.from_string(teacher)
+        self._privileged = None if privileged_template is None else self._environment.from_string(privileged_template)
+
+    def _names(self, name: str, text: str) -> set[str]:
+        try:
+            return meta.find_undeclared_variables(self._environment.parse(text)) - set(self._environment.globals)
+        except TemplateSyntaxError as error:
+            raise SettingsError(f"{name} is no Jinja template: {error.message} (line {error.lineno})") from None
+
+    def render(self, columns: Mapping[str, Any]) -> Prompts:
+        """The prompts of a row.
+
+        Raises:
+            RowError: a column is missing or null, or a template fails.
+            SettingsError: theta's template asks for a privileged column in a way that only shows now.
+
+        """
+        theta = self._prompt("theta", self._theta, columns, _PublicRow(columns, self._hidden))
+        teacher = self._prompt("teacher", self._teacher, columns, dict(columns))
+        return Prompts(teacher, theta, self._privileged_context(columns))
+
+    def _prompt(
+        self, model: str, template: Template | None, columns: Mapping[str, Any], visible: dict[str, Any]
+    ) -> Prompt:
+        messages = self._messages(columns)
+        variables = {**visible, "row": visible}
+        if messages:
+            variables["content"] = messages[-1]["content"]
+        whose = "theta's" if model == "theta" else "the teacher's"
+        text = None if template is None else _rendered(whose, template, variables)
+        system = self._system_prompts[model]
+        if not self._chat:
+            assert text is not None, "settings ask for a template where there is no chat"
+            return text if system is None else f"{system}\n\n{text}"
+        if not messages:
+            messages = [{"role": "user", "content": text}]
+        elif text is not None:
+            messages[-1] = {**messages[-1], "content": text}
+        if system is not None:
+            messages = [{"role": "system", "content": system}, *(m for m in messages if m["role"] != "system")]
+        return messages
+
+    def _messages(self, columns: Mapping[str, Any]) -> list[Message]:
+        if self._chat_column is None:
+            return []
+        given = columns.get(self._chat_column)
+        wanted = 'a list of messages such as [{"role": "user", "content": "..."}]'
+        if not isinstance(given, list) or not given:
+            raise RowError(f"column {self._chat_column!r} is not {wanted}")
+        for message in given:
+            if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+                raise RowError(f"column {self._chat_column!r} is not {wanted}")
+            if not isinstance(message["content"], str):
+                raise RowError(f"column {self._chat_column!r} has content that is not text")
+        if given[-1]["role"] != "user":
+            raise RowError(
+                f"column {self._chat_column!r} ends with a message of {given[-1]['role']!r}, not of the user"
+            )
+        # Arrow fills in nulls for keys that other rows' messages have.
+        return [{name: value for name, value in message.items() if value is not None} for message in given]
+
+    def _privileged_context(self, columns: Mapping[str, Any]) -> str | None:
+        if self._privileged is not None:
+            return _rendered("the privileged context's", self._privileged, {**columns, "row": dict(columns)})
+        known = [name for name in self.privileged if columns.get(name) is not None]
+        if not known:
+            return None
+        if len(self.privileged) == 1:
+            return _as_text(columns[known[0]])
+        return "\n".join(f"{name}: {_as_text(columns[name])}" for name in known)
+
+
+def _no_null(value: Any) -> Any:
+    if value is None:
+        raise _NullError("a column that it writes is null")
+    return value
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _rendered(whose: str, template: Template, variables: dict[str, Any]) -> str:
+    try:
+        text = template.render(variables)
+    except SettingsError:
+        raise
+    except Exception as error:  # a template may raise whatever its expressions do with a row's values
+        raise RowError(f"{whose} template failed: {error or type(error).__name__}") from None
+    if not text.strip():
+        raise RowError(f"{whose} template gives an empty prompt")
+    return text

@@ -1,0 +1,273 @@
+"""Optimal sampling of lists of prompts, in one object: both models in one engine, texts and alphas out.
+
+The interface is the original implementation's (`OptimalSamplingV1`). Who wants vLLM's own outputs takes `vllm.LLM` with
+`OptimalSamplingParams` instead; nothing here goes beyond that.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from vllm_optimal_sampling.config.settings import NAME
+from vllm_optimal_sampling.params import ArgumentError, OptimalSamplingParams
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput
+
+LONG_BATCH = 16
+"""From so many prompts on `OptimalSampler.generate` shows vLLM's progress bar."""
+
+
+@dataclass(frozen=True)
+class OptimalSamplingOutput:
+    """What `OptimalSampler.generate` returns: lists with one entry for each prompt, in their order."""
+
+    generated_texts: list[str]
+    """The completions, without their prompts."""
+    generated_ids: list[list[int]]
+    """Their token ids."""
+    num_tokens: list[int]
+    """The lengths of `generated_ids`."""
+    alpha_stats: list[dict[str, float]] | None = None
+    """For each completion `mean`, `std` (of the population), `min`, `max` and `count` of its alphas; NaN but for the
+    count where there is no token. None without `track_alpha_stats`, and where the teacher draws alone."""
+    alpha_history: list[list[float]] | None = None
+    """For each completion alpha, the weight of the teacher in [0, 1], at each of its tokens. None as `alpha_stats`."""
+
+
+class OptimalSampler:
+    """A teacher and a theta in one vLLM engine, from which q* is sampled.
+
+    Example:
+        from vllm_optimal_sampling import OptimalSampler
+
+        teacher, theta = "Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-1.5B-Instruct"
+        with OptimalSampler(teacher, theta, track_alpha_stats=True) as sampler:
+            output = sampler.generate(
+                prompts=["Problem: 17 + 25. Answer: 42. Reasoning:"],
+                theta_prompts=["Problem: 17 + 25. Reasoning:"],
+                max_tokens=256,
+            )
+        print(output.generated_texts[0], output.alpha_stats[0]["mean"])
+
+    Args:
+        model_teacher: name or folder of the teacher.
+        model_theta: name or folder of theta, the smaller model, with the teacher's tokenizer.
+        alpha_method: as in `OptimalSamplingParams`.
+        fixed_alpha: in [0, 1]: alpha for the methods `fixed` and `arithmetic`.
+        alpha_min: in [0, alpha_max]: alpha is raised to it.
+        alpha_max: in [alpha_min, 1]: alpha is lowered to it.
+        teacher_system_prompt: put before every prompt of the teacher: as the system message with
+            `enable_chat_template`, else as text with an empty line after it.
+        theta_system_prompt: the same for theta.
+        enable_chat_template: make a user message of every prompt, and put it through each model's own chat template.
+        track_alpha_stats: return `alpha_stats` and `alpha_history`.
+        gpu_memory_utilization: in (0, 1]: the share of the GPU's memory for both models and their cache.
+        num_speculative_tokens: at least 1: tokens that theta drafts in a round. It changes the speed, not the
+            distribution.
+        **llm_arguments: everything else that `vllm.LLM` takes, such as `max_model_len`, `tensor_parallel_size`, `seed`
+            or `trust_remote_code`. Entries of `logits_processors` and `speculative_config` are added to those of
+            optimal sampling.
+
+    Raises:
+        ArgumentError: (a ValueError) one of alpha's arguments is refused, before any model is loaded.
+        UnsupportedEngineError: (a ValueError) these models or arguments cannot do optimal sampling.
+    """
+
+    def __init__(
+        self,
+        model_teacher: str,
+        model_theta: str,
+        alpha_method: str = "kl_symmetry",
+        fixed_alpha: float = 0.5,
+        alpha_min: float = 0.0,
+        alpha_max: float = 1.0,
+        teacher_system_prompt: str | None = None,
+        theta_system_prompt: str | None = None,
+        enable_chat_template: bool = False,
+        track_alpha_stats: bool = False,
+        gpu_memory_utilization: float = 0.9,
+        num_speculative_tokens: int = 4,
+        **llm_arguments: Any,
+    ) -> None:
+        self._arguments: dict[str, Any] = {
+            "alpha_method": alpha_method,
+            "alpha": fixed_alpha,
+            "alpha_min": alpha_min,
+            "alpha_max": alpha_max,
+            "return_alpha": track_alpha_stats,
+        }
+        try:
+            OptimalSamplingParams(**self._arguments)
+        except ArgumentError as error:
+            if error.argument != "alpha":
+                raise
+            raise ArgumentError("fixed_alpha", f"fixed_{error.message}") from None
+        self.model_teacher = model_teacher
+        self.model_theta = model_theta
+        self.teacher_system_prompt = teacher_system_prompt
+        self.theta_system_prompt = theta_system_prompt
+        self.enable_chat_template = enable_chat_template
+        self.track_alpha_stats = track_alpha_stats
+
+        from vllm import LLM
+
+        processors = llm_arguments.pop("logits_processors", None) or []
+        speculative = llm_arguments.pop("speculative_config", None) or {}
+        self.llm = LLM(
+            model=model_teacher,
+            gpu_memory_utilization=gpu_memory_utilization,
+            logits_processors=[NAME, *processors],
+            speculative_config={
+                "num_speculative_tokens": num_speculative_tokens,
+                **speculative,
+                "model": model_theta,
+            },
+            **llm_arguments,
+        )
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        theta_prompts: Sequence[str] | None = None,
+        max_tokens: int = 100,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = -1,
+        use_optimal_sampling: bool = True,
+        seed: int | None = None,
+        use_tqdm: bool | None = None,
+        **sampling_arguments: Any,
+    ) -> OptimalSamplingOutput:
+        """Draw one completion for each prompt.
+
+        Args:
+            prompts: the teacher's prompts as text.
+            theta_prompts: theta's, one for each of `prompts`. None: the same as the teacher's, with theta's own system
+                prompt and chat template.
+            max_tokens: at least 1: completions end there.
+            temperature: at least 0, applied to q*; 0 takes the likeliest token.
+            top_p: in (0, 1], of q* after the temperature.
+            top_k: of q* after the temperature; -1 is off.
+            use_optimal_sampling: False draws from the teacher alone; theta's prompts are then not looked at.
+            seed: completion i is drawn with seed + i. The same seeds in the same batch give the same completions.
+            use_tqdm: show a progress bar; None does from 16 prompts on.
+            **sampling_arguments: everything else that `vllm.SamplingParams` takes, such as `stop` or `min_p`.
+
+        Raises:
+            ArgumentError: (a ValueError) `theta_prompts` has another length than `prompts`, or a list is no list of texts.
+            VLLMValidationError: vLLM or optimal sampling refuses an argument or a prompt, such as one that is too long.
+        """
+        from vllm import SamplingParams
+
+        _check_texts("prompts", prompts)
+        if theta_prompts is not None:
+            _check_texts("theta_prompts", theta_prompts)
+            if len(theta_prompts) != len(prompts):
+                raise ArgumentError(
+                    "theta_prompts",
+                    f"there are {len(prompts)} prompts and {len(theta_prompts)} theta_prompts; give one for each, or "
+                    "leave theta_prompts out",
+                )
+        if "n" in sampling_arguments:
+            raise ArgumentError("n", "n would need several completions for a prompt; give the prompt n times")
+        params = [
+            SamplingParams(
+                max_tokens=max_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                seed=None if seed is None else seed + number,
+                extra_args=self._extra_args(theta_prompt) if use_optimal_sampling else {"optimal_sampling": False},
+                **sampling_arguments,
+            )
+            for number, theta_prompt in enumerate(prompts if theta_prompts is None else theta_prompts)
+        ]
+        if use_tqdm is None:
+            use_tqdm = len(prompts) >= LONG_BATCH
+        outputs: list[RequestOutput]
+        if not params:
+            outputs = []
+        elif self.enable_chat_template:
+            chats: list[Any] = [_chat(prompt, self.teacher_system_prompt) for prompt in prompts]
+            outputs = self.llm.chat(chats, params, use_tqdm=use_tqdm)
+        else:
+            texts = [_plain(prompt, self.teacher_system_prompt) for prompt in prompts]
+            outputs = self.llm.generate(texts, params, use_tqdm=use_tqdm)
+        completions = [output.outputs[0] for output in outputs]
+        history = None
+        if self.track_alpha_stats and use_optimal_sampling:
+            history = [_alphas(completion) for completion in completions]
+        return OptimalSamplingOutput(
+            generated_texts=[completion.text for completion in completions],
+            generated_ids=[list(completion.token_ids) for completion in completions],
+            num_tokens=[len(completion.token_ids) for completion in completions],
+            alpha_stats=None if history is None else [_statistics(alphas) for alphas in history],
+            alpha_history=history,
+        )
+
+    def _extra_args(self, theta_prompt: str) -> dict[str, Any]:
+        if self.enable_chat_template:
+            prompt: dict[str, Any] = {"theta_messages": _chat(theta_prompt, self.theta_system_prompt)}
+        else:
+            prompt = {"theta_prompt": _plain(theta_prompt, self.theta_system_prompt)}
+        # What equals the default is written out: the engine may have been given other defaults.
+        return OptimalSamplingParams(**prompt).to_extra_args() | self._arguments
+
+    def close(self) -> None:
+        """Stop the engine and free its memory. The sampler cannot be used afterwards."""
+        self.llm.llm_engine.engine_core.shutdown()
+
+    def __enter__(self) -> OptimalSampler:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(model_teacher={self.model_teacher!r}, model_theta={self.model_theta!r}, "
+            f"alpha_method={self._arguments['alpha_method']!r})"
+        )
+
+
+OptimalSamplingV1 = OptimalSampler
+"""The name that the original implementation gives it."""
+
+
+def _check_texts(name: str, texts: object) -> None:
+    if isinstance(texts, str) or not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise ArgumentError(name, f"{name} is not a list of texts; give one text for each completion")
+
+
+def _chat(prompt: str, system_prompt: str | None) -> list[dict[str, str]]:
+    system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+    return [*system, {"role": "user", "content": prompt}]
+
+
+def _plain(prompt: str, system_prompt: str | None) -> str:
+    return prompt if system_prompt is None else f"{system_prompt}\n\n{prompt}"
+
+
+def _alphas(completion: Any) -> list[float]:
+    """Alpha at each token of a completion, from its record (see `records`)."""
+    return list(completion.optimal_sampling.alpha)
+
+
+def _statistics(alphas: Sequence[float]) -> dict[str, float]:
+    if not alphas:
+        return {"mean": math.nan, "std": math.nan, "min": math.nan, "max": math.nan, "count": 0}
+    return {
+        "mean": statistics.fmean(alphas),
+        "std": statistics.pstdev(alphas),
+        "min": min(alphas),
+        "max": max(alphas),
+        "count": len(alphas),
+    }
