@@ -59,6 +59,7 @@ def build(engine_args: Any) -> Any:
     from vllm.engine.arg_utils import EngineArgs
 
     from vllm_optimal_sampling.config.engine_args import check_engine_args, prepare_engine_args
+    from vllm_optimal_sampling.config.graph_sizes import choose_graph_sizes, has_own_sizes
     from vllm_optimal_sampling.config.refusals import check_supported
 
     create = inspect.unwrap(EngineArgs.create_engine_config)  # the hook's own, where the plugin is installed
@@ -68,4 +69,6 @@ def build(engine_args: Any) -> Any:
         config = create(engine_args)
         if asked:
             check_supported(config)
+            if not has_own_sizes(engine_args):
+                choose_graph_sizes(config)
     return config

@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from vllm_optimal_sampling.config.engine_args import check_engine_args, prepare_engine_args
+from vllm_optimal_sampling.config.graph_sizes import choose_graph_sizes, has_own_sizes
 from vllm_optimal_sampling.config.refusals import check_kv_cache, check_supported
 from vllm_optimal_sampling.config.settings import is_enabled
 from vllm_optimal_sampling.config.versions import is_supported_version
@@ -95,6 +96,8 @@ def _create_engine_config(original: Callable) -> Callable:
             with _holding(_building_asked_engine, True):
                 vllm_config = original(self, *args, **kwargs)
             check_supported(vllm_config)
+            if not has_own_sizes(self):
+                choose_graph_sizes(vllm_config)
             _remember_pair(vllm_config)
             return vllm_config
 
