@@ -22,9 +22,10 @@ TESTS ?= tests
 WORKERS ?= 2
 
 # vLLM's own environment variables where there is no GPU; empty where there is one.
-run = env $$(cat .venv/environment) $(site) .venv/bin/python
+run = env $$(cat .venv/environment) $(if $(path),PYTHONPATH=$(path)) .venv/bin/python
+path :=
 ifneq ($(VLLM),installed)
-site = PYTHONPATH=$(CURDIR)/.venv/vllm-$(VLLM)
+path := $(CURDIR)/.venv/vllm-$(VLLM)
 endif
 
 other_version = $$([ -s .venv/environment ] && echo --site .venv/vllm-0.33.0)
@@ -53,6 +54,7 @@ test-full: setup
 	$(run) scripts/test_full.py $(other_version) --tests $(TESTS)
 
 # Each leaves its result in tests/reliability/results; the first two go on where they were interrupted.
+soak: path := $(CURDIR)/tests:$(CURDIR)/examples/pair$(if $(path),:$(path))
 soak: setup
 	$(run) tests/reliability/fuzz.py
 	$(run) tests/reliability/distribution.py

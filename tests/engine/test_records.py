@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from audit import Reference, expected_log_q, greedy_tokens
-from requests_mix import KL_SYMMETRY, OPTED_OUT, TEACHER_ALONE, THETA_ALONE, Case, generate, token_ids
 from vllm import LLM, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.output_processor import RequestOutputCollector
 from vllm_optimal_sampling.kernels import Method
 
+from support.cases import KL_SYMMETRY, OPTED_OUT, TEACHER_ALONE, THETA_ALONE, Case, generate, token_ids
+from support.reference_models import Reference, expected_log_q, greedy_tokens
 from vllm_optimal_sampling.front_end.records import FIELDS, TokenRecords
 
 K = 3

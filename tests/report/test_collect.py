@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from written_rows import TEACHER, record, row, write
 
+from support.example_pair import TEACHER
+from support.written_rows import record, row, write
 from vllm_optimal_sampling.data.report import summarise
 from vllm_optimal_sampling.data.report.collect import BUFFERED_TOKENS, SHOWN_TOKENS
 from vllm_optimal_sampling.data.rows import RowsError, settings_path
