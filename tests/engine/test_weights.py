@@ -6,10 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from audit import Reference, RowAudit, find_runner
-from conftest import start_engine, stop_engine
-from models import save_model
-from requests_mix import generate, mixed_batch, theta_prompts
 from safetensors.torch import load_file
 from vllm.compilation.caching import aot_compile_hash_factors
 from vllm.config import WeightTransferConfig
@@ -17,6 +13,11 @@ from vllm.distributed.weight_transfer.base import WeightTransferEngine
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from support.cases import generate, mixed_batch, theta_prompts
+from support.engines import find_runner, start_engine, stop_engine
+from support.random_models import save_model
+from support.reference_models import Reference
+from support.row_audit import RowAudit
 from vllm_optimal_sampling.weights import reload_weights
 
 
