@@ -21,17 +21,19 @@ SUPPORTED = is_supported_version(vllm.__version__)
 
 SPECULATOR = "vllm.v1.worker.gpu.spec_decode.speculator"
 RUNNER = "vllm.v1.worker.gpu.model_runner:GPUModelRunner"
-GRAPHS = "vllm.v1.worker.gpu.spec_decode.target_dependent_ar.cudagraph_utils"
 
 # What is called or overridden without being patched: name -> parameters, in order; "..." ends the part that matters.
 CALLED: dict[str, str] = {
-    "vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator:StandaloneARSpeculator.__init__": "self vllm_config device",
-    "vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator:StandaloneARSpeculator._run_model": (
-        "self input_ids positions attn_metadata slot_mappings num_tokens_across_dp"
-    ),
-    "vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator:StandaloneARSpeculator.set_attn": (
+    f"{SPECULATOR}:DraftModelSpeculator.__init__": "self vllm_config device",
+    f"{SPECULATOR}:DraftModelSpeculator.load_draft_model": "self target_model target_attn_layer_names",
+    f"{SPECULATOR}:DraftModelSpeculator.set_attn": (
         "self model_state kv_cache_config block_tables target_input_buffers target_attn_groups"
     ),
+    f"{SPECULATOR}:DraftModelSpeculator._configure_decode_metadata_update": "self",
+    f"{SPECULATOR}:BaseSpeculator.init_cudagraph_manager": "self cudagraph_mode",
+    f"{SPECULATOR}:BaseSpeculator.capture": "self",
+    "vllm.model_executor.model_loader:get_model": "vllm_config ...",
+    "vllm.forward_context:set_forward_context": "attn_metadata vllm_config ...",
     f"{SPECULATOR}:DraftModelSpeculator._build_attn_metadata": (
         "self num_reqs batch_desc query_start_loc_np seq_lens_cpu_upper_bound step causal dcp_local_seq_lens slot_mappings"
     ),
@@ -48,10 +50,9 @@ CALLED: dict[str, str] = {
         "last_sampled next_prefill_tokens temperature seeds dp_sync_state dummy_run skip_attn_for_dummy_run mm_inputs "
         "is_profile num_speculative_tokens"
     ),
-    f"{GRAPHS}:SpeculatorCudaGraphManager.capture": (
-        "self forward_fn model_state input_buffers block_tables attn_groups kv_cache_config progress_bar_desc ..."
-    ),
-    f"{GRAPHS}:SpeculatorCudaGraphManager.specialize_spec_tokens": "self desc num_speculative_tokens",
+    "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.capture": "self create_forward_fn progress_bar_desc ...",
+    "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.run_fullgraph": "self desc",
+    "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.needs_capture": "self",
     "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.__init__": (
         "self vllm_config device cudagraph_mode decode_query_len ..."
     ),
@@ -121,7 +122,9 @@ FIELDS: dict[str, str] = {
         "num_computed_tokens_np prefill_len_np is_prefilling_np has_prefill"
     ),
     "vllm.v1.metrics.stats:SchedulerStats": "kv_connector_stats",
-    f"{GRAPHS}:SpeculatorBatchDescriptor": "cg_mode num_tokens num_reqs num_speculative_tokens",
+    "vllm.v1.worker.gpu.cudagraph_utils:BatchExecutionDescriptor": (
+        "cg_mode num_tokens num_reqs uniform_token_count max_query_len"
+    ),
 }
 
 
