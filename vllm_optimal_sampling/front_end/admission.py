@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError
 from vllm_optimal_sampling.config.settings import EngineSettings
+from vllm_optimal_sampling.config.theta import theta_model_config
 from vllm_optimal_sampling.config.tokenizers import load_theta_tokenizer
 from vllm_optimal_sampling.params import ARGUMENTS, ArgumentError, OptimalSamplingParams, parse_messages
 
@@ -34,10 +35,8 @@ class RequestResolver:
 
     def __init__(self, vllm_config: VllmConfig) -> None:
         """Read the engine's settings; theta's tokenizer is loaded with the first prompt that needs it."""
-        spec = vllm_config.speculative_config
-        assert spec is not None, "an engine with optimal sampling has a theta"
         self.vllm_config = vllm_config
-        self.theta_config = spec.draft_model_config
+        self.theta_config = theta_model_config(vllm_config)
         self.settings = EngineSettings.from_config(vllm_config)
         self._theta_tokenizer: TokenizerLike | None = None
         self._lock = threading.Lock()  # a fast tokenizer is not to be used by two threads at once
