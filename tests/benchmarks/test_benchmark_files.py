@@ -19,7 +19,7 @@ MEASURED = [path for path in RESULTS if not path.name.startswith("predicted-")]
 
 @pytest.mark.parametrize("document", table.DOCUMENTS, ids=lambda path: path.parent.name)
 def test_documents_have_what_the_files_say(document: Path) -> None:
-    wanted = table.render(table.load(table.HERE / "results"), table.DOCUMENTS[document])
+    wanted = table.DOCUMENTS[document](table.load(table.HERE / "results"))
     text = document.read_text()
     assert text == table.written_into(text, wanted), "run benchmarks/table.py --write"
 
@@ -73,6 +73,22 @@ def test_the_originals_configurations_share_a_table() -> None:
     assert text.count("optimal sampling, acceptance 0.9") == 1
     assert text.count("1.25 (1.20 to 1.30)") == 2
     assert "0.043 (57.7 of 1335.26, A100)" in text
+
+
+def test_the_first_table_is_of_gpus_alone() -> None:
+    """README's table has every configuration measured on a GPU, at the file's own figures, and none of a CPU's."""
+    results = table.load(table.HERE / "results")
+    text = table.first_table(results)
+    on_gpu = [one for one in results if one["benchmark"] == "heavy" and table.is_on_gpu(one)]
+    assert on_gpu
+    for result in on_gpu:
+        for configuration in result["configurations"]:
+            ratios = [configuration["methods"].get(f"optimal at {rate}") for rate in ("0.7", "0.8", "0.9")]
+            shown = " | ".join("" if one is None else f"{one['of_teacher']['median']:.2f}" for one in ratios)
+            assert f"| {configuration['batch']} x {configuration['max_tokens']} | " in text
+            assert f" | {shown} | " in text
+    assert "example" not in text
+    assert "on a GPU yet" in table.first_table([one for one in results if not table.is_on_gpu(one)])
 
 
 @pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)

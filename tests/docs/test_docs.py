@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from asking import TEACHER
 from blocks import DOCS, SMALL_OPTIONS, Block, blocks
-from serving import Server, start_server
+
+from support.example_pair import TEACHER
+from support.servers import Server, start_server
 
 ENGINE_SECONDS = 420
 

@@ -13,9 +13,11 @@ import vllm
 from vllm.plugins import load_general_plugins
 
 from vllm_optimal_sampling.config.versions import is_supported_version
-from vllm_optimal_sampling.hooks.patches import PATCHES, Patch
+from vllm_optimal_sampling.hooks import imports  # noqa: F401  registers the patches
+from vllm_optimal_sampling.hooks.registry import PATCHES, Patch
 
 SPECULATOR = "vllm.v1.worker.gpu.spec_decode.speculator"
+RUNNER = "vllm.v1.worker.gpu.model_runner:GPUModelRunner"
 GRAPHS = "vllm.v1.worker.gpu.spec_decode.target_dependent_ar.cudagraph_utils"
 
 # What is called or overridden without being patched: name -> parameters, in order; "..." ends the part that matters.
@@ -83,6 +85,30 @@ CALLED: dict[str, str] = {
     "vllm.v1.worker.gpu.sample.logits_processor.interface:LogitsProcessor.apply": "self logits ctx",
 }
 
+# What our subclasses override (`subclasses`, `worker/model_runner.py`, `worker/samplers.py`).
+OVERRIDDEN: dict[str, str] = {
+    "vllm.v1.core.sched.scheduler:Scheduler.__init__": (
+        "self vllm_config kv_cache_config structured_output_manager block_size hash_block_size mm_registry "
+        "include_finished_set log_stats"
+    ),
+    "vllm.v1.core.sched.scheduler:Scheduler.update_from_output": "self scheduler_output model_runner_output",
+    "vllm.v1.worker.gpu_worker:Worker.init_device": "self",
+    "vllm.v1.worker.cpu_worker:CPUWorker.init_device": "self",
+    "vllm.v1.worker.gpu_worker:Worker._set_draft_weight_update_target": "self",
+    f"{RUNNER}.load_model": "self load_dummy_weights args model kwargs",
+    f"{RUNNER}.initialize_kv_cache": "self kv_cache_config is_profiling kv_cache_allocation_context",
+    f"{RUNNER}.sample": "self hidden_states input_batch grammar_output",
+    f"{RUNNER}.reload_weights": "self weights_iterator weights_path is_checkpoint_format",
+    "vllm.v1.worker.gpu.sample.sampler:Sampler.sample": (
+        "self logits expanded_idx_mapping idx_mapping idx_mapping_np pos input_ids expanded_local_pos "
+        "seq_lens_upper_bound_np return_logprobs"
+    ),
+    "vllm.v1.worker.gpu.spec_decode.rejection_sampler:RejectionSampler._verify": (
+        "self logits draft_logits draft_sampled pos cu_num_logits idx_mapping idx_mapping_np expanded_idx_mapping "
+        "expanded_local_pos seq_lens_upper_bound_np verify_draft_sampled"
+    ),
+}
+
 FIELDS: dict[str, str] = {
     "vllm.v1.worker.gpu.sample.logits_processor.interface:LogitsContext": (
         "expanded_idx_mapping idx_mapping idx_mapping_np expanded_local_pos input_ids pos seq_lens_upper_bound_np"
@@ -107,6 +133,8 @@ def find(name: str) -> Any:
 def parameters(function: Any) -> list[str]:
     if hasattr(function, "arg_names"):  # a Triton kernel
         return list(function.arg_names)
+    if inspect.isclass(function):  # ours extends the one that it replaces
+        function = function.__base__
     return list(inspect.signature(inspect.unwrap(function)).parameters)
 
 
@@ -127,14 +155,14 @@ def test_patched(patch: Patch) -> None:
     if patch.parameters is None:
         assert isinstance(found, property) and hasattr(found.fget, "__wrapped__"), f"{patch.name} is not in place"
         return
-    assert found._optimal_sampling, f"{patch.name} is not in place"
+    assert found.is_patched, f"{patch.name} is not in place"
     # The original, as vLLM wrote it: our replacements pass on what they do not name.
     assert takes(found, list(patch.parameters))
 
 
-@pytest.mark.parametrize("name", CALLED)
-def test_called(name: str) -> None:
-    assert takes(find(name), CALLED[name].split())
+@pytest.mark.parametrize("name", [*CALLED, *OVERRIDDEN])
+def test_called_and_overridden(name: str) -> None:
+    assert takes(find(name), (CALLED | OVERRIDDEN)[name].split())
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -144,4 +172,3 @@ def test_fields(name: str) -> None:
 
 def test_the_installed_version_is_supported() -> None:
     assert is_supported_version(vllm.__version__)
-    assert not is_supported_version("0.31.9") and not is_supported_version("0.34.0")

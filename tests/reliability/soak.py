@@ -4,6 +4,7 @@ Clients stream and don't, chat and complete, sample several, give up (by closing
 time-out of their own), and come in bursts beyond `max_num_seqs`; the cache has so few blocks that long requests preempt
 one another. Each greedy answer is compared with brute force. Memory comes from /proc, the rest from /metrics.
 
+    export PYTHONPATH=tests:examples/pair
     python tests/reliability/soak.py                    # 30 minutes; result: tests/reliability/results/soak.json
     python tests/reliability/soak.py --minutes 0.7      # what CI runs
 """
@@ -30,8 +31,9 @@ from typing import Any
 import psutil
 from questions import Question, make_questions, tokens_of
 from record import Record
-from serving import Server
 from small_server import MAX_NUM_SEQS, NUM_BLOCKS, small_server
+
+from support.servers import Server
 
 CLIENTS = 2 * MAX_NUM_SEQS + 2
 SAMPLE_SECONDS = 5.0

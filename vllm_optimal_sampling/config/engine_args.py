@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError, listed
 from vllm_optimal_sampling.config.settings import KEY, NAME, PROCESSOR, EngineSettings
 from vllm_optimal_sampling.config.theta import EXACT_DRAFTERS, SELF, same_place
-from vllm_optimal_sampling.config.versions import SUPPORTED_VLLM, is_supported_version
+from vllm_optimal_sampling.config.versions import RANGE, is_supported_version
 from vllm_optimal_sampling.params import closest, shown
 
 if TYPE_CHECKING:
@@ -172,10 +172,9 @@ def check_engine_args(engine_args: EngineArgs) -> None:
     from vllm.version import __version__
 
     if not is_supported_version(__version__):
-        first, last = ("{}.{}".format(*version) for version in SUPPORTED_VLLM)
         raise UnsupportedEngineError(
-            f"optimal sampling works with vLLM >={first},<{last}, and this is vLLM {__version__}; "
-            f"run `pip install 'vllm>={first},<{last}'`, or use another release of vllm-optimal-sampling"
+            f"optimal sampling works with vLLM {RANGE}, and this is vLLM {__version__}; "
+            f"run `pip install 'vllm{RANGE}'`, or use another release of vllm-optimal-sampling"
         )
     settings = EngineSettings.from_mapping(engine_args.additional_config[KEY])
     speculative = engine_args.speculative_config

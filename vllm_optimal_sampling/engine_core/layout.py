@@ -62,6 +62,12 @@ class ThetaLayout:
         object.__setattr__(self, "offset", slot_offset(self.delta, self.block_size))
         object.__setattr__(self, "shift", slot_shift(self.delta, self.block_size))
 
+    @classmethod
+    def of_prompts(cls, theta_prompt: Sequence[int] | None, teacher_len: int, block_size: int) -> ThetaLayout:
+        """The layout of a request with these prompts; `theta_prompt` is None where theta reads the teacher's."""
+        delta = len(theta_prompt) - teacher_len if theta_prompt is not None else 0
+        return cls(theta_prompt, delta, block_size)
+
     def tokens_in_slots(self, start: int, end: int, teacher_tokens: Sequence[int], prompt_len: int) -> tuple[int, ...]:
         """Theta's tokens whose keys and values lie in slots [start, end): what a block's hash must know of theta.
 

@@ -19,6 +19,7 @@ from vllm_optimal_sampling.params import ARGUMENTS, ArgumentError, OptimalSampli
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.sampling_params import SamplingParams
     from vllm.tokenizers import TokenizerLike
     from vllm.v1.engine import EngineCoreRequest
 
@@ -263,6 +264,17 @@ class RequestResolver:
                 f"the {limit} that theta reads; lower it, or shorten {name}",
             )
         return left
+
+
+def without_min_p_and_bias(params: SamplingParams) -> SamplingParams:
+    """A copy of the parameters for vLLM's check of what goes with speculative decoding.
+
+    vLLM refuses `min_p` and `logit_bias` beside every drafter, and its V2 runner applies both to drafts that are verified.
+    Whatever else it checks, now or later, still sees the request's own values.
+    """
+    params = copy.copy(params)
+    params.min_p, params.logit_bias = 0.0, None
+    return params
 
 
 def refuse_beam_search(params: object) -> None:

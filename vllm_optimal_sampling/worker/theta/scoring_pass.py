@@ -312,9 +312,7 @@ class ScoringPass:
             ),
             slot_mapping={name: by_cache[cache] for name, cache in self.layer_names.items()},
         ):
-            return model(
-                input_ids=self.buffers.input_ids[:num_tokens], positions=self.buffers.positions[:num_tokens]
-            )
+            return model(input_ids=self.buffers.input_ids[:num_tokens], positions=self.buffers.positions[:num_tokens])
 
 
 class ScoringGraphs(CudaGraphManager):

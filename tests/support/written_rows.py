@@ -10,10 +10,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from support.example_pair import PAIR
 from vllm_optimal_sampling import cli
 
-TEACHER = Path(__file__).resolve().parents[2] / "examples" / "pair" / "teacher"
-TOKENIZER = Tokenizer.from_file(str(TEACHER / "tokenizer.json"))
+TOKENIZER = Tokenizer.from_file(str(PAIR / "teacher/tokenizer.json"))
 
 
 def row(number: int, text: str = "So the answer is 42.", **columns: Any) -> dict[str, Any]:

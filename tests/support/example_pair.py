@@ -7,8 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from serving import Server
 from transformers import AutoTokenizer
+
+from support.servers import Server
 
 PAIR = Path(__file__).resolve().parents[2] / "examples" / "pair"
 TEACHER, THETA = str(PAIR / "teacher"), str(PAIR / "theta")

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from audit import Reference, expected_log_q, find_runner
-from requests_mix import Case
 from vllm import LLM, SamplingParams
+
+from support.cases import Case
+from support.engines import find_runner
+from support.reference_models import Reference, expected_log_q
 
 # The rows are float32 through two models' forwards and the mix; observed up to 3e-5. A wrong order of two stages, a
 # penalty that counts a token too many, or a stage left out moves rows by 1e-2 and more.

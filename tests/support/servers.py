@@ -19,7 +19,7 @@ from typing import Any
 VLLM = [sys.executable, "-m", "vllm.entrypoints.cli.main"]
 """The command `vllm` of the interpreter that runs the tests."""
 
-SMALL = {
+SMALL_SERVER = {
     "dtype": "float32",
     "enforce-eager": True,
     "max-model-len": 256,

@@ -19,13 +19,13 @@ from math import isinf
 from typing import Any
 
 import torch
-from requests_mix import Case
-from transformers import AutoModelForCausalLM
 from vllm import LLM
 from vllm_optimal_sampling.kernels import NEVER, Method
 from vllm_optimal_sampling.kernels.reference import mix
 
-from vllm_optimal_sampling.worker.processor import OptimalSamplingLogitsProcessor
+from support.engines import find_processor, find_runner
+from support.reference_models import Reference, expected_log_q
+from vllm_optimal_sampling.worker.theta.scorer import ThetaScorer
 
 # A float32 forward of these models against float64, through other attention kernels and other reductions: observed
 # up to 3e-5 nats on log-probabilities above 1e-6. A wrong token, position or block moves rows by 0.1 and more.
@@ -51,7 +51,7 @@ class Row:
     theta_prompt: list[int] | None
     settings: dict[str, float]
     enabled: bool
-    theta: torch.Tensor
+    theta: torch.Tensor | None  # None where theta has nothing to do with the request
     before: torch.Tensor
     after: torch.Tensor
 
@@ -65,38 +65,6 @@ class Report:
     q_error: float = 0.0
     total_variation: float = 0.0
     by_draft_position: Counter = field(default_factory=Counter)
-
-
-class Reference:
-    """Both models in float64, and nothing of vLLM."""
-
-    def __init__(self, teacher: str, theta: str):
-        self.teacher = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float64).eval()
-        self.theta = AutoModelForCausalLM.from_pretrained(theta, dtype=torch.float64).eval()
-        self._known: dict[tuple[int, tuple[int, ...]], torch.Tensor] = {}
-
-    @torch.inference_mode()
-    def logits(self, model: Any, tokens: Sequence[int]) -> torch.Tensor:
-        """Logits [vocab] after `tokens`, in float64. A sequence's prefixes are kept, so trajectories cost one pass."""
-        key = (id(model), tuple(tokens))
-        if key not in self._known:
-            rows = model(torch.tensor([list(tokens)])).logits[0]
-            for length in range(len(tokens), 0, -1):
-                prefix = (id(model), tuple(tokens[:length]))
-                if prefix in self._known:
-                    break
-                self._known[prefix] = rows[length - 1]
-        return self._known[key]
-
-
-def find_processor(llm: LLM) -> OptimalSamplingLogitsProcessor:
-    return find_runner(llm).sampler.logits_processors[0]
-
-
-def find_runner(llm: LLM) -> Any:
-    """The model runner of an engine that lives in this process (VLLM_ENABLE_V1_MULTIPROCESSING=0)."""
-    core = llm.llm_engine.engine_core.engine_core
-    return core.model_executor.driver_worker.worker.model_runner
 
 
 class RowAudit:
@@ -118,7 +86,7 @@ class RowAudit:
 
     def _listen(self, logits: torch.Tensor, ctx: Any) -> torch.Tensor:
         theta = self.processor.theta
-        assert theta is not None and theta.draft_logits is not None
+        assert theta is not None
         states, requests = self.runner.req_states, theta.requests
         before = logits.clone()
         after = self._apply(logits, ctx)
@@ -133,6 +101,9 @@ class RowAudit:
             tokens = states.all_token_ids.gpu[slot, : first + 1].tolist() + ctx.input_ids[i - j + 1 : i + 1].tolist()
             theta_len = int(requests.prompt_len.np[slot])
             settings = {name: getattr(requests.settings, name)[slot].item() for name in vars(requests.settings)}
+            enabled = settings["first_position"] != NEVER
+            # A theta that scores has nothing to do with requests that opted out; one that drafts reads along.
+            reads = enabled or not isinstance(theta, ThetaScorer)
             self.rows.append(
                 Row(
                     request=states.index_to_req_id[slot],
@@ -144,8 +115,8 @@ class RowAudit:
                     prompt_len=int(states.prompt_len.np[slot]),
                     theta_prompt=requests.prompts.gpu[slot, :theta_len].tolist() if theta_len else None,
                     settings=settings,
-                    enabled=settings["first_position"] != NEVER,
-                    theta=theta.draft_logits[slot, j].clone(),
+                    enabled=enabled,
+                    theta=theta.rows[slot, j].clone() if reads else None,
                     before=before[i],
                     after=after[i].clone(),
                 )
@@ -186,10 +157,12 @@ class RowAudit:
         report.rows += 1
         report.by_draft_position[row.draft_position] += 1
         shared = min(teacher.shape[-1], theta.shape[-1])
-        theta_error = _log_prob_error(row.theta[:shared].double().log_softmax(-1), theta[:shared].log_softmax(-1))
-        report.theta_error = max(report.theta_error, theta_error)
-        if theta_error > MAX_LOG_PROB_ERROR:
-            raise AuditError(f"theta's row is off by {theta_error:.3g} nats: {where}")
+        if row.theta is not None:
+            theta_error = _log_prob_error(row.theta[:shared].double().log_softmax(-1), theta[:shared].log_softmax(-1))
+            report.theta_error = max(report.theta_error, theta_error)
+            # A poisoned cache may leave NaN, which is beyond every tolerance too.
+            if not theta_error <= MAX_LOG_PROB_ERROR:
+                raise AuditError(f"theta's row is off by {theta_error:.3g} nats: {where}")
         if not row.enabled:
             if not torch.equal(row.before, row.after):
                 raise AuditError(f"a row of an opted-out request was changed: {where}")
@@ -222,45 +195,6 @@ def _expected(row: Row, teacher: torch.Tensor, theta: torch.Tensor) -> torch.Ten
         )
     mixture = mix(teacher, theta, **{**settings, "method": method, "support_top_k": int(settings["support_top_k"])})
     return mixture.log_q.log_softmax(-1)
-
-
-def expected_log_q(
-    teacher: torch.Tensor,  # [vocab] float64 logits
-    theta: torch.Tensor,  # [vocab] float64 logits
-    method: float = Method.KL_SYMMETRY,
-    alpha: float = 0.5,
-    alpha_min: float = 0.0,
-    alpha_max: float = 1.0,
-) -> torch.Tensor:
-    method = Method(int(method))
-    if method not in (Method.KL_SYMMETRY, Method.FIXED):
-        raise NotImplementedError(
-            f"only kl_symmetry and fixed are written down here; kernels.reference has {method.name}"
-        )
-    u, v = theta.log_softmax(-1), teacher.log_softmax(-1)
-    low, high = (0.0, 1.0) if method is Method.KL_SYMMETRY else (alpha,) * 2
-    while high - low > 1e-12:  # E_q[log teacher - log theta] grows with alpha; KL symmetry is where it is 0
-        middle = (low + high) / 2
-        gap = (torch.lerp(u, v, middle).softmax(-1) * (v - u)).sum()
-        low, high = (low, middle) if gap > 0 else (middle, high)
-    alpha = min(max((low + high) / 2, alpha_min), alpha_max)
-    return torch.lerp(u, v, alpha).log_softmax(-1)
-
-
-def greedy_tokens(reference: Reference, case: Case, max_tokens: int) -> list[int]:
-    """The tokens of a greedy request, one float64 forward of each model at a time."""
-    arguments = dict(case.arguments)
-    enabled = arguments.pop("optimal_sampling", True)
-    if "alpha_method" in arguments:
-        arguments["method"] = Method[arguments.pop("alpha_method").upper()]
-    tokens: list[int] = []
-    while len(tokens) < max_tokens:
-        log_q = reference.logits(reference.teacher, [*case.prompt, *tokens])
-        if enabled:
-            prompt = case.prompt if case.theta_prompt is None else case.theta_prompt
-            log_q = expected_log_q(log_q, reference.logits(reference.theta, [*prompt, *tokens]), **arguments)
-        tokens.append(int(log_q.argmax()))
-    return tokens
 
 
 def _log_prob_error(found: torch.Tensor, expected: torch.Tensor) -> float:
