@@ -2,8 +2,9 @@
 
 A theta that drafts needs inputs at three moments of a step: for its part of a prompt chunk (`chunk_inputs`), at the
 start of its round after sampling (`round_inputs`) and for each further decode of the round (`advance_round`). One that
-scores needs them once, for prompt chunks and the step's own tokens together (`scoring_inputs`). All index per-request state by the
-request slot; a slot of -1 marks a row that must not touch anything (a request still in its prompt, or padding).
+scores needs them once, for prompt chunks and the step's own tokens together (`scoring_inputs`). All index per-request
+state by the request slot; a slot of -1 marks a row that must not touch anything (a request still in its prompt, or
+padding).
 """
 
 import torch

@@ -22,6 +22,7 @@ from vllm.lora.request import LoRARequest
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.lora_utils import create_lora_capture_hook, get_lora_capture_cases
 from vllm.v1.worker.gpu.states import RequestState
+from vllm.v1.worker.utils import clear_layer_kv_caches
 
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError, first_line
 from vllm_optimal_sampling.config.theta import theta_lora
@@ -77,16 +78,8 @@ class OneModelScorer(ThetaScorer):
             ) from error
 
     def update_adapter(self, runner: Any, path: str) -> None:
-        """Make another adapter of the teacher theta, between steps. Cached blocks of the old one must not be reused.
-
-        Raises:
-            ValueError: theta has no adapter, or this one cannot be loaded; the old one stays.
-
-        """
         if self.adapter is None:
-            raise ValueError(
-                'this engine\'s theta has no adapter to replace; start it with "theta_lora" in its settings'
-            )
+            super().update_adapter(runner, path)
         adapter = LoRARequest("theta", THETA_LORA_ID, path)
         self._load_adapter(runner, LoRARequest("theta", THETA_LORA_ID, path, load_inplace=True))
         self.adapter = adapter
@@ -107,8 +100,13 @@ class OneModelScorer(ThetaScorer):
         if self.offset is not None:
             self.scoring.capture(runner.model, create_lora_capture_hook(runner.lora_config, runner))
 
-    def profile(self, hidden_states: torch.Tensor, runner: Any) -> None:
-        self._profile_rows()
+    def reload_weights(self, *args: Any, **kwargs: Any) -> None:
+        self.check_own_weights()
+
+    def check_own_weights(self) -> None:
+        raise ValueError(
+            "theta has no weights of its own here, it is the teacher; update the teacher, or theta's adapter (theta_lora)"
+        )
 
     # A step
 
@@ -154,7 +152,6 @@ class OneModelScorer(ThetaScorer):
 
     @property
     def runs_fused(self) -> bool:
-        """Whether the step that is being executed is one forward for both."""
         return self._fused is not None
 
     def _forward_apart(self, runner: Any, rows: Rows, batch: InputBatch) -> Any:
@@ -170,6 +167,7 @@ class OneModelScorer(ThetaScorer):
         apart = not self.runs_fused
         if apart:
             self._run_apart(runner, batch)
+        self._fused = None
         if not self._wanted:
             yield
             return
@@ -188,6 +186,9 @@ class OneModelScorer(ThetaScorer):
         if apart and self.lora_config is not None:  # as vLLM had it: logits of prompts may still be wanted
             inputs = runner.lora_state.make_lora_inputs(batch.req_ids, batch.idx_mapping_np, batch.num_scheduled_tokens)
             runner.set_loras_of_rows(*inputs)
+
+    def release(self) -> None:
+        clear_layer_kv_caches(self.layers[twin] for twin in self.twins.values())
 
     def _compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError("the teacher's head computes both models' logits")

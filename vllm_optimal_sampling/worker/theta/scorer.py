@@ -31,6 +31,7 @@ from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import get_max_chunk_logits
 from vllm.v1.worker.gpu.states import RequestState
+from vllm.v1.worker.utils import clear_layer_kv_caches
 
 from vllm_optimal_sampling.config.refusals import unreadable_weights
 from vllm_optimal_sampling.config.theta import theta_model_config
@@ -124,6 +125,10 @@ class ThetaScorer(ABC):
         """Numbers of adapters that a forward of decodes may hold."""
         return [0]
 
+    @abstractmethod
+    def release(self) -> None:
+        """Let go of theta's cache, at the engine's end."""
+
     @contextmanager
     def capturing(self, runner: Any) -> Iterator[None]:
         """While the model runner captures its CUDA graphs: theta's are captured behind them, before workspaces lock."""
@@ -138,19 +143,11 @@ class ThetaScorer(ABC):
     def capture(self, runner: Any) -> None:
         """Capture theta's CUDA graphs."""
 
-    @abstractmethod
-    def profile(self, hidden_states: torch.Tensor, runner: Any) -> None:
-        """Take the memory that a step with theta takes at most beyond the teacher's own, for vLLM's memory profile.
-
-        Args:
-            hidden_states: [requests, hidden size], the teacher's, of the profile's last tokens.
-            runner: the model runner.
-        """
-
-    def _profile_rows(self) -> None:
+    def profile(self) -> None:
+        """Take the memory that sampling with theta takes at most beyond the teacher's own, for vLLM's memory profile."""
         # vLLM profiles one row a request. A step verifies K + 1 of both models: all in the head's dtype, a chunk in float32.
         vocab_size = self.rows.shape[-1]
-        num_rows = min(2 * self.max_num_reqs * (self.num_speculative_steps + 1), 2 * self.max_num_tokens)
+        num_rows = 2 * min(self.max_num_reqs * (self.num_speculative_steps + 1), self.max_num_tokens)
         rows = self.rows.new_empty(num_rows, vocab_size)
         chunk = rows.new_empty(min(num_rows, get_max_chunk_logits(vocab_size)), vocab_size, dtype=torch.float32)
         del rows, chunk
@@ -160,6 +157,11 @@ class ThetaScorer(ABC):
     def begin_step(self, batch: InputBatch) -> None:
         """Look at the step that the model runner is about to run. `batch` is vLLM's, its inputs laid out."""
         self._wanted.clear()
+
+    @property
+    def runs_fused(self) -> bool:
+        """Whether the step that is being executed is one forward for both models."""
+        return False
 
     @contextmanager
     def standing_in(self, runner: Any) -> Iterator[None]:
@@ -209,7 +211,6 @@ class ThetaScorer(ABC):
     def _chunks(self, batch: InputBatch, batch_rows: np.ndarray) -> Rows:
         """Theta's part of prompt chunks, whose positions the host knows: no draft before them could be rejected."""
         slots = batch.idx_mapping_np[batch_rows]
-        delta = self.requests.delta.np[slots].astype(np.int64)
         prefill_len = batch.prefill_len_np[batch_rows].astype(np.int64)
         begin = batch.num_computed_tokens_np[batch_rows].astype(np.int64)
         # A one-token prompt chunk may come padded with placeholder drafts; they are no part of the prompt.
@@ -277,6 +278,23 @@ class ThetaScorer(ABC):
         rows = self.rows[:, :, : self.common_vocab_size]
         rows[at[0], at[1]] = logits[:, : self.common_vocab_size].to(rows.dtype)
 
+    def update_adapter(self, runner: Any, path: str) -> None:
+        """Make another adapter theta, between steps. Cached blocks of the old one must not be reused.
+
+        Raises:
+            ValueError: theta has no adapter, or this one cannot be loaded; the old one stays.
+
+        """
+        raise ValueError('theta has no adapter to replace in this engine; start it with "theta_lora" in its settings')
+
+    @abstractmethod
+    def reload_weights(self, *args: Any, **kwargs: Any) -> None:
+        """New weights for theta, as vLLM reloads a target: from a path, an iterator, or where they came from."""
+
+    @abstractmethod
+    def check_own_weights(self) -> None:
+        """Raise ValueError where new weights for theta would be new weights for the teacher."""
+
     @abstractmethod
     def _forward_apart(self, runner: Any, rows: Rows, batch: InputBatch) -> Any:
         """The output of theta's model for rows of theta alone."""
@@ -323,15 +341,14 @@ class TwoModelsScorer(ThetaScorer):
     def capture(self, runner: Any) -> None:
         self.scoring.capture(self.model, None)
 
-    def profile(self, hidden_states: torch.Tensor, runner: Any) -> None:
-        self._profile_rows()
+    def release(self) -> None:
+        clear_layer_kv_caches(self.model.modules())
 
     def reload_weights(self, *args: Any, **kwargs: Any) -> None:
-        """Reload theta in place, as vLLM reloads a target: from a path, an iterator, or where it came from."""
         reload_weights(self._theta_config, self.model, *args, **kwargs)
 
     def check_own_weights(self) -> None:
-        """Theta has weights of its own: nothing to refuse."""
+        pass
 
     def _forward_apart(self, runner: Any, rows: Rows, batch: InputBatch) -> Any:
         return self.scoring.run(self.model, rows, batch)
