@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError, listed
 from vllm_optimal_sampling.config.settings import KEY, NAME, PROCESSOR, EngineSettings
-from vllm_optimal_sampling.config.theta import EXACT_DRAFTERS, SELF, same_place
+from vllm_optimal_sampling.config.theta import EXACT_DRAFTERS, SELF, reserved_lora_slots, same_place
 from vllm_optimal_sampling.config.versions import RANGE, is_supported_version
 from vllm_optimal_sampling.params import closest, shown
 
@@ -82,7 +82,7 @@ def prepare_engine_args(engine_args: EngineArgs) -> Iterator[bool]:
         if settings.theta is None:
             speculative = _filled_in(speculative, engine_args.spec_method)
         engine_args.speculative_config = speculative
-    if settings.theta_lora is not None:
+    if settings.theta == SELF and (engine_args.enable_lora or settings.theta_lora is not None):
         _enable_lora(engine_args, settings.theta_lora)
     try:
         yield True
@@ -124,17 +124,13 @@ def _draft_model(speculative: Mapping[str, Any]) -> str | None:
     return None if is_drafter and speculative.get("method") is None else model
 
 
-def _enable_lora(engine_args: EngineArgs, adapter: str) -> None:
+def _enable_lora(engine_args: EngineArgs, adapter: str | None) -> None:
     """Make room for theta's adapter, beside those that requests may name."""
-    from vllm.platforms import current_platform
-
     slots = engine_args.max_loras if engine_args.enable_lora else 0
-    # vLLM's LoRA operations on CPUs read "no adapter" (-1) as the last slot, which therefore has to stay empty.
-    slots += 2 if current_platform.is_cpu() else 1
     engine_args.enable_lora = True
-    engine_args.max_loras = slots
+    engine_args.max_loras = slots + reserved_lora_slots(adapter)
     if engine_args.max_cpu_loras is not None:
-        engine_args.max_cpu_loras = max(engine_args.max_cpu_loras, slots)
+        engine_args.max_cpu_loras = max(engine_args.max_cpu_loras, engine_args.max_loras)
 
 
 def _filled_in(speculative: Mapping[str, Any], spec_method: str | None) -> dict[str, Any]:

@@ -113,6 +113,8 @@ def _engine_problems(config: VllmConfig) -> Iterator[str]:
     for what, is_so in table.items():
         if is_so:
             yield f"it is not shown exact with {what}"
+    if scores_itself(config):
+        yield from _one_model_problems(config)
     if spec is None or scores(config):
         return
     if spec.draft_parallel_config.tensor_parallel_size != parallel.tensor_parallel_size:
@@ -126,6 +128,22 @@ def _engine_problems(config: VllmConfig) -> Iterator[str]:
         yield (
             f"theta has to read whole sequences, and speculative_config's max_model_len={spec.max_model_len} is below "
             f"the teacher's {model.max_model_len}; drop it, or lower --max-model-len"
+        )
+
+
+def _one_model_problems(config: VllmConfig) -> Iterator[str]:
+    scheduler, cache_dtype = config.scheduler_config, str(config.cache_config.cache_dtype)
+    needed = 2 * scheduler.max_num_seqs * (config.num_speculative_tokens + 1)
+    if config.lora_config is not None and scheduler.max_num_batched_tokens < needed:
+        yield (
+            f"vLLM's LoRA operations take max_num_batched_tokens={scheduler.max_num_batched_tokens} rows, and a step of "
+            f"max_num_seqs={scheduler.max_num_seqs} requests may have {needed} of both models; raise the first, or lower "
+            "the second"
+        )
+    if "per_token_head" in cache_dtype:
+        yield (
+            f"a KV cache of {cache_dtype} keeps its scales apart for each layer, where theta's would not be found; use "
+            "another --kv-cache-dtype"
         )
 
 

@@ -37,6 +37,25 @@ def theta_lora(vllm_config: VllmConfig) -> str | None:
     return _setting(vllm_config, "theta_lora")
 
 
+def reserved_lora_slots(adapter: str | None) -> int:
+    """Adapters that an engine whose theta is the teacher itself must have room for beside those of requests.
+
+    Args:
+        adapter: theta's, None where it has none.
+    """
+    from vllm.platforms import current_platform
+
+    # vLLM's LoRA operations on CPUs read "no adapter" (-1) as the last slot, which therefore has to stay empty.
+    return (adapter is not None) + bool(current_platform.is_cpu())
+
+
+def max_request_loras(vllm_config: VllmConfig) -> int:
+    """The adapters that requests of one step may name."""
+    if vllm_config.lora_config is None:
+        return 0
+    return vllm_config.lora_config.max_loras - reserved_lora_slots(theta_lora(vllm_config))
+
+
 def _setting(vllm_config: VllmConfig, name: str) -> Any:
     additional = vllm_config.additional_config
     return additional[KEY].get(name) if is_enabled(vllm_config) and isinstance(additional, dict) else None

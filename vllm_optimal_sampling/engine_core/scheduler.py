@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
 
 from vllm_optimal_sampling import wire
 from vllm_optimal_sampling.config.refusals import check_kv_cache
-from vllm_optimal_sampling.config.theta import scores
+from vllm_optimal_sampling.config.theta import max_request_loras, scores, scores_itself
 from vllm_optimal_sampling.engine_core.layout import ThetaLayout
 
 Hasher = Callable[[Any], list]
@@ -28,6 +29,10 @@ class ThetaSchedulerMixin:
         super().__init__(vllm_config, *args, **kwargs)  # type: ignore[call-arg]
         # A theta that drafts reads requests that opted out too, to draft for them.
         self._theta_scores = scores(vllm_config)
+        if scores_itself(vllm_config) and vllm_config.lora_config is not None:
+            # Not of theta's own adapter: so many of requests may be scheduled together.
+            self.lora_config = copy.copy(vllm_config.lora_config)
+            self.lora_config.max_loras = max_request_loras(vllm_config)
         manager = self.kv_cache_manager
         check_kv_cache(vllm_config, manager.kv_cache_config, self.block_size)
         # A shorter theta prompt ends up to a block beyond the teacher's last slot (see `layout`).

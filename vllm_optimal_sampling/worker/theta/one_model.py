@@ -52,6 +52,7 @@ class OneModelScorer(ThetaScorer):
     # Set-up
 
     def load(self, runner: Any) -> None:
+        self._lora_ids: np.ndarray = runner.lora_state.lora_ids
         self.layers = self.vllm_config.compilation_config.static_forward_context
         self.twins = add_twin_layers(self.vllm_config, getattr(runner.speculator, "draft_attn_layer_names", set()))
         if self.adapter is not None:
@@ -121,7 +122,7 @@ class OneModelScorer(ThetaScorer):
         if self.offset is None or batch.has_prefill or not len(sampled):
             return None
         theirs = self.decode_rows(batch, sampled)
-        if batch.num_tokens + theirs.num_tokens > self.max_num_tokens:
+        if batch.num_tokens + theirs.num_tokens > self.max_num_tokens or not self._fits_lora_buffers(batch):
             return None
         return joined(self.decode_rows(batch, np.arange(batch.num_reqs), of_teacher=True), theirs)
 
@@ -175,7 +176,7 @@ class OneModelScorer(ThetaScorer):
         slots = np.concatenate([wanted[1] for wanted in self._wanted])
         drafts = np.concatenate([wanted[2] for wanted in self._wanted])
         if apart and self.lora_config is not None:
-            rows = self._loras_of_logits(runner, batch, len(slots))
+            rows = self._loras_of_logits(batch, len(slots))
             runner.set_loras_of_rows(rows, rows, self._adapters(runner, batch))
         model = runner.model
         runner.model = _Logits(model, hidden_states, lambda logits: self._keep(logits, slots, drafts))
@@ -195,6 +196,13 @@ class OneModelScorer(ThetaScorer):
 
     # Adapters
 
+    def _fits_lora_buffers(self, batch: InputBatch) -> bool:
+        """Whether vLLM's LoRA operations have room for the runs of one adapter in a forward for both, one more than alone."""
+        if self.lora_config is None:
+            return True
+        changes = np.count_nonzero(np.diff(self._lora_ids[batch.idx_mapping_np]))
+        return int(changes) + 2 <= self.max_num_reqs
+
     @property
     def lora_config(self) -> Any:
         return self.vllm_config.lora_config
@@ -210,7 +218,7 @@ class OneModelScorer(ThetaScorer):
         assert rows is not None and batch is not None
         theirs = rows.num_tokens - batch.num_tokens
         return (
-            self._loras_of_logits(runner, batch, theirs),
+            self._loras_of_logits(batch, theirs),
             (*tokens, *self._thetas(theirs)),
             self._adapters(runner, batch),
         )
@@ -218,8 +226,8 @@ class OneModelScorer(ThetaScorer):
     def _thetas(self, count: int) -> tuple[int, ...]:
         return (0 if self.adapter is None else THETA_LORA_ID,) * count
 
-    def _loras_of_logits(self, runner: Any, batch: InputBatch, theirs: int) -> tuple[int, ...]:
-        mine = runner.lora_state.lora_ids[batch.idx_mapping_np].repeat(np.diff(batch.cu_num_logits_np))
+    def _loras_of_logits(self, batch: InputBatch, theirs: int) -> tuple[int, ...]:
+        mine = self._lora_ids[batch.idx_mapping_np].repeat(np.diff(batch.cu_num_logits_np))
         return (*mine.tolist(), *self._thetas(theirs))
 
     def _adapters(self, runner: Any, batch: InputBatch) -> set[Any]:
