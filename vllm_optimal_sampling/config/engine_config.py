@@ -36,7 +36,8 @@ def create_engine_config(engine_args: EngineArgs, create: Callable[[], VllmConfi
         with _builds_with_theta():
             vllm_config = create()
     check_supported(vllm_config)
-    vars(vllm_config.speculative_config)["drafts_with_theta"] = True
+    if vllm_config.speculative_config is not None:
+        vars(vllm_config.speculative_config)["drafts_with_theta"] = True
     _use_own_classes(vllm_config)
     return vllm_config
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError
 from vllm_optimal_sampling.config.settings import EngineSettings
+from vllm_optimal_sampling.config.theta import max_request_loras, theta_model_config
 from vllm_optimal_sampling.config.tokenizers import load_theta_tokenizer
 from vllm_optimal_sampling.params import ARGUMENTS, ArgumentError, OptimalSamplingParams, parse_messages
 
@@ -35,10 +36,8 @@ class RequestResolver:
 
     def __init__(self, vllm_config: VllmConfig) -> None:
         """Read the engine's settings; theta's tokenizer is loaded with the first prompt that needs it."""
-        spec = vllm_config.speculative_config
-        assert spec is not None, "an engine with optimal sampling has a theta"
         self.vllm_config = vllm_config
-        self.theta_config = spec.draft_model_config
+        self.theta_config = theta_model_config(vllm_config)
         self.settings = EngineSettings.from_config(vllm_config)
         self._theta_tokenizer: TokenizerLike | None = None
         self._lock = threading.Lock()  # a fast tokenizer is not to be used by two threads at once
@@ -74,6 +73,11 @@ class RequestResolver:
         try:
             if request.prompt_embeds is not None or request.prompt_token_ids is None:
                 raise ArgumentError("prompt_embeds", "theta cannot read prompt embeddings; send text or token ids")
+            if request.lora_request is not None and max_request_loras(self.vllm_config) < 1:
+                raise ArgumentError(
+                    "lora_request",
+                    "this engine has no room for adapters of requests; start it with --enable-lora, which makes some",
+                )
             params = self._params(extra_args)
             if request.resumable:
                 self._check_streaming(params)
