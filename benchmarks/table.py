@@ -32,9 +32,13 @@ SHOWN = {
 }
 
 
-def load(folder: Path) -> list[dict[str, Any]]:
+FOLDERS = (HERE / "results", HERE / "predictions")
+
+
+def load(*folders: Path) -> list[dict[str, Any]]:
     """All results, with the name of their file as `file`."""
-    return [json.loads(path.read_text()) | {"file": path.name} for path in sorted(folder.glob("*.json"))]
+    paths = [path for folder in folders or FOLDERS for path in sorted(folder.glob("*.json"))]
+    return [json.loads(path.read_text()) | {"file": path.name} for path in paths]
 
 
 def number(value: float) -> str:
@@ -140,7 +144,7 @@ def ratio_row(result: dict[str, Any], configuration: dict[str, Any]) -> str:
 
 def pair_of(result: dict[str, Any]) -> str:
     """A pair by its sizes: "Qwen2.5 3B with 1.5B"."""
-    name = result["pair"]["name"]
+    name = result["pair"] if isinstance(result["pair"], str) else result["pair"]["name"]
     family, _, sizes = name.partition("-")
     return f"{family.capitalize()} {sizes.upper().replace('-', ' with ')}" if family.startswith("qwen") else name
 
@@ -434,13 +438,25 @@ def waits(result: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def fit(result: dict[str, Any]) -> list[str]:
+    """The figures of a GPU that predictions are made from."""
+    one = result["hardware"]
+    return [
+        f"**Fitted, not measured: the figures of one {result['device']} behind the predictions below.** "
+        f"{one['efficiency']:.0%} of {one['bandwidth'] / 1e12:g} TB/s, {one['peak_efficiency']:.0%} of "
+        f"{one['peak'] / 1e12:g} TFLOP/s, {one['layer_floor'] * 1e6:.0f} us a layer beside reading its weights and "
+        f"{one['layer_per_request'] * 1e6:.2f} us more a request; the host takes {one['host_step'] * 1e3:.1f} ms a step "
+        f"and {one['host_per_request'] * 1e6:.0f} us a request. Seconds of the {len(result['batches'])} batches it was "
+        f"fitted to: {result['median_error']:.1%} off (median), {result['largest_error']:.0%} at most; "
+        f"`benchmarks/results/{result['file']}`",
+        "",
+    ]
+
+
 def roofline(result: dict[str, Any]) -> list[str]:
-    hardware = result["hardware"]
     lines = [
-        f"**Predicted, not measured: the {result['pair']} pair** on a machine of {hardware['bandwidth'] / 1e12:g} TB/s and "
-        f"{hardware['peak'] / 1e12:g} TFLOP/s, both used to {hardware['efficiency']:.0%}, with {hardware['launch'] * 1e3:g} ms "
-        f"a step and {hardware['graph_launch'] * 1e6:g} us a forward of theta beside the kernels, {result['context']} tokens "
-        f"a request; `benchmarks/results/{result['file']}`",
+        f"**Predicted, not measured: {pair_of(result)}**, {result['context']} tokens a request, steady state, at the best "
+        f"number of drafts; {result['what'].removeprefix('PREDICTED ')}; `benchmarks/predictions/{result['file']}`",
         "",
         "| acceptance | of the teacher alone, batch 1, 8, 32, 128 | break-even | `num_speculative_tokens_per_batch_size` |",
         "| --- | --- | --- | --- |",
@@ -461,6 +477,7 @@ SECTIONS = {
     "waits": waits,
     "model": model,
     "growth": growth,
+    "fit": fit,
     "roofline": roofline,
 }
 
@@ -524,11 +541,11 @@ def written_into(text: str, table: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--results", type=Path, nargs="*", default=FOLDERS)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args()
-    results = load(given.results)
+    results = load(*given.results)
     for document, render_document in DOCUMENTS.items():
         table = render_document(results)
         if not given.write and not given.check:
