@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from vllm_optimal_sampling.data.generate.errors import SettingsError
-from vllm_optimal_sampling.data.generate.inputs import InputRow
+from vllm_optimal_sampling.data.generate.input_row import InputRow
 from vllm_optimal_sampling.data.generate.jobs import jobs, seed_of
-from vllm_optimal_sampling.data.generate.output import FinishedSamples, Output, line_of
+from vllm_optimal_sampling.data.generate.output import FinishedSamples, Output
+from vllm_optimal_sampling.data.generate.output_row import line_of
 from vllm_optimal_sampling.data.generate.settings import settings_from
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from vllm_optimal_sampling.data.generate.errors import RowError, RunError
-from vllm_optimal_sampling.data.generate.inputs import InputRow
+from vllm_optimal_sampling.data.generate.input_row import InputRow
 from vllm_optimal_sampling.data.generate.jobs import Sample, jobs
 from vllm_optimal_sampling.data.generate.output import Output
 from vllm_optimal_sampling.data.generate.progress import Figures, Progress

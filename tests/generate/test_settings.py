@@ -196,11 +196,23 @@ def test_a_privileged_column_in_thetas_template_stops_the_command(tmp_path: Path
 def test_an_option_that_nobody_knows(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "in.jsonl", problems(1))
     options = ["--teacher", TEACHER, "--theta", THETA, "--input", str(source), "--output", str(tmp_path / "rows.jsonl")]
-    done = run(*options, "--theta-template", "{{ problem }}", "--max-modellen", "256")
+    for unknown in (["--max-modellen", "256"], ["--privilged", "answer", "--dry-run"]):
+        done = run(*options, "--theta-template", "{{ problem }}", *unknown)
+        assert done.returncode == 2
+        assert (
+            f"this command nor vLLM's engine takes these options: unrecognized arguments: {' '.join(unknown[:2])}"
+            in (done.stderr)
+        )
+
+
+def test_an_option_with_two_values(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", problems(1))
+    options = ["--teacher", TEACHER, "--theta", THETA, "--input", str(source), "--output", str(tmp_path / "rows.jsonl")]
+    options += ["--theta-template", "{{ problem }}", "--dry-run", "--alpha-max", "0.5"]
+    done = run(*options, "--alpha-max", "0.9")
     assert done.returncode == 2
-    assert "neither this command nor vLLM's engine takes these options: unrecognized arguments: --max-modellen 256" in (
-        done.stderr
-    )
+    assert "--alpha-max is given twice, with 0.5 and with 0.9; give it once" in done.stderr
+    assert run(*options, "--alpha-max", "0.5").returncode == 0
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -78,14 +78,9 @@ def _constant(node: nodes.Node) -> str | None:
 
 
 def _optional(tree: nodes.Template) -> set[str]:
-    found = set()
-    for node in tree.find_all((nodes.Test, nodes.Filter, nodes.Call)):
-        if isinstance(node, nodes.Call):  # row.get("name") gives nothing where there is nothing
-            column = _column_of_row(node)
-        elif node.name in (_OPTIONAL_TESTS if isinstance(node, nodes.Test) else _OPTIONAL_FILTERS):
-            column = node.node.name if isinstance(node.node, nodes.Name) else _column_of_row(node.node)
-        else:
-            continue
-        if column is not None:
-            found.add(column)
-    return found
+    asked = [test.node for test in tree.find_all(nodes.Test) if test.name in _OPTIONAL_TESTS]
+    asked += [one.node for one in tree.find_all(nodes.Filter) if one.name in _OPTIONAL_FILTERS and one.node is not None]
+    found = {node.name if isinstance(node, nodes.Name) else _column_of_row(node) for node in asked}
+    # row.get("name") gives nothing where there is nothing.
+    found |= {_column_of_row(call) for call in tree.find_all(nodes.Call)}
+    return {column for column in found if column is not None}

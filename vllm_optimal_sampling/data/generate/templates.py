@@ -153,9 +153,13 @@ class Templates:
         """Columns that theta's template names; `content` is not one beside a column of messages."""
         return self._named("theta")
 
+    @property
+    def variables(self) -> frozenset[str]:
+        """Names that a template may use and that are no columns."""
+        return frozenset() if self._chat_column is None else frozenset({"content"})
+
     def _named(self, template: str) -> frozenset[str]:
-        names = self.columns.get(template, TemplateColumns()).names
-        return names - {"content"} if self._chat_column is not None else names
+        return self.columns.get(template, TemplateColumns()).names - self.variables
 
     def _check_columns(self) -> None:
         for name, columns in self.columns.items():
