@@ -134,7 +134,7 @@ def test_token_ids_are_taken_as_they_are(frontend: Frontend) -> None:
     assert request.sampling_params.extra_args == {"theta_prompt_token_ids": ids}
 
 
-@pytest.mark.parametrize("extra_args", [None, {}, {"theta_prompt_token_ids": PROMPT}, {"alpha": 0.5}])
+@pytest.mark.parametrize("extra_args", [None, {}, {"theta_prompt_token_ids": PROMPT}, {"alpha_max": 1.0}])
 def test_nothing_is_sent_where_theta_reads_the_teachers_prompt(frontend: Frontend, extra_args: Any) -> None:
     assert frontend.admit(extra_args).sampling_params.extra_args is None
 
@@ -167,7 +167,7 @@ def test_the_engines_defaults_are_merged_once(build_config: BuildConfig) -> None
     fixed = {"alpha_method": "fixed", "theta_prompt_token_ids": the}
     assert resolved({}) == OptimalSamplingParams(alpha=0.25, **fixed)
     assert resolved({"alpha": 0.5, "theirs": 3}) == OptimalSamplingParams(alpha=0.5, **fixed)
-    assert resolved({"alpha_method": "kl_symmetry", "theta_prompt": None}) == OptimalSamplingParams(alpha=0.25)
+    assert resolved({"alpha_method": "kl_symmetry", "theta_prompt": None}) == OptimalSamplingParams()
     assert resolved({"theta_prompt_token_ids": [9]}) == OptimalSamplingParams(
         alpha_method="fixed", alpha=0.25, theta_prompt_token_ids=(9,)
     )

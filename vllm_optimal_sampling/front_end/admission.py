@@ -11,10 +11,16 @@ import copy
 import threading
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from vllm_optimal_sampling.chat_messages import parse_messages
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError
 from vllm_optimal_sampling.config.settings import EngineSettings
 from vllm_optimal_sampling.config.tokenizers import load_theta_tokenizer
-from vllm_optimal_sampling.params import ARGUMENTS, ArgumentError, OptimalSamplingParams, parse_messages
+from vllm_optimal_sampling.params import (
+    ARGUMENTS,
+    THETA_PROMPTS,
+    ArgumentError,
+    OptimalSamplingParams,
+)
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -76,6 +82,8 @@ class RequestResolver:
             params = self._params(extra_args)
             if request.resumable:
                 self._check_streaming(params)
+            if self.settings.require_theta_prompt:
+                _check_theta_has_a_prompt(params)
             theta_ids = self._theta_prompt(params)
             own = theta_ids is not None and theta_ids != request.prompt_token_ids
             prompt_name = (params.theta_prompt_argument or "theta_prompt") if own else "prompt"
@@ -90,6 +98,10 @@ class RequestResolver:
                 max_tokens_given,
             )
         except ArgumentError as error:
+            if error.argument in THETA_PROMPTS and error.argument not in extra_args:
+                error = ArgumentError(
+                    error.argument, f"{error.message} ({error.argument} is this engine's default, not the request's)"
+                )
             _refuse(error)
         arguments = params.to_extra_args()
         for name in ("theta_prompt", "theta_messages", "theta_prompt_token_ids"):
@@ -264,6 +276,16 @@ class RequestResolver:
                 f"the {limit} that theta reads; lower it, or shorten {name}",
             )
         return left
+
+
+def _check_theta_has_a_prompt(params: OptimalSamplingParams) -> None:
+    if params.optimal_sampling and params.theta_prompt_argument is None:
+        raise ArgumentError(
+            "theta_prompt",
+            f"this engine requires a prompt for theta (require_theta_prompt), and the request has none of "
+            f"{', '.join(THETA_PROMPTS)} in vllm_xargs (in Python: extra_args): theta would read the teacher's prompt. Give "
+            "one, or optimal_sampling=false for the teacher alone",
+        )
 
 
 def refuse_beam_search(params: object) -> None:
