@@ -180,6 +180,42 @@ def _resolve_watermarking(original: Callable) -> Callable:
     return resolve_watermarking
 
 
+@_patch(
+    "vllm.entrypoints.serve.utils.api_utils",
+    "validate_json_request",
+    ("raw_request",),
+    "unknown fields of a request are dropped, and what a client puts there by mistake is theta's prompt",
+)
+def _validate_json_request(original: Callable) -> Callable:
+    @functools.wraps(original)
+    async def validate_json_request(raw_request: Any) -> None:
+        from vllm_optimal_sampling.front_end.misplaced import refuse_misplaced_in
+
+        await original(raw_request)
+        await refuse_misplaced_in(raw_request)
+
+    return validate_json_request
+
+
+@_patch(
+    "vllm.entrypoints.serve.engine.serving",
+    "BaseServing._check_model",
+    ("self", "request"),
+    "the same for requests that come from a file (`vllm run-batch`)",
+)
+def _check_model(original: Callable) -> Callable:
+    @functools.wraps(original)
+    async def _check_model(self: Any, request: Any) -> Any:
+        engine = getattr(self, "engine_client", None)
+        if engine is not None and is_enabled(engine.vllm_config):
+            from vllm_optimal_sampling.front_end.misplaced import refuse_misplaced
+
+            refuse_misplaced(getattr(request, "model_extra", None))
+        return await original(self, request)
+
+    return _check_model
+
+
 # Engine core: slots and hashes of the KV cache
 
 
