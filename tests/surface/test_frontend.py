@@ -270,6 +270,30 @@ def test_a_length_that_vllm_lowers_later_counts(build_config: BuildConfig) -> No
     assert frontend.refuse({"theta_prompt_token_ids": [9] * 32}).startswith("theta_prompt_token_ids has 32 tokens")
 
 
+# A prompt for theta is required
+
+
+def test_a_request_without_a_theta_prompt_is_refused_where_one_is_required(build_config: BuildConfig) -> None:
+    frontend = Frontend(build_config(additional_config={"optimal_sampling": {"require_theta_prompt": True}}))
+    for extra_args in (None, {}, {"alpha_max": 0.5}, {"theta_prompt": None}, {"optimal_sampling": True}):
+        assert frontend.refuse(extra_args).startswith("this engine requires a prompt for theta (require_theta_prompt)")
+    for extra_args in (
+        {"theta_prompt": "the"},
+        {"theta_prompt_token_ids": [1]},
+        {"theta_messages": [{"role": "user", "content": "the"}]},
+        {"optimal_sampling": False},
+    ):
+        frontend.admit(extra_args)
+    assert frontend.refuse(resumable=True).startswith("this engine requires")
+
+
+def test_an_engines_default_prompt_that_does_not_fit_is_named_as_such(build_config: BuildConfig) -> None:
+    default = {"theta_prompt_token_ids": [1] * MAX_MODEL_LEN}
+    frontend = Frontend(build_config(additional_config={"optimal_sampling": default}))
+    assert frontend.refuse().endswith("(theta_prompt_token_ids is this engine's default, not the request's)")
+    assert "default" not in frontend.refuse(default)
+
+
 # Refusals
 
 

@@ -456,7 +456,7 @@ def test_the_engines_alpha_is_for_the_methods_that_take_one() -> None:
     assert OptimalSamplingParams.from_extra_args({"alpha_method": "arithmetic"}, DEFAULTS) == OptimalSamplingParams(
         alpha_method="arithmetic", alpha=0.25, **taken
     )
-    with pytest.raises(ArgumentError, match="^alpha=0.3 has no effect with alpha_method='entropy'"):
+    with pytest.raises(ArgumentError, match=r"^alpha=0\.3 has no effect with alpha_method='entropy'"):
         OptimalSamplingParams.from_extra_args({"alpha_method": "entropy", "alpha": 0.3}, DEFAULTS)
 
 

@@ -96,7 +96,7 @@ class EngineSettings:
                 "one to those that have none; drop one of them"
             )
         if misplaced := sorted(set(others) & ARGUMENTS):
-            raise ValueError(f"{where}: other_extra_args has {', '.join(misplaced)}, which are optimal sampling's own")
+            raise ValueError(f"{where}: other_extra_args has {', '.join(misplaced)}, optimal sampling's own; drop it")
         return cls(
             defaults=defaults,
             theta_chat_template=mapping.get("theta_chat_template"),

@@ -42,10 +42,14 @@ def misplaced(fields: Iterable[str]) -> ArgumentError | None:
             return ArgumentError(field, f"{field} is a setting of the engine, not of a request; drop it")
         if field in ARGUMENTS:
             place = json.dumps({"vllm_xargs": {field: "..."}})
-            return ArgumentError(field, f"{field} is ignored as a field of the request; put it into vllm_xargs: {place}")
+            return ArgumentError(
+                field, f"{field} is ignored as a field of the request; put it into vllm_xargs: {place}"
+            )
         near = closest(field, ARGUMENTS | {"vllm_xargs"}, LIKENESS)
         if field != "vllm_xargs" and (near or field.startswith("theta_")):
-            return ArgumentError(field, f"{field} is not a field of a request and would be ignored{near or '; drop it'}")
+            return ArgumentError(
+                field, f"{field} is not a field of a request and would be ignored{near or '; drop it'}"
+            )
     return None
 
 
