@@ -16,7 +16,8 @@ from vllm_optimal_sampling.data.generate.inputs import open_inputs, read
 from vllm_optimal_sampling.data.generate.jobs import check_unchanged
 from vllm_optimal_sampling.data.generate.output import FinishedSamples
 from vllm_optimal_sampling.data.generate.output_row import OWN_COLUMNS, input_columns, input_digest
-from vllm_optimal_sampling.data.generate.settings import Settings, settings_from
+from vllm_optimal_sampling.data.generate.settings import Settings
+from vllm_optimal_sampling.data.generate.settings_from import settings_from
 
 MODELS = ["--teacher", TEACHER, "--theta", THETA]
 CSV = "problem,answer\n1 + 1?,2\n2 + 2?,4\n"

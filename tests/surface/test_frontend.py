@@ -174,6 +174,15 @@ def test_the_engines_defaults_are_merged_once(build_config: BuildConfig) -> None
     assert resolved({"optimal_sampling": False}) == OptimalSamplingParams(optimal_sampling=False)
 
 
+def test_a_support_of_all_tokens_is_none(build_config: BuildConfig) -> None:
+    """Over HTTP, where null cannot be sent, this unsets an engine's default."""
+    frontend = Frontend(build_config(additional_config={"optimal_sampling": {"support_top_k": 5}}))
+    assert frontend.admit().sampling_params.extra_args == {"support_top_k": 5}
+    for all_tokens in (2**31 - 1, VOCAB_SIZE):
+        assert frontend.admit({"support_top_k": all_tokens}).sampling_params.extra_args is None
+    assert frontend.admit({"support_top_k": VOCAB_SIZE - 1}).sampling_params.extra_args is not None
+
+
 def test_pooling_requests_are_left_alone(frontend: Frontend) -> None:
     request = frontend.admit()
     request.sampling_params = None

@@ -106,6 +106,8 @@ class RequestResolver:
         arguments = params.to_extra_args()
         for name in ("theta_prompt", "theta_messages", "theta_prompt_token_ids"):
             arguments.pop(name, None)
+        if arguments.get("support_top_k", 0) >= self.vllm_config.model_config.get_vocab_size():
+            del arguments["support_top_k"]  # all tokens: how a request unsets a default where null cannot be sent
         if own:
             arguments["theta_prompt_token_ids"] = ids
         arguments |= {key: value for key, value in extra_args.items() if key not in ARGUMENTS}

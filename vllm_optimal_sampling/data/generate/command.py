@@ -174,7 +174,7 @@ def _say(text: str) -> None:
 
 def _settings(values: dict[str, Any]) -> Settings:
     from vllm_optimal_sampling.data.generate.errors import SettingsError
-    from vllm_optimal_sampling.data.generate.settings import engine_words, settings_from
+    from vllm_optimal_sampling.data.generate.settings_from import engine_words, settings_from
 
     for name in ("handler", "takes_engine_options"):
         del values[name]
@@ -204,6 +204,10 @@ def _opened(settings: Settings) -> tuple[Settings, list[Source]]:
     from vllm_optimal_sampling.data.generate.inputs import open_inputs
 
     settings.templates()  # whatever is wrong with them, before anything is read
+    if settings.sampling:
+        from vllm_optimal_sampling.data.generate.sampling import sampling_params
+
+        sampling_params(settings)
     sources = open_inputs(settings.input, settings.split, settings.config_name, Path(settings.output), _say)
     settings = check_input(sources, settings, _say)
     templates = settings.templates()
@@ -245,6 +249,7 @@ def _generate(settings: Settings, signals: list[int]) -> int:
     import asyncio
 
     from vllm_optimal_sampling.data.generate.formats import check_available, write
+    from vllm_optimal_sampling.data.generate.identity import identity_of
     from vllm_optimal_sampling.data.generate.inputs import read
     from vllm_optimal_sampling.data.generate.jobs import check_unchanged, jobs
     from vllm_optimal_sampling.data.generate.output import Output
@@ -258,7 +263,11 @@ def _generate(settings: Settings, signals: list[int]) -> int:
 
         settings = with_served_model(settings)
     output = Output(
-        settings.rows_path, settings.sidecar_path, settings.identity(), _versions(), retry_errors=settings.retry_errors
+        settings.rows_path,
+        settings.sidecar_path,
+        identity_of(settings),
+        _versions(),
+        retry_errors=settings.retry_errors,
     )
     progress = Progress(settings.log_interval)
     try:

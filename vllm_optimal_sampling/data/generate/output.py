@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from vllm_optimal_sampling.data.generate.errors import RunError, SettingsError
+from vllm_optimal_sampling.data.generate.identity import check_same
 from vllm_optimal_sampling.data.generate.output_row import input_digest, line_of
-from vllm_optimal_sampling.data.generate.settings import check_same
 
 SYNC_SECONDS = 5.0
 WHOLE_ROW = -1
@@ -97,7 +97,7 @@ class Output:
     Args:
         path: the JSONL file; its folder is made.
         sidecar: where the identity of the run is kept.
-        identity: of this run, see `Settings.identity`.
+        identity: of this run, see `identity_of`.
         versions: what the rows are drawn with, for the sidecar; not compared.
         retry_errors: forget the rows with errors, so that they are drawn again.
 
