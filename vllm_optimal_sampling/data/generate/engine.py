@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from vllm_optimal_sampling.config.memory import default_memory_share
 from vllm_optimal_sampling.config.settings import KEY, NAME
 from vllm_optimal_sampling.data.generate.errors import RowError, RunError, SettingsError
 from vllm_optimal_sampling.data.generate.jobs import Sample
@@ -48,6 +49,9 @@ def engine_args(settings: Settings) -> Any:
     if any(word.partition("=")[0] == "--model" for word in settings.engine):
         raise SettingsError("--model is vLLM's name for what is --teacher here; drop it")
     arguments.model = settings.teacher
+    given = {option.partition("=")[0].replace("_", "-") for option in settings.engine}
+    if "--gpu-memory-utilization" not in given:
+        arguments.gpu_memory_utilization = default_memory_share(arguments.gpu_memory_utilization)
     arguments.logits_processors = [NAME, *(arguments.logits_processors or ())]
     ours = {"model": settings.theta, "num_speculative_tokens": settings.num_speculative_tokens}
     arguments.speculative_config = _speculative(arguments.speculative_config or {}, ours)
