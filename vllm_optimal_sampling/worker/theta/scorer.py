@@ -163,6 +163,10 @@ class ThetaScorer(ABC):
         """Whether the step that is being executed is one forward for both models."""
         return False
 
+    def loras_of_step(self, runner: Any, tokens: tuple[int, ...]) -> tuple[Any, Any, Any]:
+        """The adapters of a step that is one forward for both models; see `OneModelScorer`."""
+        raise NotImplementedError("this theta takes a forward of its own in every step")
+
     @contextmanager
     def standing_in(self, runner: Any) -> Iterator[None]:
         """While the model runner executes a step: whatever of it theta takes over."""
@@ -333,7 +337,7 @@ class TwoModelsScorer(ThetaScorer):
         )
 
     def _layers(self) -> dict[str, Any]:
-        return get_layers_from_vllm_config(self.vllm_config, AttentionLayerBase)  # type: ignore[type-abstract]
+        return get_layers_from_vllm_config(self.vllm_config, AttentionLayerBase)
 
     def cache_of_layers(self, runner: Any) -> tuple[dict[str, str], int]:
         return self.layer_names, 0
