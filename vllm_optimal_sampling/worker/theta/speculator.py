@@ -33,7 +33,7 @@ from vllm_optimal_sampling.config.refusals import unreadable_weights
 from vllm_optimal_sampling.engine_core.layout import split_by_position
 from vllm_optimal_sampling.kernels import MixRecord, MixScratch
 from vllm_optimal_sampling.worker.recorder import Recorder
-from vllm_optimal_sampling.worker.theta.block_tables import ThetaBlockTables
+from vllm_optimal_sampling.worker.theta.block_tables import ThetaBlockTables, widen_kernel_block_tables
 from vllm_optimal_sampling.worker.theta.inputs import advance_round, chunk_inputs, keep_rows, round_inputs
 from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
 from vllm_optimal_sampling.worker.theta.round_graphs import RoundGraphs
@@ -85,6 +85,12 @@ class ThetaSpeculator(DraftModelSpeculator):
         self.sample_positions = torch.zeros(self.max_num_reqs, dtype=torch.int64, device=device)
         self.round_graphs: RoundGraphs | None = None
         self.shares_weights = False
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """Theta's rows as the mix and the recorder read them; here they are what the drafts were drawn from too."""
+        assert self.draft_logits is not None
+        return self.draft_logits
 
     # Set-up
 
@@ -162,16 +168,7 @@ class ThetaSpeculator(DraftModelSpeculator):
         super().set_attn(model_state, kv_cache_config, block_tables, target_input_buffers, target_attn_groups)
         self.requests.block_size = resolve_kv_cache_block_sizes(kv_cache_config, self.vllm_config)[0]
         self.block_tables = ThetaBlockTables(block_tables, self.requests)
-        # Backends with smaller blocks of their own keep a table as wide as the model's length; ours are a block wider.
-        for group in (group for groups in (*self.attn_groups, *target_attn_groups) for group in groups):
-            if group.kernel_block_size is None:
-                continue
-            assert group.kernel_block_table is not None
-            kernel_blocks = group.kv_cache_spec.block_size // group.kernel_block_size
-            ubatches, num_reqs, width = group.kernel_block_table.shape
-            needed = block_tables.input_block_tables[group.kv_cache_group_id].shape[1] * kernel_blocks
-            if width < needed:
-                group.kernel_block_table = group.kernel_block_table.new_zeros(ubatches, num_reqs, needed)
+        widen_kernel_block_tables([*self.attn_groups, *target_attn_groups], block_tables)
 
     def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
         is_full = cudagraph_mode.decode_mode() == CUDAGraphMode.FULL
@@ -221,17 +218,12 @@ class ThetaSpeculator(DraftModelSpeculator):
             return
         batch_rows = np.flatnonzero(input_batch.is_prefilling_np)
         slots = input_batch.idx_mapping_np[batch_rows]
-        delta = self.requests.delta.np[slots].astype(np.int64)
         prefill_len = input_batch.prefill_len_np[batch_rows].astype(np.int64)
         begin = input_batch.num_computed_tokens_np[batch_rows].astype(np.int64)
         # A one-token prompt chunk may come padded with placeholder drafts; they are no part of the prompt.
         end = np.minimum(begin + input_batch.num_scheduled_tokens[batch_rows], prefill_len)
 
-        computed = self.requests.num_computed[slots]
-        # Blocks hit in the prefix cache hold theta's slots below `begin`, so its positions below `begin - shift`.
-        starts = np.where(computed >= 0, computed, np.maximum(0, begin - self.requests.shift.np[slots]))
-        ends = np.maximum(starts, end + delta)  # while end + delta <= 0 theta has no token yet
-        self.requests.num_computed[slots] = ends
+        starts, ends = self.requests.next_chunk(slots, begin, end)
         finished = end == prefill_len
         if int((ends - starts).sum()) <= self.max_num_tokens:
             self._prefill_pass(slots, starts, ends, finished)
