@@ -147,7 +147,7 @@ def test_generating(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_file_for_generating_is_read(tmp_path: Path) -> None:
     """Its options reach the command and vLLM, which the dry run and the engine's parser say."""
-    from vllm_optimal_sampling.data.generate.settings import engine_words, settings_from
+    from vllm_optimal_sampling.data.generate.settings_from import engine_words, settings_from
 
     (block,) = blocks("generate.md", "yaml")
     options = yaml.safe_load(block.prepared())

@@ -24,7 +24,14 @@ KEY = "optimal_sampling"
 PROCESSOR = "vllm_optimal_sampling.worker.processor:OptimalSamplingLogitsProcessor"
 """The class behind the name; an engine may ask with it, or with the class itself."""
 
-ENGINE_SETTINGS = ("theta", "theta_lora", "theta_chat_template", "theta_system_prompt", "other_extra_args")
+ENGINE_SETTINGS = (
+    "theta",
+    "theta_lora",
+    "theta_chat_template",
+    "theta_system_prompt",
+    "require_theta_prompt",
+    "other_extra_args",
+)
 """Keys of `additional_config["optimal_sampling"]` beside the request arguments."""
 
 
@@ -53,6 +60,8 @@ class EngineSettings:
     template of theta's own tokenizer."""
     theta_system_prompt: str | None = None
     """Put before `theta_messages` that do not begin with a system message."""
+    require_theta_prompt: bool = False
+    """Refuse a request that is mixed and has no theta prompt of its own, where theta would read the teacher's."""
     other_extra_args: tuple[str, ...] = ()
     """Keys of `extra_args` that another plugin reads. Any other unknown key is refused."""
 
@@ -83,6 +92,9 @@ class EngineSettings:
             text = mapping.get(key)
             if text is not None and (not isinstance(text, str) or not text):
                 raise ValueError(f"{where}: {key}={shown(text)} is not text; give some, or leave it out")
+        required = mapping.get("require_theta_prompt", False)
+        if not isinstance(required, bool):
+            raise ValueError(f"{where}: require_theta_prompt={shown(required)} is not true or false")
         others = mapping.get("other_extra_args", ())
         if not isinstance(others, (list, tuple)) or not all(isinstance(name, str) for name in others):
             raise ValueError(f"{where}: other_extra_args={shown(others)} is not a list of names")
@@ -90,12 +102,20 @@ class EngineSettings:
             defaults = OptimalSamplingParams.from_extra_args({k: v for k, v in mapping.items() if k in ARGUMENTS})
         except ArgumentError as error:
             raise ValueError(f"{where}: {error}") from None
+        if required and defaults.theta_prompt_argument is not None:
+            raise ValueError(
+                f"{where}: require_theta_prompt asks each request for a prompt, and {defaults.theta_prompt_argument} gives "
+                "one to those that have none; drop one of them"
+            )
+        if misplaced := sorted(set(others) & ARGUMENTS):
+            raise ValueError(f"{where}: other_extra_args has {', '.join(misplaced)}, optimal sampling's own; drop it")
         return cls(
             defaults=defaults,
             theta=mapping.get("theta"),
             theta_lora=mapping.get("theta_lora"),
             theta_chat_template=mapping.get("theta_chat_template"),
             theta_system_prompt=mapping.get("theta_system_prompt"),
+            require_theta_prompt=required,
             other_extra_args=tuple(others),
         )
 

@@ -44,7 +44,7 @@ def add_twin_layers(vllm_config: VllmConfig, without: set[str]) -> dict[str, str
     Returns:
         The twins' names by those of the teacher's layers.
     """
-    layers = get_layers_from_vllm_config(vllm_config, AttentionLayerBase)  # type: ignore[type-abstract]
+    layers = get_layers_from_vllm_config(vllm_config, AttentionLayerBase)
     context = vllm_config.compilation_config.static_forward_context
     twins = {}
     for name, layer in layers.items():
