@@ -1,0 +1,23 @@
+"""How the commands read their options."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+class Once(argparse.Action):
+    """Stores an option's value; another value for the same option is refused, not taken instead of the first.
+
+    Made a parser's default by `parser.register("action", None, Once)`.
+    """
+
+    _given: tuple[object, object] | None = None
+    """The namespace that was filled last, and this option's value in it."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Store `values`, once."""
+        if self._given is not None and self._given[0] is namespace and self._given[1] != values:
+            parser.error(f"{option_string} is given twice, with {self._given[1]!r} and with {values!r}; give it once")
+        self._given = (namespace, values)
+        setattr(namespace, self.dest, values)
