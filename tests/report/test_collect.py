@@ -10,7 +10,8 @@ import pytest
 from written_rows import TEACHER, record, row, write
 
 from vllm_optimal_sampling.data.report import summarise
-from vllm_optimal_sampling.data.report.collect import BUFFERED_TOKENS, SHOWN_TOKENS
+from vllm_optimal_sampling.data.report.collect import BUFFERED_TOKENS
+from vllm_optimal_sampling.data.report.shown import SHOWN_TOKENS
 from vllm_optimal_sampling.data.rows import RowsError, settings_path
 from vllm_optimal_sampling.front_end.records import FIELDS
 
