@@ -4,7 +4,7 @@ Each file runs in a process of its own and its outcome is written at once to tes
 continues where it was: what passed with the same sources is not run again. The file is committed after a whole run.
 
     python scripts/test_full.py                                          on the installed vLLM
-    python scripts/test_full.py --site .venv/vllm-0.33.0 --tests tests/engine    and on another; these tests only
+    python scripts/test_full.py --site .venv/vllm-VERSION --tests tests/engine    and on another; these tests only
 """
 
 import argparse

@@ -34,7 +34,7 @@ THETA_PROMPTS = ("theta_prompt", "theta_prompt_token_ids", "theta_messages")
 """The three ways to give theta a prompt of its own. A request has at most one."""
 
 VLLM_EXTRA_ARGS = frozenset({"kv_transfer_params", "ec_transfer_params", "kv_cache_report_mode", "session_id"})
-"""Keys that vLLM 0.32 and 0.33 themselves read from `extra_args` or `vllm_xargs`; never ours to judge."""
+"""Keys that vLLM itself reads from `extra_args` or `vllm_xargs`; never ours to judge."""
 
 
 @dataclass(frozen=True, kw_only=True)

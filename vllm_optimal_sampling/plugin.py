@@ -19,12 +19,12 @@ def register() -> None:
         return
     _registered = True
     _follow_front_end()
-    from vllm_optimal_sampling.hooks import patches
+    from vllm_optimal_sampling.hooks import imports
     from vllm_optimal_sampling.interpreter import gaps, shortcuts
 
     gaps.fill()
     shortcuts.take()
-    patches.install()
+    imports.install()
 
 
 PR_SET_PDEATHSIG = 1

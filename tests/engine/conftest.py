@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from audit import Reference
-from models import save_model
 from vllm import LLM
+
+from support.engines import start_engine, stop_engine
+from support.random_models import save_model
+from support.reference_models import Reference
 
 
 @pytest.fixture(scope="session")
@@ -26,39 +27,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 @pytest.fixture(scope="session")
 def reference(pair: tuple[str, str]) -> Reference:
     return Reference(*pair)
-
-
-def engine_options(teacher: str, theta: str, num_speculative_tokens: int = 3, **options: Any) -> dict[str, Any]:
-    """Arguments of a small engine with optimal sampling, as a user gives them."""
-    speculative_config = {
-        "model": theta,
-        "num_speculative_tokens": num_speculative_tokens,
-        **options.pop("speculative_config", {}),
-    }
-    return {
-        "model": teacher,
-        "logits_processors": ["optimal_sampling"],
-        "speculative_config": speculative_config,
-        "dtype": "float32",
-        "enforce_eager": True,
-        "max_model_len": 512,
-        "max_num_seqs": 8,
-        "max_num_batched_tokens": 512,
-        "kv_cache_memory_bytes": 1 << 26,
-        "block_size": 32,
-        "disable_log_stats": False,
-        **options,
-    }
-
-
-def start_engine(teacher: str, theta: str, num_speculative_tokens: int = 3, **options: Any) -> LLM:
-    """The same engine started, in this process unless VLLM_ENABLE_V1_MULTIPROCESSING says otherwise."""
-    return LLM(**engine_options(teacher, theta, num_speculative_tokens, **options))
-
-
-def stop_engine(llm: LLM) -> None:
-    llm.llm_engine.engine_core.shutdown()
-    gc.collect()
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from audit import AuditError, Reference, RowAudit
-from requests_mix import KL_SYMMETRY, Case, generate, theta_prompts, token_ids
 from vllm import LLM
 
+from support.cases import KL_SYMMETRY, Case, generate, theta_prompts, token_ids
+from support.reference_models import Reference
+from support.row_audit import AuditError, RowAudit
 from vllm_optimal_sampling import kernels
 from vllm_optimal_sampling.worker.theta import speculator
 from vllm_optimal_sampling.worker.theta.requests import ThetaRequests

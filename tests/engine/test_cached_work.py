@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from requests_mix import KL_SYMMETRY, Case, generate, token_ids
 from vllm import LLM
 
+from support.cases import KL_SYMMETRY, Case, generate, token_ids
 from vllm_optimal_sampling.worker.theta.speculator import ThetaSpeculator
 
 BLOCK_SIZE = 32

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from audit import Reference, greedy_tokens
-from requests_mix import KL_SYMMETRY, OPTED_OUT, Case
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 
+from support.cases import KL_SYMMETRY, OPTED_OUT, Case
+from support.reference_models import Reference, greedy_tokens
 from vllm_optimal_sampling import ArgumentError, OptimalSampler, OptimalSamplingV1
 
 PROMPTS = ["the quick brown fox jumps over two numbers and", "add up the lazy dog"]

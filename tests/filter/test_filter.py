@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from written_rows import command, row, write
 
+from support.written_rows import command, row, write
 from vllm_optimal_sampling.data.filter import writing
 from vllm_optimal_sampling.data.filter.rules import FilterSettings, Rules
 from vllm_optimal_sampling.data.rows import settings_path

@@ -28,9 +28,9 @@ from commands import (
     start,
     write_rows,
 )
-from serving import SMALL as SERVER_OPTIONS
-from serving import VLLM, Server, start_server
 from transformers import AutoTokenizer
+
+from support.servers import SMALL_SERVER, VLLM, Server, start_server
 
 NUM_PROBLEMS, NUM_SAMPLES = 12, 2
 ENDS = ("kill", "kill the engine", "stop")
@@ -185,7 +185,7 @@ def test_a_signal_while_the_engine_starts_ends_the_command(tmp_path: Path) -> No
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     speculative = json.dumps({"model": THETA, "num_speculative_tokens": 3})
     command = [*VLLM, "serve", TEACHER, "--logits-processor", "optimal_sampling", "--speculative-config", speculative]
-    small = [word for name, value in SERVER_OPTIONS.items() for word in (f"--{name}", str(value)) if word != "True"]
+    small = [word for name, value in SMALL_SERVER.items() for word in (f"--{name}", str(value)) if word != "True"]
     server = start_server([*command, *small], tmp_path_factory.mktemp("server") / "server.log")
     yield server
     server.stop()

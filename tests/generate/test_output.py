@@ -23,7 +23,7 @@ from vllm_optimal_sampling.data.generate.settings_from import settings_from
 
 def opened(folder: Path, *, retry_errors: bool = False, **identity: Any) -> Output:
     sidecar = folder / "rows.jsonl.settings.json"
-    return Output(folder / "rows.jsonl", sidecar, identity, {"vllm": "0.32.0"}, retry_errors=retry_errors)
+    return Output(folder / "rows.jsonl", sidecar, identity, {"vllm": "1.0"}, retry_errors=retry_errors)
 
 
 def row(custom_id: str, sample: int | None = 0, error: str | None = None) -> dict[str, Any]:

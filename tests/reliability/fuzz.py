@@ -5,6 +5,7 @@ arbitrary) either of the two. Whatever it is, the server gives no 5xx and no tra
 
 As a command it asks 10,000 times, in rounds that each have a seed of their own, and continues where it was interrupted:
 
+    export PYTHONPATH=tests:examples/pair
     python tests/reliability/fuzz.py                     # state and result: tests/reliability/results/fuzz.json
     python tests/reliability/fuzz.py --replay 17         # the round with seed 17 alone, on a new server
 """

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from audit import AuditError, find_runner
 from distribution import (
     BINS,
     MAX_TOTAL_VARIATION,
@@ -32,6 +31,9 @@ from vllm import LLM, SamplingParams
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 from vllm_optimal_sampling.kernels import Method
 from vllm_optimal_sampling.kernels.reference import mix
+
+from support.engines import find_runner
+from support.row_audit import AuditError
 
 REQUESTS = 24
 MAX_TOKENS = 6

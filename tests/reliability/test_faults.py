@@ -16,10 +16,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from asking import THETA
 from questions import Question, tokens_of
-from serving import START_SECONDS, Server, start_server
 from small_server import command, small_server
+
+from support.example_pair import THETA
+from support.servers import START_SECONDS, Server, start_server
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIENT_SECONDS = 60

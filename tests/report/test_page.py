@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from written_rows import TEACHER, command, row, write
 
+from support.example_pair import TEACHER
+from support.written_rows import command, row, write
 from vllm_optimal_sampling.data.report import charts, colours, summarise
 from vllm_optimal_sampling.data.report.page import render
 from vllm_optimal_sampling.data.rows import settings_path

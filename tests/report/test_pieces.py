@@ -2,8 +2,9 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from written_rows import TEACHER, TOKENIZER
 
+from support.example_pair import TEACHER
+from support.written_rows import TOKENIZER
 from vllm_optimal_sampling.data.report.pieces import LONGEST_CHARACTER, load_decoder, split
 
 DECODE = load_decoder(str(TEACHER))

@@ -12,7 +12,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from asking import (
+from openai import BadRequestError, OpenAI
+
+from support.example_pair import (
     PROBLEM,
     SETTINGS,
     TEACHER,
@@ -25,8 +27,7 @@ from asking import (
     tokenizer,
     up_to_end,
 )
-from openai import BadRequestError, OpenAI
-from serving import Server
+from support.servers import Server
 
 SYSTEM = [{"role": "system", "content": SETTINGS["theta_system_prompt"]}]
 
@@ -39,8 +40,8 @@ def client(server: Server) -> OpenAI:
 @pytest.fixture(scope="session")
 def expected(reference: Any) -> list[int]:
     """The greedy tokens of `chat_body()`: theta's chat has the engine's system prompt, and alpha is at most 0.98."""
-    from audit import greedy_tokens
-    from requests_mix import Case
+    from support.cases import Case
+    from support.reference_models import greedy_tokens
 
     prompts = chat_tokens(TEACHER, TEACHER_MESSAGES), chat_tokens(THETA, SYSTEM + THETA_MESSAGES)
     return up_to_end(greedy_tokens(reference, Case(*prompts, {"alpha_max": SETTINGS["alpha_max"]}), 48))
@@ -81,8 +82,8 @@ def test_a_stream_of_the_openai_client_is_the_same_text(client: OpenAI, expected
 
 
 def test_theta_prompts_as_text_and_as_tokens(server: Server, reference: Any) -> None:
-    from audit import greedy_tokens
-    from requests_mix import Case
+    from support.cases import Case
+    from support.reference_models import greedy_tokens
 
     prompt, theta_prompt = (
         f"<|user|>{PROBLEM}\nAnswer: 59.<|end|><|assistant|>",
@@ -105,8 +106,8 @@ def test_theta_prompts_as_text_and_as_tokens(server: Server, reference: Any) -> 
 
 
 def test_a_request_that_opts_out_is_the_teacher(server: Server, reference: Any) -> None:
-    from audit import greedy_tokens
-    from requests_mix import Case
+    from support.cases import Case
+    from support.reference_models import greedy_tokens
 
     answer = ask(server, chat_body() | {"vllm_xargs": {"optimal_sampling": False}})
     prompt = chat_tokens(TEACHER, TEACHER_MESSAGES)

@@ -17,10 +17,12 @@ from vllm_optimal_sampling.config.errors import UnsupportedEngineError
 from vllm_optimal_sampling.config.refusals import check_kv_cache, check_supported
 from vllm_optimal_sampling.config.settings import KEY, PROCESSOR, EngineSettings, is_enabled
 from vllm_optimal_sampling.config.tokenizers import _vocabulary_difference, load_theta_tokenizer
-from vllm_optimal_sampling.config.versions import is_supported_version
+from vllm_optimal_sampling.config.versions import CPU_BUILD, NEWEST, RANGE, SUPPORTED_VLLM, is_supported_version
 from vllm_optimal_sampling.params import OptimalSamplingParams
 
 BuildConfig = Callable[..., Any]
+
+FIRST, LAST = ("{}.{}".format(*version) for version in SUPPORTED_VLLM)
 
 
 @pytest.fixture(scope="module")
@@ -359,13 +361,15 @@ def test_paths_are_told_from_names_of_the_hub(model: str, expected: bool) -> Non
 @pytest.mark.parametrize(
     ("version", "expected"),
     [
-        ("0.32.0", True),
-        ("0.32.0+cpu", True),
-        ("0.33.4", True),
-        ("v0.33.0rc1", True),
-        ("0.31.9", False),
-        ("0.34.0", False),
-        ("0.34.0.dev3+g12345", False),
+        (f"{FIRST}.0", True),
+        (f"{FIRST}.0+cpu", True),
+        (f"{FIRST}.4", True),
+        (f"v{NEWEST}rc1", True),
+        (NEWEST, True),
+        (CPU_BUILD, True),
+        (f"0.{SUPPORTED_VLLM[0][1] - 1}.9", False),
+        (f"{LAST}.0", False),
+        (f"{LAST}.0.dev3+g12345", False),
         ("1.0", False),
         ("dev", False),
         ("", False),
@@ -377,10 +381,11 @@ def test_versions(version: str, expected: bool) -> None:
 
 def test_another_version_of_vllm_is_refused(build_config: BuildConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_supported_version()
-    monkeypatch.setattr("vllm.version.__version__", "0.34.1")
+    unsupported = "{}.{}.1".format(*SUPPORTED_VLLM[1])
+    monkeypatch.setattr("vllm.version.__version__", unsupported)
     assert not is_supported_version()
     assert refusal(build_config) == (
-        "optimal sampling works with vLLM >=0.32,<0.34, and this is vLLM 0.34.1; run `pip install 'vllm>=0.32,<0.34'`, "
+        f"optimal sampling works with vLLM {RANGE}, and this is vLLM {unsupported}; run `pip install 'vllm{RANGE}'`, "
         "or use another release of vllm-optimal-sampling"
     )
 

@@ -24,7 +24,14 @@ KEY = "optimal_sampling"
 PROCESSOR = "vllm_optimal_sampling.worker.processor:OptimalSamplingLogitsProcessor"
 """The class behind the name; an engine may ask with it, or with the class itself."""
 
-ENGINE_SETTINGS = ("theta_chat_template", "theta_system_prompt", "require_theta_prompt", "other_extra_args")
+ENGINE_SETTINGS = (
+    "theta",
+    "theta_lora",
+    "theta_chat_template",
+    "theta_system_prompt",
+    "require_theta_prompt",
+    "other_extra_args",
+)
 """Keys of `additional_config["optimal_sampling"]` beside the request arguments."""
 
 
@@ -43,6 +50,11 @@ class EngineSettings:
 
     defaults: OptimalSamplingParams = dataclasses.field(default_factory=OptimalSamplingParams)
     """What a request leaves out."""
+    theta: str | None = None
+    """Who theta is where it does not draft: "self" for the teacher's own weights, else a model's name or folder. None:
+    theta is the draft model of `speculative_config`."""
+    theta_lora: str | None = None
+    """Name or folder of the LoRA adapter that makes theta of the teacher; only beside `theta="self"`."""
     theta_chat_template: str | None = None
     """Jinja template for `theta_messages`, as text; given as a file's path, it is read once, at start-up. None: the
     template of theta's own tokenizer."""
@@ -76,7 +88,7 @@ class EngineSettings:
                 raise ValueError(
                     f"{where} has no setting {shown(key)}{closest(key, known) or '; known are ' + ', '.join(known)}"
                 )
-        for key in ("theta_chat_template", "theta_system_prompt"):
+        for key in ("theta", "theta_lora", "theta_chat_template", "theta_system_prompt"):
             text = mapping.get(key)
             if text is not None and (not isinstance(text, str) or not text):
                 raise ValueError(f"{where}: {key}={shown(text)} is not text; give some, or leave it out")
@@ -99,6 +111,8 @@ class EngineSettings:
             raise ValueError(f"{where}: other_extra_args has {', '.join(misplaced)}, optimal sampling's own; drop it")
         return cls(
             defaults=defaults,
+            theta=mapping.get("theta"),
+            theta_lora=mapping.get("theta_lora"),
             theta_chat_template=mapping.get("theta_chat_template"),
             theta_system_prompt=mapping.get("theta_system_prompt"),
             require_theta_prompt=required,

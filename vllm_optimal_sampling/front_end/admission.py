@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from vllm_optimal_sampling.chat_messages import parse_messages
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError
 from vllm_optimal_sampling.config.settings import EngineSettings
+from vllm_optimal_sampling.config.theta import max_request_loras, theta_model_config
 from vllm_optimal_sampling.config.tokenizers import load_theta_tokenizer
 from vllm_optimal_sampling.params import (
     ARGUMENTS,
@@ -24,6 +25,7 @@ from vllm_optimal_sampling.params import (
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.sampling_params import SamplingParams
     from vllm.tokenizers import TokenizerLike
     from vllm.v1.engine import EngineCoreRequest
 
@@ -40,10 +42,8 @@ class RequestResolver:
 
     def __init__(self, vllm_config: VllmConfig) -> None:
         """Read the engine's settings; theta's tokenizer is loaded with the first prompt that needs it."""
-        spec = vllm_config.speculative_config
-        assert spec is not None, "an engine with optimal sampling has a theta"
         self.vllm_config = vllm_config
-        self.theta_config = spec.draft_model_config
+        self.theta_config = theta_model_config(vllm_config)
         self.settings = EngineSettings.from_config(vllm_config)
         self._theta_tokenizer: TokenizerLike | None = None
         self._lock = threading.Lock()  # a fast tokenizer is not to be used by two threads at once
@@ -79,6 +79,11 @@ class RequestResolver:
         try:
             if request.prompt_embeds is not None or request.prompt_token_ids is None:
                 raise ArgumentError("prompt_embeds", "theta cannot read prompt embeddings; send text or token ids")
+            if request.lora_request is not None and max_request_loras(self.vllm_config) < 1:
+                raise ArgumentError(
+                    "lora_request",
+                    "this engine has no room for adapters of requests; start it with --enable-lora, which makes some",
+                )
             params = self._params(extra_args)
             if request.resumable:
                 self._check_streaming(params)
@@ -278,6 +283,17 @@ class RequestResolver:
                 f"the {limit} that theta reads; lower it, or shorten {name}",
             )
         return left
+
+
+def without_min_p_and_bias(params: SamplingParams) -> SamplingParams:
+    """A copy of the parameters for vLLM's check of what goes with speculative decoding.
+
+    vLLM refuses `min_p` and `logit_bias` beside every drafter, and its V2 runner applies both to drafts that are verified.
+    Whatever else it checks, now or later, still sees the request's own values.
+    """
+    params = copy.copy(params)
+    params.min_p, params.logit_bias = 0.0, None
+    return params
 
 
 def _check_theta_has_a_prompt(params: OptimalSamplingParams) -> None:

@@ -14,49 +14,12 @@ with vLLM's scheduler statistics, in a dictionary that is free in these engines:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import torch
-
-    from vllm_optimal_sampling.front_end.records import StepRecords
-
-ALPHA_EDGES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
-KL_EDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
-KEY = "optimal_sampling"
-
-
-def edges() -> torch.Tensor:
-    """`[2, NUM_EDGES]` float32: the upper bounds of both histograms, filled up with inf."""
-    import torch
-
-    from vllm_optimal_sampling.kernels.tally import NUM_EDGES
-
-    table = torch.full((2, NUM_EDGES), float("inf"))
-    table[0, : len(ALPHA_EDGES)] = torch.tensor(ALPHA_EDGES)
-    table[1, : len(KL_EDGES)] = torch.tensor(KL_EDGES)
-    return table
-
-
-def attach_tally(outputs: dict[int, Any], step: StepRecords) -> None:
-    """Put a step's tally on the scheduler statistics among its `EngineCoreOutputs`; nowhere where none are kept."""
-    for output in outputs.values():
-        stats = output.scheduler_stats
-        if stats is not None:
-            stats.kv_connector_stats = {**(stats.kv_connector_stats or {}), KEY: step.tally.tolist()}
-            return
-
-
-def take_tally(stats: Any) -> np.ndarray | None:
-    """What `attach_tally` put on scheduler statistics, which are left as vLLM made them."""
-    if stats is None or not stats.kv_connector_stats or KEY not in stats.kv_connector_stats:
-        return None
-    tally = np.asarray(stats.kv_connector_stats.pop(KEY))
-    if not stats.kv_connector_stats:
-        stats.kv_connector_stats = None
-    return tally
+from vllm_optimal_sampling import wire
+from vllm_optimal_sampling.wire import ALPHA_EDGES, KL_EDGES
 
 
 class OptimalSamplingMetrics:
@@ -99,6 +62,21 @@ class OptimalSamplingMetrics:
             return
         _add(self.alpha[engine], tally[ALPHA : ALPHA + len(ALPHA_EDGES)], tally[MIXED], tally[ALPHA_SUM])
         _add(self.kl[engine], tally[KL : KL + len(KL_EDGES)], tally[MIXED], tally[KL_SUM])
+
+
+def record_tally(stats: Any, loggers: list[Any], engine: int) -> None:
+    """Add the tally that came with scheduler statistics to the metrics of the loggers that have any.
+
+    Args:
+        stats: vLLM's `SchedulerStats`; the tally is taken out.
+        loggers: of the front end.
+        engine: the index of the engine that the statistics are from.
+    """
+    tally = wire.take_tally(stats)
+    for logger in loggers:
+        metrics = getattr(logger, "theta_metrics", None)
+        if tally is not None and metrics is not None:
+            metrics.record(tally, engine)
 
 
 def _add(histogram: Any, cumulative: np.ndarray, total: float, added: float) -> None:

@@ -1,10 +1,7 @@
-"""The per-token record of a request that set `return_alpha`, and its way from the worker to the user's output.
+"""The per-token record of a request that set `return_alpha`, as its user gets it.
 
-    recorder (worker, device)  ->  StepRecords on the model runner's output  ->  scheduler: trimmed to the tokens kept
-    ->  EngineCoreOutput  ->  front end: TokenRecords on the completion, over HTTP in the choice (see `responses`)
-
-vLLM's messages have no field of ours, so the rows travel as bytes in a dictionary that is free in these engines, which
-refuse KV connectors: `kv_transfer_params` of an `EngineCoreOutput`. It is taken out again before vLLM looks at it.
+recorder (worker, device)  ->  scheduler: trimmed to the tokens kept  ->  here: `TokenRecords` on the completion, and
+over HTTP in the choice (see `responses`). `wire` has what travels in between.
 """
 
 from __future__ import annotations
@@ -15,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-FIELDS = ("alpha", "kl", "logprob", "teacher_logprob", "theta_logprob", "fallback")
-"""The columns of a row, float32 each. `TokenRecords` has one list for each."""
-KEY = "optimal_sampling"
+from vllm_optimal_sampling import wire
+
+JSON_FIELD = "optimal_sampling"
+"""What the records are called in a choice of a response, and in a row that `generate` writes."""
 
 
 @dataclass
@@ -53,23 +51,25 @@ class TokenRecords:
         return len(self.alpha)
 
     def __getitem__(self, tokens: slice) -> TokenRecords:
-        return TokenRecords(*(getattr(self, name)[tokens] for name in FIELDS))
+        return TokenRecords(*(getattr(self, name)[tokens] for name in wire.RECORD_FIELDS))
 
     def extend(self, other: TokenRecords) -> None:
         """Append the records of further tokens."""
-        for name in FIELDS:
+        for name in wire.RECORD_FIELDS:
             getattr(self, name).extend(getattr(other, name))
 
     def truncate(self, num_tokens: int) -> None:
         """Forget what is behind the first `num_tokens`."""
-        for name in FIELDS:
+        for name in wire.RECORD_FIELDS:
             del getattr(self, name)[num_tokens:]
 
     @classmethod
     def from_bytes(cls, data: bytes) -> TokenRecords:
-        """The records of rows `[tokens, len(FIELDS)]` float32."""
-        columns = np.frombuffer(data, dtype=np.float32).reshape(-1, len(FIELDS)).T
-        lists: dict[str, list] = {name: column.tolist() for name, column in zip(FIELDS, columns, strict=True)}
+        """The records of rows `[tokens, len(wire.RECORD_FIELDS)]` float32."""
+        columns = np.frombuffer(data, dtype=np.float32).reshape(-1, len(wire.RECORD_FIELDS)).T
+        lists: dict[str, list] = {
+            name: column.tolist() for name, column in zip(wire.RECORD_FIELDS, columns, strict=True)
+        }
         lists["fallback"] = [value != 0 for value in lists["fallback"]]
         return cls(**lists)
 
@@ -80,39 +80,16 @@ class TokenRecords:
         }
 
 
-@dataclass
-class StepRecords:
-    """What a worker reports of one step, on the host. Travels as an attribute of vLLM's `ModelRunnerOutput`."""
-
-    rows: dict[str, np.ndarray]
-    """By request id, for those that asked: `[K + 1, len(FIELDS)]` float32, first the rows of the tokens drawn."""
-    tally: np.ndarray
-    """`[TALLY_SIZE]` float32, see `kernels.tally`: all requests of the step."""
-
-
-def attach_rows(outputs: list[Any], step: StepRecords) -> None:
-    """Give each `EngineCoreOutput` the rows of the tokens that it brings; drafts that were cut off have none."""
+def collect_records(outputs: list[Any], states: dict[str, Any]) -> None:
+    """Take the records that came with outputs, into the front end's state of each request (`token_records`)."""
     for output in outputs:
-        rows = step.rows.get(output.request_id)
-        if rows is not None and output.new_token_ids:
-            kept = np.ascontiguousarray(rows[: len(output.new_token_ids)]).tobytes()
-            output.kv_transfer_params = {**(output.kv_transfer_params or {}), KEY: kept}
-
-
-def collect_rows(outputs: list[Any], states: dict[str, Any]) -> None:
-    """Take what `attach_rows` gave, into the front end's state of each request (`token_records`)."""
-    for output in outputs:
-        params = output.kv_transfer_params
-        if not params or KEY not in params:
-            continue
-        data = params.pop(KEY)
-        if not params:
-            output.kv_transfer_params = None
+        data = wire.take_records(output)
         state = states.get(output.request_id)
-        if state is not None:  # else aborted in the meantime
-            if getattr(state, "token_records", None) is None:
-                state.token_records = TokenRecords()
-            state.token_records.extend(TokenRecords.from_bytes(data))
+        if data is None or state is None:  # without records, or aborted in the meantime
+            continue
+        if getattr(state, "token_records", None) is None:
+            state.token_records = TokenRecords()
+        state.token_records.extend(TokenRecords.from_bytes(data))
 
 
 def records_of(state: Any, num_tokens: int, num_returned: int) -> TokenRecords | None:
@@ -124,7 +101,7 @@ def records_of(state: Any, num_tokens: int, num_returned: int) -> TokenRecords |
     return records[num_tokens - num_returned : num_tokens]
 
 
-def merge(completions: list[Any], later: list[Any]) -> None:
+def merge_records(completions: list[Any], later: list[Any]) -> None:
     """Append the records of deltas to those of the completions that they are merged into, by index."""
     by_index = {completion.index: completion for completion in completions}
     for delta in later:

@@ -14,9 +14,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-from vllm_optimal_sampling.front_end.records import TokenRecords
-
-KEY = "optimal_sampling"
+from vllm_optimal_sampling.front_end.records import JSON_FIELD, TokenRecords
 
 
 def add_to_choices(choices: list[Any], completions: list[Any]) -> None:
@@ -24,10 +22,10 @@ def add_to_choices(choices: list[Any], completions: list[Any]) -> None:
     for choice, completion in zip(choices, completions, strict=True):
         records = getattr(completion, "optimal_sampling", None)
         if records is not None:
-            setattr(choice, KEY, records.to_json())  # vLLM's response models take further fields
+            setattr(choice, JSON_FIELD, records.to_json())  # vLLM's response models take further fields
 
 
-class Last:
+class LastOutput:
     """Passes on the outputs of a request, and remembers the last one."""
 
     def __init__(self, outputs: AsyncIterator[Any]):
@@ -40,7 +38,7 @@ class Last:
             yield output
 
 
-class Pending:
+class StreamRecordBuffer:
     """Passes on the outputs of a stream, and keeps their records until a chunk can carry them.
 
     Args:
@@ -78,5 +76,5 @@ class Pending:
             tells_role = "role" in (choice.get("delta") or {}) and choice.get("finish_reason") is None
             records = None if tells_role else self.records.pop(choice["index"], None)
             if records is not None:
-                choice[KEY] = records.to_json()
+                choice[JSON_FIELD] = records.to_json()
         return f"data: {json.dumps(message, ensure_ascii=False, separators=(',', ':'))}\n\n"

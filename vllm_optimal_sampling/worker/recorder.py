@@ -14,18 +14,18 @@ import torch
 from vllm.v1.worker.gpu.async_utils import async_copy_to_np, stream
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import _flatten_sampled_kernel
 
-from vllm_optimal_sampling.front_end.metrics import edges
-from vllm_optimal_sampling.front_end.records import StepRecords
 from vllm_optimal_sampling.kernels import MixRecord, tally, token_logprobs
+from vllm_optimal_sampling.kernels.tally import NUM_EDGES
 from vllm_optimal_sampling.params import OptimalSamplingParams
+from vllm_optimal_sampling.wire import ALPHA_EDGES, KL_EDGES, StepRecords
 
 
 @dataclass
-class DeviceStep:
+class DeviceRecords:
     """A step's records on their way to the host."""
 
     rows: torch.Tensor | None
-    """`[requests, K + 1, len(FIELDS)]` float32, None where no request wants them."""
+    """`[requests, K + 1, len(RECORD_FIELDS)]` float32, None where no request wants them."""
     tally: torch.Tensor
     """`[TALLY_SIZE]` float32."""
     wanted: list[tuple[str, int]]
@@ -59,7 +59,7 @@ class Recorder:
         self.theta_logits = theta_logits
         self.first_position = first_position
         self.record = record
-        self.edges = edges().to(record.alpha.device)
+        self.edges = _histogram_edges().to(record.alpha.device)
         self.wanted = np.zeros(record.alpha.shape[0], dtype=bool)
 
     def add(self, slot: int, params: OptimalSamplingParams) -> None:
@@ -113,7 +113,7 @@ class Recorder:
         )
         self.write(token_ids, teacher_logits, slots, draft_positions)
 
-    def gather(self, input_batch: Any, num_sampled: torch.Tensor) -> DeviceStep:
+    def gather(self, input_batch: Any, num_sampled: torch.Tensor) -> DeviceRecords:
         """What the step leaves to report, on the device still; the next step may overwrite the record.
 
         Args:
@@ -124,8 +124,16 @@ class Recorder:
         counts = tally(slots, num_sampled.to(torch.int32), self.first_position, self.edges, self.record)
         wanted = np.flatnonzero(self.wanted[input_batch.idx_mapping_np]).tolist()
         if not wanted:
-            return DeviceStep(None, counts, [])
+            return DeviceRecords(None, counts, [])
         record = self.record
         columns = (record.alpha, record.kl_theta, record.logprob, record.teacher_logprob, record.theta_logprob)
         rows = torch.stack((*columns, record.fallback.to(torch.float32)), dim=-1).index_select(0, slots)
-        return DeviceStep(rows, counts, [(input_batch.req_ids[index], index) for index in wanted])
+        return DeviceRecords(rows, counts, [(input_batch.req_ids[index], index) for index in wanted])
+
+
+def _histogram_edges() -> torch.Tensor:
+    """`[2, NUM_EDGES]` float32: the upper bounds of both histograms, filled up with inf."""
+    table = torch.full((2, NUM_EDGES), float("inf"))
+    table[0, : len(ALPHA_EDGES)] = torch.tensor(ALPHA_EDGES)
+    table[1, : len(KL_EDGES)] = torch.tensor(KL_EDGES)
+    return table

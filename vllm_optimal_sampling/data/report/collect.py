@@ -36,7 +36,8 @@ from vllm_optimal_sampling.data.report.summary import (
     TokenLean,
 )
 from vllm_optimal_sampling.data.rows import SampledRow, completion_text, read_rows, read_settings
-from vllm_optimal_sampling.front_end.records import FIELDS, KEY
+from vllm_optimal_sampling.front_end.records import JSON_FIELD
+from vllm_optimal_sampling.wire import RECORD_FIELDS
 
 BUFFERED_TOKENS = 1 << 16
 """Tokens whose figures are counted at once: numpy's cost by call no longer shows."""
@@ -171,8 +172,8 @@ class _Tally:
         if isinstance(prompt := values.get("prompt_token_ids"), list):
             self.pending_lengths["prompt"].append(len(prompt))
         figures = None
-        if values.get(KEY) is not None:
-            figures = _figures(values[KEY])
+        if values.get(JSON_FIELD) is not None:
+            figures = _figures(values[JSON_FIELD])
             if figures is None or (ids is not None and len(ids) != len(figures)):
                 self.num_misfits += 1
                 figures = None
@@ -358,7 +359,7 @@ def _figures(record: object) -> TokenFigures | None:
     if not isinstance(record, dict):
         return None
     try:
-        columns = {name: np.array(record[name], dtype=np.float64) for name in FIELDS}
+        columns = {name: np.array(record[name], dtype=np.float64) for name in RECORD_FIELDS}
     except (KeyError, ValueError, TypeError, OverflowError):
         return None
     fallback = columns.pop("fallback")

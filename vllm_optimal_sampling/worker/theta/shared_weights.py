@@ -7,6 +7,8 @@ its weights, in whatever form vLLM keeps them, are there once, and a weight upda
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 from vllm.config import ModelConfig, VllmConfig
@@ -26,14 +28,28 @@ def share_weights(teacher: nn.Module, vllm_config: VllmConfig, prefix: str) -> n
 
     Args:
         teacher: the loaded teacher.
-        vllm_config: theta's configuration, as its own loading would take it.
+        vllm_config: the teacher's configuration.
         prefix: of the names of theta's layers, under which vLLM keeps their caches.
     """
     # Nothing is allocated for what is replaced below.
     with set_default_torch_dtype(vllm_config.model_config.dtype), torch.device("meta"):
-        theta = initialize_model(vllm_config=vllm_config, prefix=prefix)
+        theta = initialize_model(vllm_config=_compiled_apart(vllm_config, prefix), prefix=prefix)
     _adopt(theta, teacher)
     return theta
+
+
+def _compiled_apart(vllm_config: VllmConfig, prefix: str) -> VllmConfig:
+    """The same configuration under a hash of its own.
+
+    vLLM finds compiled code by the hash of the configuration and the code of `forward`, and both are the teacher's here.
+    The code it would find has the names of the teacher's layers in it (torch 2.11 bakes them in), which a step of theta
+    has no metadata for. Everything else, the table of layers among it, stays one object for both.
+    """
+    apart = copy.copy(vllm_config)
+    additional = vllm_config.additional_config
+    assert isinstance(additional, dict)  # our settings are in it
+    apart.additional_config = additional | {"compiled_for": prefix}
+    return apart
 
 
 def _adopt(theta: nn.Module, teacher: nn.Module) -> None:
