@@ -25,6 +25,7 @@ NAMED = {
     "architecture.md": set(),
     "generate.md": {"bash", "python", "yaml"},
     "how-it-works.md": {"python"},
+    "inputs.md": set(),
     "limits.md": set(),
     "offline.md": {"python"},
     "parameters.md": {"python"},

@@ -80,7 +80,7 @@ def test_damage_in_the_middle_is_named(tmp_path: Path) -> None:
     output.close()
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"garbage\n" + path.read_bytes())
-    with pytest.raises(SettingsError, match=r"rows.jsonl line 1 is no row of this command"):
+    with pytest.raises(SettingsError, match=r"rows.jsonl line 1 is not a row that this command wrote"):
         opened(tmp_path)
 
 

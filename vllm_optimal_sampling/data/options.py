@@ -3,7 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """An option's JSON object, each key of it there once."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a key is there twice")
+        return found
+
+    try:
+        found = json.loads(text, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a JSON object")
+    return found
 
 
 class Once(argparse.Action):

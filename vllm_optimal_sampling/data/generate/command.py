@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_optimal_sampling.data.options import Once
+from vllm_optimal_sampling.data.options import Once, json_object
 from vllm_optimal_sampling.params import ALPHA_METHODS
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument(
         "--seed", type=int, metavar="S", help="each sample gets a seed of its own, made of it and its id"
     )
-    group.add_argument("--sampling", type=json.loads, metavar="JSON", help="further fields of vLLM's SamplingParams")
+    group.add_argument("--sampling", type=json_object, metavar="JSON", help="further fields of vLLM's SamplingParams")
 
     group = parser.add_argument_group("alpha, the weight of the teacher")
     group.add_argument("--alpha-method", metavar="NAME", help=f"one of {', '.join(ALPHA_METHODS)}; default: the first")
@@ -189,19 +189,12 @@ def _settings(values: dict[str, Any]) -> Settings:
     merged: dict[str, Any] = {}
     path = values.pop("config", None)
     if path is not None:
-        import yaml
+        from vllm_optimal_sampling.data.generate.yaml_file import read_yaml
 
-        try:
-            with open(path, encoding="utf-8") as file:
-                merged = yaml.safe_load(file)
-        except (OSError, yaml.YAMLError) as error:
-            raise SettingsError(f"config={path!r} cannot be read: {' '.join(str(error).split())}") from None
-        if not isinstance(merged, dict) or not all(isinstance(key, str) for key in merged):
-            raise SettingsError(f"config={path!r} is no mapping of options to values")
-        merged = {key.replace("-", "_"): value for key, value in merged.items()}
+        merged = read_yaml(path)
     engine = merged.pop("engine", None) or {}
     if not isinstance(engine, dict):
-        raise SettingsError(f"engine={engine!r} in {path!r} is no mapping of vLLM's options to values")
+        raise SettingsError(f"engine={engine!r} in {path!r} is not a mapping of vLLM's options to values")
     return settings_from({**merged, **values, "engine": [*engine_words(engine), *options]})
 
 

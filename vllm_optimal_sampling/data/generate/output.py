@@ -252,7 +252,8 @@ class Output:
             for number, line in enumerate(file, 1):
                 if not _is_row(line):
                     raise SettingsError(
-                        f"{self.path} line {number} is no row of this command; give another --output, or take the line out"
+                        f"{self.path} line {number} is not a row that this command wrote; give another --output, or take "
+                        "the line out"
                     )
                 yield json.loads(line)
 
