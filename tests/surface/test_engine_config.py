@@ -202,6 +202,31 @@ def test_settings_are_refused(build_config: BuildConfig, settings: Any, sentence
     assert str(caught.value) == sentence
 
 
+@pytest.mark.parametrize(
+    ("additional", "reason"),
+    [
+        (
+            {"optimal_samplng": {"require_theta_prompt": True}},
+            "has no effect under 'optimal_samplng': did you mean optimal_sam",
+        ),
+        (
+            {"optimal-sampling": {"alpha_max": 0.5}},
+            "has no effect under 'optimal-sampling': did you mean optimal_sampling",
+        ),
+        (
+            {"require_theta_prompt": True},
+            "additional_config has require_theta_prompt at the top, where it has no effect",
+        ),
+        ({"alpha_max": 0.5, KEY: {}}, "additional_config has alpha_max at the top"),
+    ],
+)
+def test_settings_in_the_wrong_place_are_refused(
+    build_config: BuildConfig, additional: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        build_config(additional_config=additional)
+
+
 def test_an_unknown_setting_is_refused_with_what_is_known(build_config: BuildConfig) -> None:
     with pytest.raises(ValueError, match=r"has no setting 'zzz'; known are alpha, .*theta_chat_template"):
         build_config(additional_config={KEY: {"zzz": 1}})
