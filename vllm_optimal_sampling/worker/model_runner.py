@@ -5,10 +5,15 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+from vllm.distributed.parallel_state import is_global_first_rank
+from vllm.logger import init_logger
 from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
 
+from vllm_optimal_sampling.worker.draft_advice import DraftTimes, advice, time_steps
 from vllm_optimal_sampling.worker.processor import OptimalSamplingLogitsProcessor
 from vllm_optimal_sampling.worker.samplers import add_records
+
+logger = init_logger(__name__)
 
 if TYPE_CHECKING:
     from vllm_optimal_sampling.worker.theta.speculator import ThetaSpeculator
@@ -44,6 +49,17 @@ class ThetaRunnerMixin:
             super().initialize_kv_cache(kv_cache_config, *args, **kwargs)  # type: ignore[misc]
         finally:
             self.max_model_len -= block_size
+
+    def capture_model(self, *, profile_only: bool = False) -> int:
+        """vLLM's own; then the engine says which number of drafts its graphs would be fastest with."""
+        memory: int = super().capture_model(profile_only=profile_only)  # type: ignore[misc]
+        drafts = self.speculator.num_speculative_steps
+        if profile_only or not self.speculator.has_round_graphs:
+            return memory
+        steps = time_steps(self, drafts)
+        if steps and is_global_first_rank():
+            logger.info("%s", advice(DraftTimes(steps, drafts), drafts))
+        return memory
 
     def sample(self, hidden_states: Any, input_batch: Any, grammar_output: Any) -> Any:
         """vLLM's own, after theta's part of the step: the first token of a request is mixed too."""

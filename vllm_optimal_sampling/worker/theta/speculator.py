@@ -183,6 +183,11 @@ class ThetaSpeculator(StandaloneARSpeculator):
                 for mode, descs in self.round_graphs._capture_descs.items()
             }
 
+    @property
+    def has_round_graphs(self) -> bool:
+        """Whether theta's round was captured."""
+        return self.round_graphs is not None and bool(self.round_graphs.graphs)
+
     def _scheduled_drafts(self) -> set[int]:
         """The numbers of drafts that `num_speculative_tokens_per_batch_size` can ask for; empty without one."""
         schedule = self.speculative_config.num_speculative_tokens_per_batch_size
