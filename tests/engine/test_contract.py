@@ -33,7 +33,6 @@ CALLED: dict[str, str] = {
     f"{SPECULATOR}:BaseSpeculator.init_cudagraph_manager": "self cudagraph_mode",
     f"{SPECULATOR}:BaseSpeculator.capture": "self",
     "vllm.model_executor.model_loader:get_model": "vllm_config ...",
-    "vllm.forward_context:set_forward_context": "attn_metadata vllm_config ...",
     f"{SPECULATOR}:DraftModelSpeculator._build_attn_metadata": (
         "self num_reqs batch_desc query_start_loc_np seq_lens_cpu_upper_bound step causal dcp_local_seq_lens slot_mappings"
     ),
@@ -50,8 +49,6 @@ CALLED: dict[str, str] = {
         "last_sampled next_prefill_tokens temperature seeds dp_sync_state dummy_run skip_attn_for_dummy_run mm_inputs "
         "is_profile num_speculative_tokens"
     ),
-    "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.capture": "self create_forward_fn progress_bar_desc ...",
-    "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.run_fullgraph": "self desc",
     "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.needs_capture": "self",
     "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.__init__": (
         "self vllm_config device cudagraph_mode decode_query_len ..."
