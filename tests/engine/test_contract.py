@@ -33,7 +33,6 @@ CALLED: dict[str, str] = {
     f"{SPECULATOR}:BaseSpeculator.init_cudagraph_manager": "self cudagraph_mode",
     f"{SPECULATOR}:BaseSpeculator.capture": "self",
     "vllm.model_executor.model_loader:get_model": "vllm_config ...",
-    "vllm.forward_context:set_forward_context": "attn_metadata vllm_config ...",
     f"{SPECULATOR}:DraftModelSpeculator._build_attn_metadata": (
         "self num_reqs batch_desc query_start_loc_np seq_lens_cpu_upper_bound step causal dcp_local_seq_lens slot_mappings"
     ),
@@ -60,11 +59,9 @@ CALLED: dict[str, str] = {
         "num_reqs num_tokens model_state input_buffers block_tables attn_groups kv_cache_config full_cudagraph ..."
     ),
     # What a theta that scores runs with.
-    "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.capture": "self create_forward_fn progress_bar_desc",
     "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.dispatch": (
         "self num_reqs num_tokens uniform_token_count num_active_loras ..."
     ),
-    "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.run_fullgraph": "self desc",
     "vllm.v1.worker.gpu.cudagraph_utils:ModelCudaGraphManager.run_fullgraph": "self desc",
     "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.run_pw_graph": "self model model_inputs",
     "vllm.v1.worker.gpu.attn_utils:build_attn_metadata": (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,14 +19,14 @@ from vllm.lora.request import LoRARequest
 from support.adapters import save_adapter, save_merged
 from support.cases import KL_SYMMETRY, OPTED_OUT, Case, generate, mixed_batch, theta_prompts, token_ids
 from support.engines import find_runner, scoring_options, stop_engine
-from support.random_models import save_model
+from support.random_models import save_eagle_head, save_model
 from support.reference_models import Reference, greedy_tokens
 from support.row_audit import Report, RowAudit
 from vllm_optimal_sampling.worker.theta import one_model, twin_layers
 from vllm_optimal_sampling.worker.theta.scorer import ScorerSteps
 
 # Few tokens to draw from, so that n-grams draft what is then drawn. The audit's rows are those before that.
-FEW_TOKENS = {"allowed_token_ids": [5, 6, 7]}
+FEW_TOKENS: dict[str, Any] = {"allowed_token_ids": [5, 6, 7]}
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +213,23 @@ def test_numbers_of_drafts_by_batch_size(
     llm = scoring_engines(pair[0], speculative_config=ngram)
     report, steps = audited(llm, self_reference, mixed_batch(seed=38, long=70), max_tokens=24, **FEW_TOKENS)
     assert steps.fused and report.by_draft_position[4]
+
+
+def test_one_model_with_an_eagle_head(scoring_engines: Callable[..., LLM], tmp_path: Path) -> None:
+    """Drafts of a head on the teacher's hidden states, with a layer and a cache of its own beside the twins."""
+    model = save_model(tmp_path / "llama", architecture="llama", hidden_size=64, seed=7)
+    head = save_eagle_head(tmp_path / "head", model, seed=8)
+    eagle = {"method": "eagle", "model": head, "num_speculative_tokens": 2, "draft_sample_method": "probabilistic"}
+    llm = scoring_engines(model, speculative_config=eagle)
+    assert not any(name.startswith("theta.") for name in find_runner(llm).speculator.draft_attn_layer_names)
+    reference = Reference(model, model)
+    # Hot enough for two random distributions to have much in common; the audit's rows are those before temperature.
+    report, steps = audited(llm, reference, mixed_batch(seed=44, long=70), max_tokens=20, temperature=2.0)
+    assert steps.fused > 0.5 * (steps.fused + steps.apart)
+    assert min(report.by_draft_position[j] for j in range(3)) > 50
+    found = counts(llm)
+    assert 0 < found["spec_decode_num_accepted_tokens"] < found["spec_decode_num_draft_tokens"]
+    check_greedy(llm, reference, mixed_batch(seed=45, long=70)[:6], max_tokens=8)
 
 
 # Two models
