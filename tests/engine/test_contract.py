@@ -49,8 +49,6 @@ CALLED: dict[str, str] = {
         "last_sampled next_prefill_tokens temperature seeds dp_sync_state dummy_run skip_attn_for_dummy_run mm_inputs "
         "is_profile num_speculative_tokens"
     ),
-    "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.capture": "self create_forward_fn progress_bar_desc ...",
-    "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.run_fullgraph": "self desc",
     "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.needs_capture": "self",
     "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.__init__": (
         "self vllm_config device cudagraph_mode decode_query_len ..."

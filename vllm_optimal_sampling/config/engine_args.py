@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError, listed
-from vllm_optimal_sampling.config.settings import KEY, NAME, PROCESSOR, EngineSettings
+from vllm_optimal_sampling.config.settings import ENGINE_SETTINGS, KEY, NAME, PROCESSOR, EngineSettings
 from vllm_optimal_sampling.config.theta import EXACT_DRAFTERS, SELF, reserved_lora_slots, same_place
 from vllm_optimal_sampling.config.versions import RANGE, is_supported_version
-from vllm_optimal_sampling.params import closest, shown
+from vllm_optimal_sampling.params import ARGUMENTS, closest, shown
 
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import EngineArgs
@@ -68,6 +68,7 @@ def prepare_engine_args(engine_args: EngineArgs) -> Iterator[bool]:
         return
     if not isinstance(additional, dict):
         raise ValueError(f"optimal sampling keeps its settings in additional_config, which is {shown(additional)}")
+    _check_other_keys(additional)
     settings = EngineSettings.from_mapping(_with_template_text(additional.get(KEY, {})))
     speculative = engine_args.speculative_config
     if isinstance(speculative, dict):
@@ -89,6 +90,18 @@ def prepare_engine_args(engine_args: EngineArgs) -> Iterator[bool]:
     finally:
         for name, value in kept.items():
             setattr(engine_args, name, value)
+
+
+def _check_other_keys(additional: Mapping[str, Any]) -> None:
+    """Refuse settings of optimal sampling under a misspelt key, or beside the key that they belong under."""
+    for key in additional.keys() - {KEY}:
+        if near := closest(key, [KEY]):
+            raise ValueError(f"additional_config has no effect under {shown(key)}{near}")
+        if key in ARGUMENTS or key in ENGINE_SETTINGS:
+            raise ValueError(
+                f"additional_config has {key} at the top, where it has no effect; put it under {KEY!r}: "
+                f"{json.dumps({KEY: {key: '...'}})}"
+            )
 
 
 def _names_us(entry: object) -> bool:

@@ -187,6 +187,11 @@ class ThetaSpeculator(DraftModelSpeculator):
         drafts = sorted(self.drafts_by_batch_size, reverse=True) if self.supports_decode_metadata_update else []
         self.round_graphs = RoundGraphs(self.vllm_config, self.device, is_full, drafts)
 
+    @property
+    def has_round_graphs(self) -> bool:
+        """Whether theta's round was captured."""
+        return self.round_graphs is not None and bool(self.round_graphs.graphs)
+
     def _scheduled_drafts(self) -> set[int]:
         """The numbers of drafts that `num_speculative_tokens_per_batch_size` can ask for; empty without one."""
         schedule = self.speculative_config.num_speculative_tokens_per_batch_size
