@@ -27,6 +27,7 @@ from vllm_optimal_sampling.worker.theta.scorer import ScorerSteps
 
 # Few tokens to draw from, so that n-grams draft what is then drawn. The audit's rows are those before that.
 FEW_TOKENS: dict[str, Any] = {"allowed_token_ids": [5, 6, 7]}
+SAMPLER_ARGUMENTS = ("dtype", "enforce_eager", "max_model_len", "max_num_seqs", "kv_cache_memory_bytes", "block_size")
 
 
 @pytest.fixture(scope="module")
@@ -326,3 +327,34 @@ def test_the_offset_is_refused_where_it_is_none() -> None:
     assert "is -16 blocks before" in str(offset(**{**right, "a": layer(256), "theta.a": layer(0)})[1])
     config.kv_cache_groups = [SimpleNamespace(layer_names=names) for names in (["a", "b"], ["theta.a", "theta.b"])]
     assert "in different groups" in str(offset(**right)[1])
+
+
+# In one object
+
+
+def test_a_sampler_of_one_model(pair: tuple[str, str], adapters: dict[str, str]) -> None:
+    """`OptimalSampler` with a student that is an adapter, and with the next one."""
+    from vllm_optimal_sampling import OptimalSampler
+    from vllm_optimal_sampling.argument_checks import ArgumentError
+
+    small = {key: value for key, value in scoring_options(pair[0]).items() if key in SAMPLER_ARGUMENTS}
+    with OptimalSampler(model=pair[0], theta="self", theta_lora=adapters["first"], **small) as sampler:
+        prompt, theta_prompt = "the quick brown fox jumps over the answer", "the quick brown fox"
+        tokenizer = sampler.llm.get_tokenizer()
+        case = Case(tokenizer.encode(prompt), tokenizer.encode(theta_prompt), KL_SYMMETRY)
+        for name in ("first", "second"):
+            if name == "second":
+                sampler.update_theta(adapter_path=adapters["second"])
+            reference = Reference(pair[0], adapters[f"{name}_merged"])
+            output = sampler.generate([prompt], [theta_prompt], max_tokens=10, temperature=0.0, ignore_eos=True)
+            assert output.generated_ids == [greedy_tokens(reference, case, 10)]
+    with pytest.raises(RuntimeError, match="closed"):
+        sampler.update_theta(adapter_path=adapters["first"])
+    for arguments, message in (
+        ({"model": pair[0]}, "model_theta and theta name one model, and neither is given"),
+        ({"model_teacher": pair[0], "model": pair[0], "theta": "self"}, "both are given; drop one of them"),
+        ({"model_teacher": pair[0], "model_theta": pair[1], "theta_lora": "x"}, 'give theta="self" with it'),
+        ({"model": pair[0], "theta": "self", "num_speculative_tokens": 2}, "nothing drafts where theta scores"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            OptimalSampler(**arguments)
