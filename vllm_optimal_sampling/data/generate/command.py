@@ -56,7 +56,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--config", metavar="FILE", help="options from a YAML file; those given here come first")
     group = parser.add_argument_group("models")
     group.add_argument("--teacher", metavar="MODEL", help="name or folder")
-    group.add_argument("--theta", metavar="MODEL", help="the student: smaller, with the same tokenizer")
+    group.add_argument(
+        "--theta",
+        metavar="MODEL",
+        help='the student: smaller, with the same tokenizer, or "self" for the teacher itself',
+    )
+    group.add_argument("--theta-lora", metavar="ADAPTER", help="with --theta self: the student is the teacher with it")
     group.add_argument("--num-speculative-tokens", type=int, metavar="K", help="drafts of theta in a round (4)")
     group.add_argument(
         "--endpoint", metavar="URL", help="ask a running `vllm serve` with the plugin instead of starting an engine"
