@@ -172,6 +172,20 @@ def test_serving_with_defaults(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
+def test_serving_with_the_teacher_as_theta(tmp_path: Path) -> None:
+    (block,) = (b for b in blocks("serving.md", "bash") if '"theta": "self"' in b.text)
+    server = started(block, tmp_path)
+    try:
+        arguments = {"theta_prompt": "y", "return_alpha": True}
+        body = {"model": TEACHER, "prompt": "x", "max_tokens": 8, "vllm_xargs": arguments}
+        status, answer = server.send("/v1/completions", body)
+        assert status == 200, answer
+        assert any(0 < alpha < 1 for alpha in answer["choices"][0]["optimal_sampling"]["alpha"])
+    finally:
+        server.stop()
+
+
+@pytest.mark.full
 def test_a_server_that_requires_a_prompt_for_theta(tmp_path: Path) -> None:
     (block,) = (b for b in blocks("serving.md", "bash") if "require_theta_prompt" in b.text)
     server = started(block, tmp_path)

@@ -588,7 +588,7 @@ def test_a_cache_type_of_thetas_own_is_refused(supported: Any, monkeypatch: pyte
 
 
 def test_synthetic_acceptance_starts_with_a_warning(
-    build_config: BuildConfig, theta: str, caplog: pytest.LogCaptureFixture
+    build_config: BuildConfig, theta: str, package_log: pytest.LogCaptureFixture
 ) -> None:
     speculative = {
         "model": theta,
@@ -596,9 +596,9 @@ def test_synthetic_acceptance_starts_with_a_warning(
         "rejection_sample_method": "synthetic",
         "synthetic_acceptance_rates": [0.9, 0.8],
     }
-    with caplog.at_level(logging.WARNING):
+    with package_log.at_level(logging.WARNING, "vllm_optimal_sampling"):
         build_config(speculative_config=speculative)
-    assert "it is for benchmarks, and the output does not follow q*" in caplog.text
+    assert "it is for benchmarks, and the output does not follow q*" in package_log.text
 
 
 # The KV cache
@@ -685,16 +685,16 @@ def test_vocabularies_are_compared_id_by_id(teacher: Any, theta: Any, problem: s
 
 
 def test_another_end_of_text_is_a_warning(
-    build_config: BuildConfig, theta: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    build_config: BuildConfig, theta: str, tmp_path: Path, package_log: pytest.LogCaptureFixture
 ) -> None:
     """A base model as theta of a chat model has the same tokens, and another of them ends a text."""
     base = tmp_path / "base"
     shutil.copytree(theta, base)
     settings = json.loads((base / "tokenizer_config.json").read_text())
     (base / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": "a"}))
-    with caplog.at_level(logging.WARNING):
+    with package_log.at_level(logging.WARNING, "vllm_optimal_sampling"):
         with_theta(build_config, str(base))
-    assert "Teacher and theta end a text with different tokens" in caplog.text
+    assert "Teacher and theta end a text with different tokens" in package_log.text
 
 
 def test_a_theta_without_tokenizer_is_refused(build_config: BuildConfig, theta: str, tmp_path: Path) -> None:

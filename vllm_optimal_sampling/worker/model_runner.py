@@ -5,15 +5,20 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+from vllm.distributed.parallel_state import is_global_first_rank
+from vllm.logger import init_logger
 from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
 
 from vllm_optimal_sampling.config.theta import scores, scores_itself
+from vllm_optimal_sampling.worker.draft_advice import DraftTimes, advice, time_steps
 from vllm_optimal_sampling.worker.processor import OptimalSamplingLogitsProcessor
 from vllm_optimal_sampling.worker.samplers import add_records
 
 if TYPE_CHECKING:
     from vllm_optimal_sampling.worker.theta.scorer import ThetaScorer
     from vllm_optimal_sampling.worker.theta.speculator import ThetaSpeculator
+
+logger = init_logger(__name__)
 
 
 class ThetaRunnerMixin:
@@ -65,6 +70,17 @@ class DraftingRunnerMixin(ThetaRunnerMixin):
         """vLLM's own, after theta's part of the step: the first token of a request is mixed too."""
         self.theta.prefill(input_batch)
         return super().sample(hidden_states, input_batch, grammar_output)
+
+    def capture_model(self, *, profile_only: bool = False) -> int:
+        """vLLM's own; then the engine says which number of drafts its graphs would be fastest with."""
+        memory: int = super().capture_model(profile_only=profile_only)  # type: ignore[misc]
+        drafts = self.theta.num_speculative_steps
+        if profile_only or not self.theta.has_round_graphs:
+            return memory
+        steps = time_steps(self, drafts)
+        if steps and is_global_first_rank():
+            logger.info("%s", advice(DraftTimes(steps, drafts), drafts))
+        return memory
 
     def reload_weights(self, *args: Any, theta: bool = False, **kwargs: Any) -> None:
         """vLLM's own for the teacher; with `theta` new weights for theta, which loops that train bring every round."""

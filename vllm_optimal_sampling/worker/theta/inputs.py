@@ -1,10 +1,9 @@
 """Triton kernels that lay out theta's inputs on the device, so that no step waits for the host.
 
-A theta that drafts needs inputs at three moments of a step: for its part of a prompt chunk (`chunk_inputs`), at the
-start of its round after sampling (`round_inputs`) and for each further decode of the round (`advance_round`). One that
-scores needs them once, for prompt chunks and the step's own tokens together (`scoring_inputs`). All index per-request
-state by the request slot; a slot of -1 marks a row that must not touch anything (a request still in its prompt, or
-padding).
+A forward over prompt chunks, or of a theta that scores, takes its tokens from theta's prompt, from what was generated and
+from the step's own batch (`scoring_inputs`). A theta that drafts begins its round with the newest tokens (`round_inputs`)
+and goes on with what it drafts (`advance_round`). All index per-request state by the request slot; a slot of -1 marks a row
+that must not touch anything (a request still in its prompt, or padding).
 """
 
 import torch
@@ -20,88 +19,6 @@ def _known_tokens(x, mask, theta_prompt_row_ptr, theta_len, all_token_ids_row_pt
     prompt_token = tl.load(theta_prompt_row_ptr + x, mask=mask & own, other=0)
     other_token = tl.load(all_token_ids_row_ptr + x - delta, mask=mask & ~own, other=0)
     return tl.where(own, prompt_token, other_token)
-
-
-@triton.jit
-def _chunk_inputs_kernel(
-    slots_ptr,  # [num_reqs] int64, request slot
-    first_ptr,  # [num_reqs] int64, theta's first position in this pass
-    query_start_loc_ptr,  # [num_reqs + 1] int32
-    theta_prompt_ptr,  # [max_num_reqs, max_model_len] int32
-    theta_prompt_stride,
-    theta_len_ptr,  # [max_num_reqs] int32, 0: theta reads the teacher's prompt
-    delta_ptr,  # [max_num_reqs] int32
-    all_token_ids_ptr,  # [max_num_reqs, max_model_len] int32, the teacher's prompt and everything generated
-    all_token_ids_stride,
-    input_ids_ptr,  # [max_num_tokens] int32, out
-    positions_ptr,  # [max_num_tokens] int64, out
-    out_query_start_loc_ptr,  # [max_num_reqs + 1] int32, out
-    seq_lens_ptr,  # [max_num_reqs] int32, out
-    last_token_id,
-    BLOCK: tl.constexpr,
-):
-    row = tl.program_id(0)
-    slot = tl.load(slots_ptr + row)
-    first = tl.load(first_ptr + row)
-    start = tl.load(query_start_loc_ptr + row)
-    end = tl.load(query_start_loc_ptr + row + 1)
-    theta_len = tl.load(theta_len_ptr + slot)
-    delta = tl.load(delta_ptr + slot)
-    for i in range(0, end - start, BLOCK):
-        offset = i + tl.arange(0, BLOCK)
-        mask = offset < end - start
-        x = first + offset
-        token = _known_tokens(
-            x,
-            mask,
-            theta_prompt_ptr + slot * theta_prompt_stride,
-            theta_len,
-            all_token_ids_ptr + slot * all_token_ids_stride,
-            delta,
-        )
-        tl.store(input_ids_ptr + start + offset, tl.minimum(token, last_token_id), mask=mask)
-        tl.store(positions_ptr + start + offset, x, mask=mask)
-    tl.store(seq_lens_ptr + row, (first + end - start).to(tl.int32))
-    tl.store(out_query_start_loc_ptr + row, start)
-    tl.store(out_query_start_loc_ptr + row + 1, end)
-
-
-def chunk_inputs(
-    slots: torch.Tensor,  # [num_reqs] int64
-    first: torch.Tensor,  # [num_reqs] int64
-    query_start_loc: torch.Tensor,  # [num_reqs + 1] int32
-    theta_prompts: torch.Tensor,  # [max_num_reqs, max_model_len] int32
-    theta_len: torch.Tensor,  # [max_num_reqs] int32
-    delta: torch.Tensor,  # [max_num_reqs] int32
-    all_token_ids: torch.Tensor,  # [max_num_reqs, max_model_len] int32
-    input_ids: torch.Tensor,  # [max_num_tokens] int32, out
-    positions: torch.Tensor,  # [max_num_tokens] int64, out
-    out_query_start_loc: torch.Tensor,  # [max_num_reqs + 1] int32, out
-    seq_lens: torch.Tensor,  # [max_num_reqs] int32, out
-    vocab_size: int,
-) -> None:
-    """Theta's tokens and positions for one pass over prompt chunks, one range of positions per request.
-
-    A teacher with a larger padded vocabulary may have put out a padding id; theta, which has no embedding for it, reads
-    its own last id instead.
-    """
-    _chunk_inputs_kernel[(slots.shape[0],)](
-        slots,
-        first,
-        query_start_loc,
-        theta_prompts,
-        theta_prompts.stride(0),
-        theta_len,
-        delta,
-        all_token_ids,
-        all_token_ids.stride(0),
-        input_ids,
-        positions,
-        out_query_start_loc,
-        seq_lens,
-        vocab_size - 1,
-        BLOCK=BLOCK,
-    )
 
 
 @triton.jit

@@ -26,8 +26,8 @@ from vllm.v1.worker.utils import clear_layer_kv_caches
 
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError, first_line
 from vllm_optimal_sampling.config.theta import theta_lora
-from vllm_optimal_sampling.worker.theta.scorer import GIB, ThetaScorer, hidden_states_of, joined
-from vllm_optimal_sampling.worker.theta.scoring_pass import Rows
+from vllm_optimal_sampling.worker.theta.rows import Rows, decode_rows, joined
+from vllm_optimal_sampling.worker.theta.scorer import GIB, ThetaScorer, hidden_states_of
 from vllm_optimal_sampling.worker.theta.twin_layers import add_twin_layers, block_offset, extend_caches, twins_caches
 
 logger = init_logger(__name__)
@@ -121,10 +121,10 @@ class OneModelScorer(ThetaScorer):
         sampled = self._sampled(batch)
         if self.offset is None or batch.has_prefill or not len(sampled):
             return None
-        theirs = self.decode_rows(batch, sampled)
+        theirs = decode_rows(self.requests, batch, sampled)
         if batch.num_tokens + theirs.num_tokens > self.max_num_tokens or not self._fits_lora_buffers(batch):
             return None
-        return joined(self.decode_rows(batch, np.arange(batch.num_reqs), of_teacher=True), theirs)
+        return joined(decode_rows(self.requests, batch, np.arange(batch.num_reqs), of_teacher=True), theirs)
 
     @contextmanager
     def standing_in(self, runner: Any) -> Iterator[None]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,12 +35,12 @@ from vllm.v1.worker.utils import clear_layer_kv_caches
 
 from vllm_optimal_sampling.config.refusals import unreadable_weights
 from vllm_optimal_sampling.config.theta import theta_model_config
-from vllm_optimal_sampling.engine_core.layout import split_by_position
 from vllm_optimal_sampling.kernels import MixRecord, MixScratch
 from vllm_optimal_sampling.worker.recorder import Recorder
 from vllm_optimal_sampling.worker.theta.block_tables import widen_kernel_block_tables
 from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
-from vllm_optimal_sampling.worker.theta.scoring_pass import Rows, ScoringPass
+from vllm_optimal_sampling.worker.theta.rows import Rows, chunk_rows, decode_rows, passes
+from vllm_optimal_sampling.worker.theta.scoring_pass import ScoringPass
 
 logger = init_logger(__name__)
 
@@ -191,69 +191,11 @@ class ThetaScorer(ABC):
             self.steps.without += 1
             return
         self.steps.apart += 1
-        chunk_rows = sampled[batch.is_prefilling_np[sampled]]
-        decodes = self.decode_rows(batch, sampled[~batch.is_prefilling_np[sampled]])
-        for rows in self._passes(decodes, self._chunks(batch, chunk_rows)):
+        prompts = sampled[batch.is_prefilling_np[sampled]]
+        decodes = decode_rows(self.requests, batch, sampled[~batch.is_prefilling_np[sampled]])
+        for rows in passes(decodes, chunk_rows(self.requests, batch, prompts), self.max_num_tokens):
             output = self._forward_apart(runner, rows, batch)
             self._want(hidden_states_of(output), rows, 0)
-
-    def decode_rows(self, batch: InputBatch, batch_rows: np.ndarray, of_teacher: bool = False) -> Rows:
-        """Rows of running requests: the batch's own tokens in theta's positions, or the teacher's."""
-        slots = batch.idx_mapping_np[batch_rows]
-        bound = batch.seq_lens_cpu_upper_bound.numpy()[batch_rows].astype(np.int64)
-        return Rows(
-            batch_rows=batch_rows,
-            slots=slots.astype(np.int64),
-            sources=batch.query_start_loc_np[batch_rows].astype(np.int64),
-            firsts=np.zeros(len(batch_rows), dtype=np.int64),
-            lengths=batch.num_scheduled_tokens[batch_rows].astype(np.int64),
-            seq_lens=bound if of_teacher else bound + self.requests.delta.np[slots],
-            finished=np.ones(len(batch_rows), dtype=bool),
-            num_teacher_rows=len(batch_rows) if of_teacher else 0,
-        )
-
-    def _chunks(self, batch: InputBatch, batch_rows: np.ndarray) -> Rows:
-        """Theta's part of prompt chunks, whose positions the host knows: no draft before them could be rejected."""
-        slots = batch.idx_mapping_np[batch_rows]
-        prefill_len = batch.prefill_len_np[batch_rows].astype(np.int64)
-        begin = batch.num_computed_tokens_np[batch_rows].astype(np.int64)
-        # A one-token prompt chunk may come padded with placeholder drafts; they are no part of the prompt.
-        end = np.minimum(begin + batch.num_scheduled_tokens[batch_rows], prefill_len)
-        starts, ends = self.requests.next_chunk(slots, begin, end)
-        return Rows(
-            batch_rows=batch_rows,
-            slots=slots.astype(np.int64),
-            sources=np.full(len(slots), -1, dtype=np.int64),
-            firsts=starts,
-            lengths=ends - starts,
-            seq_lens=ends,
-            finished=end == prefill_len,
-        )
-
-    def _passes(self, decodes: Rows, chunks: Rows) -> Iterator[Rows]:
-        """Forwards within the step's budget of tokens, each of some rows.
-
-        Running requests come first, or along: a block that one of them fills may be hit by a prompt of the same step.
-        """
-        if decodes.num_tokens + chunks.num_tokens <= self.max_num_tokens:
-            rows = joined(decodes, chunks).sorted()
-            if len(rows):
-                yield rows
-            return
-        if len(decodes):
-            yield decodes.sorted()
-        # The head start of a longer theta prompt can exceed the budget: several forwards, none above it.
-        starts, ends = chunks.firsts, chunks.firsts + chunks.lengths
-        for ranges in split_by_position(starts.tolist(), ends.tolist(), self.max_num_tokens):
-            first, last = (np.array(bounds, dtype=np.int64) for bounds in zip(*ranges, strict=True))
-            part = replace(
-                chunks,
-                firsts=first,
-                lengths=last - first,
-                seq_lens=last,
-                finished=chunks.finished & (last == ends),
-            )
-            yield part.sorted()
 
     def _want(self, hidden_states: torch.Tensor, rows: Rows, first_row: int) -> None:
         """Ask for theta's logits after the tokens that the teacher's are wanted after.
@@ -373,13 +315,6 @@ class _CapturingGraphs:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.graphs, name)
-
-
-def joined(first: Rows, second: Rows) -> Rows:
-    """Both, one after the other; the second has none of the teacher's."""
-    names = ("batch_rows", "slots", "sources", "firsts", "lengths", "seq_lens", "finished")
-    arrays = {name: np.concatenate((getattr(first, name), getattr(second, name))) for name in names}
-    return Rows(**arrays, num_teacher_rows=first.num_teacher_rows)
 
 
 def hidden_states_of(output: Any) -> torch.Tensor:

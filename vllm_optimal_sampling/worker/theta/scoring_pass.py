@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,50 +23,7 @@ from vllm.v1.worker.utils import get_uniform_decode_token_count
 from vllm_optimal_sampling.worker.theta.block_tables import ThetaBlockTables, widen_kernel_block_tables
 from vllm_optimal_sampling.worker.theta.inputs import scoring_inputs
 from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What one forward computes, as the host knows it; arrays have one entry for each row, a request of one model."""
-
-    batch_rows: np.ndarray
-    """int64: of the request in vLLM's batch."""
-    slots: np.ndarray
-    """int64: of the request in the model runner."""
-    sources: np.ndarray
-    """int64: where the row's tokens begin in the batch, -1 for theta's part of a prompt chunk."""
-    firsts: np.ndarray
-    """int64: theta's first position of a prompt chunk; 0 in other rows."""
-    lengths: np.ndarray
-    """int64: tokens."""
-    seq_lens: np.ndarray
-    """int64: an upper bound of the positions that the row's last token sees, itself included."""
-    finished: np.ndarray
-    """bool: the row ends where the teacher's row does; False in the middle of a prompt, or of a head start."""
-    num_teacher_rows: int = 0
-    """So many rows, the first, are the teacher's."""
-
-    def __len__(self) -> int:
-        return len(self.slots)
-
-    @property
-    def num_tokens(self) -> int:
-        return int(self.lengths.sum())
-
-    @property
-    def is_chunk(self) -> np.ndarray:
-        return self.sources < 0
-
-    def sorted(self) -> Rows:
-        """Short rows first, as attention backends expect them; empty ones dropped."""
-        order = np.argsort(self.lengths, kind="stable")
-        order = order[self.lengths[order] > 0]
-        return Rows(
-            **{
-                name: getattr(self, name)[order]
-                for name in ("batch_rows", "slots", "sources", "firsts", "lengths", "seq_lens", "finished")
-            }
-        )
+from vllm_optimal_sampling.worker.theta.rows import Rows
 
 
 class ScoringPass:

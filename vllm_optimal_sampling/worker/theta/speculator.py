@@ -19,7 +19,6 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.spec_decode.dynamic.utils import build_dynamic_sd_schedule_lookup
 from vllm.v1.worker.gpu.attn_utils import build_slot_mappings_by_layer
 from vllm.v1.worker.gpu.block_table import BlockTables
-from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 from vllm.v1.worker.gpu.dp_utils import DPSyncState, dispatch_cg_and_sync_dp
 from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
 from vllm.v1.worker.gpu.model_states.interface import ModelState
@@ -30,13 +29,14 @@ from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import AttentionGroup
 
 from vllm_optimal_sampling.config.refusals import unreadable_weights
-from vllm_optimal_sampling.engine_core.layout import split_by_position
 from vllm_optimal_sampling.kernels import MixRecord, MixScratch
 from vllm_optimal_sampling.worker.recorder import Recorder
 from vllm_optimal_sampling.worker.theta.block_tables import ThetaBlockTables, widen_kernel_block_tables
-from vllm_optimal_sampling.worker.theta.inputs import advance_round, chunk_inputs, keep_rows, round_inputs
+from vllm_optimal_sampling.worker.theta.inputs import advance_round, keep_rows, round_inputs
 from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
 from vllm_optimal_sampling.worker.theta.round_graphs import RoundGraphs
+from vllm_optimal_sampling.worker.theta.rows import chunk_rows, passes
+from vllm_optimal_sampling.worker.theta.scoring_pass import ScoringPass
 from vllm_optimal_sampling.worker.theta.shared_weights import same_model, share_weights
 
 logger = init_logger(__name__)
@@ -80,6 +80,14 @@ class ThetaSpeculator(DraftModelSpeculator):
         self.record = MixRecord.allocate(self.max_num_reqs, self.num_speculative_steps + 1, device)
         self.scratch = MixScratch.allocate(num_rows, teacher_vocab_size, device)
         self.recorder = Recorder(self.draft_logits, self.requests.settings.first_position, self.record)
+        self.prompt_pass = ScoringPass(
+            vllm_config,
+            self.max_num_reqs,
+            req_states,
+            self.requests,
+            self.draft_model_config.max_model_len,
+            self.vocab_size,
+        )
         self.drafts_by_batch_size = self._scheduled_drafts()
         self.slots = torch.full((self.max_num_reqs,), -1, dtype=torch.int64, device=device)
         self.sample_positions = torch.zeros(self.max_num_reqs, dtype=torch.int64, device=device)
@@ -168,6 +176,9 @@ class ThetaSpeculator(DraftModelSpeculator):
         super().set_attn(model_state, kv_cache_config, block_tables, target_input_buffers, target_attn_groups)
         self.requests.block_size = resolve_kv_cache_block_sizes(kv_cache_config, self.vllm_config)[0]
         self.block_tables = ThetaBlockTables(block_tables, self.requests)
+        self.prompt_pass.set_attn(
+            kv_cache_config, block_tables, {name: name for name in self.draft_attn_layer_names}, 0
+        )
         widen_kernel_block_tables([*self.attn_groups, *target_attn_groups], block_tables)
 
     def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
@@ -175,6 +186,11 @@ class ThetaSpeculator(DraftModelSpeculator):
         # One graph holds a whole round, so each number of drafts in the schedule needs its own.
         drafts = sorted(self.drafts_by_batch_size, reverse=True) if self.supports_decode_metadata_update else []
         self.round_graphs = RoundGraphs(self.vllm_config, self.device, is_full, drafts)
+
+    @property
+    def has_round_graphs(self) -> bool:
+        """Whether theta's round was captured."""
+        return self.round_graphs is not None and bool(self.round_graphs.graphs)
 
     def _scheduled_drafts(self) -> set[int]:
         """The numbers of drafts that `num_speculative_tokens_per_batch_size` can ask for; empty without one."""
@@ -216,79 +232,17 @@ class ThetaSpeculator(DraftModelSpeculator):
         """
         if not input_batch.has_prefill:
             return
-        batch_rows = np.flatnonzero(input_batch.is_prefilling_np)
-        slots = input_batch.idx_mapping_np[batch_rows]
-        prefill_len = input_batch.prefill_len_np[batch_rows].astype(np.int64)
-        begin = input_batch.num_computed_tokens_np[batch_rows].astype(np.int64)
-        # A one-token prompt chunk may come padded with placeholder drafts; they are no part of the prompt.
-        end = np.minimum(begin + input_batch.num_scheduled_tokens[batch_rows], prefill_len)
-
-        starts, ends = self.requests.next_chunk(slots, begin, end)
-        finished = end == prefill_len
-        if int((ends - starts).sum()) <= self.max_num_tokens:
-            self._prefill_pass(slots, starts, ends, finished)
-            return
-        # The head start of a longer theta prompt can exceed the step's budget: several passes, none above it.
-        for ranges in split_by_position(starts.tolist(), ends.tolist(), self.max_num_tokens):
-            first, last = (np.array(bounds, dtype=np.int64) for bounds in zip(*ranges, strict=True))
-            self._prefill_pass(slots, first, last, finished & (last == ends))
-
-    def _prefill_pass(self, slots: np.ndarray, starts: np.ndarray, ends: np.ndarray, finished: np.ndarray) -> None:
-        lengths = ends - starts
-        # Attention backends expect short queries in front of long ones, as vLLM sorts its own batches.
-        order = np.argsort(lengths, kind="stable")
-        order = order[lengths[order] > 0]
-        num_reqs = len(order)
-        if num_reqs == 0:
-            return
-        slots, starts, ends, finished = slots[order], starts[order], ends[order], finished[order]
-        query_start_loc = np.zeros(num_reqs + 1, dtype=np.int32)
-        np.cumsum(lengths[order], out=query_start_loc[1:])
-        num_tokens = int(query_start_loc[-1])
-
-        def to_device(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
-            return async_tensor_h2d(array, device=self.device, dtype=dtype)
-
-        slots_gpu = to_device(slots, torch.int64)
-        self.block_tables.gather(slots_gpu, num_reqs)
-        chunk_inputs(
-            slots_gpu,
-            to_device(starts, torch.int64),
-            to_device(query_start_loc, torch.int32),
-            self.requests.prompts.gpu,
-            self.requests.prompt_len.gpu,
-            self.requests.delta.gpu,
-            self.req_states.all_token_ids.gpu,
-            self.input_buffers.input_ids,
-            self.input_buffers.positions,
-            self.input_buffers.query_start_loc,
-            self.input_buffers.seq_lens,
-            self.vocab_size,
-        )
-        slot_mappings = self.block_tables.compute_slot_mappings(
-            self.input_buffers.query_start_loc, self.input_buffers.positions, num_reqs, num_tokens
-        )
-        attn_metadata = self._build_attn_metadata(
-            num_reqs=num_reqs,
-            batch_desc=BatchExecutionDescriptor(cg_mode=CUDAGraphMode.NONE, num_tokens=num_tokens, num_reqs=num_reqs),
-            query_start_loc_np=query_start_loc,
-            seq_lens_cpu_upper_bound=torch.from_numpy(ends.astype(np.int32)),
-            step=0,
-            slot_mappings=slot_mappings,
-        )
-        hidden_states = self._run_model(
-            self.input_buffers.input_ids[:num_tokens],
-            self.input_buffers.positions[:num_tokens],
-            attn_metadata,
-            build_slot_mappings_by_layer(slot_mappings, self.kv_cache_config),
-            None,
-        )
-        if finished.any():
-            last = to_device((query_start_loc[1:] - 1)[finished], torch.int64)
+        chunks = chunk_rows(self.requests, input_batch, np.flatnonzero(input_batch.is_prefilling_np))
+        for rows in passes(None, chunks, self.max_num_tokens):
+            hidden_states = self.prompt_pass.run(self.model, rows, input_batch)
+            if not rows.finished.any():
+                continue
+            last, slots = async_tensor_h2d(
+                np.stack((np.cumsum(rows.lengths) - 1, rows.slots))[:, rows.finished], device=self.device
+            )
             logits = self.compute_draft_logits(hidden_states[last], 0)[:, : self.common_vocab_size]
-            assert self.draft_logits is not None
-            rows = self.draft_logits[:, 0, : self.common_vocab_size]
-            rows[to_device(slots[finished], torch.int64)] = logits.to(rows.dtype)
+            kept = self.rows[:, 0, : self.common_vocab_size]
+            kept[slots] = logits.to(kept.dtype)
 
     # After sampling: theta's round
 
