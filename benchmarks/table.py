@@ -103,7 +103,7 @@ def ratios(results: Sequence[dict[str, Any]]) -> list[str]:
     lines = [f"| {' | '.join(title)} |", f"|{' --- |' * len(title)}"]
     shown = []
     for result in sorted(measured, key=lambda one: (one["pair"]["name"], one["file"])):
-        rows = [ratio_row(result, one) for one in result["configurations"] if has_ratios(one)]
+        rows = [ratio_row(result, one, results) for one in result["configurations"] if has_ratios(one)]
         lines += rows
         shown += [result] if rows else []
     places = sorted({f"{one['machine']['device']}, vLLM {one['versions']['vllm']}, {one['date']}" for one in shown})
@@ -124,18 +124,41 @@ def has_ratios(configuration: dict[str, Any]) -> bool:
     return "teacher" in methods and any(f"optimal at {rate:g}" in methods for rate in SHOWN_RATES)
 
 
-def ratio_row(result: dict[str, Any], configuration: dict[str, Any]) -> str:
+def ratio_row(result: dict[str, Any], configuration: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
     methods = configuration["methods"]
-    compared = [methods.get(f"optimal at {rate:g}") for rate in SHOWN_RATES] + [methods.get("draft_model at 0.8")]
+    compared = [methods.get(f"optimal at {rate:g}") for rate in SHOWN_RATES]
+    draft = methods.get("draft_model at 0.8")
+    of_draft = draft["of_teacher"]["median"] if draft else drafted_beside(result, configuration["batch"], results)
     cells = [
         pair_of(result),
         "Inductor" if "Inductor)" in compilation(result) else "nothing",
         f"{configuration['batch']} x {configuration['max_tokens']}",
         number(methods["teacher"]["tokens_per_second"]["median"]),
         *(f"{one['of_teacher']['median']:.2f}" if one else "" for one in compared),
+        of(of_draft),
         f"{configuration['published']['of_teacher']:.3f}" if "published" in configuration else "",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def drafted_beside(result: dict[str, Any], batch: int, results: Sequence[dict[str, Any]]) -> float | None:
+    """vLLM's own draft model over the teacher alone at this batch, where a `speed` result of the same card has both."""
+    for one in results:
+        if (
+            one["benchmark"] != "speed"
+            or one["pair"]["name"] != result["pair"]["name"]
+            or one["machine"]["device"] != result["machine"]["device"]
+        ):
+            continue
+        speeds: dict[str, list[float]] = {}
+        for line in one["lines"]:
+            engine = one["engines"][line["engine"]]
+            same = engine["compilation"] == compilation(result) and line["batch"] == batch
+            if same and line["set_acceptance"] in (None, 0.8):
+                speeds.setdefault(engine["method"], []).append(line["tokens_per_second"])
+        if "draft_model" in speeds and "teacher" in speeds:
+            return statistics.median(speeds["draft_model"]) / statistics.median(speeds["teacher"])
+    return None
 
 
 def pair_of(result: dict[str, Any]) -> str:
@@ -354,7 +377,7 @@ def kernel(result: dict[str, Any]) -> list[str]:
         cells = (
             line["rows"],
             line["vocab"],
-            line.get("noise", result.get("noise", "")),
+            line["noise"],
             f"{line['microseconds']['kernel']['median']:.1f}",
             f"{line['gigabytes_per_second']['kernel']:.0f}",
             f"{line['times_floor']:.2f}",
@@ -405,32 +428,45 @@ def speed(result: dict[str, Any]) -> list[str]:
             f"{line['tokens_per_second'] / statistics.median(against):.2f}" if against and not is_teacher else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, ""]
+    return [*lines, "", *profiles(result), *memory({"starts": engines})]
 
 
-def profile(result: dict[str, Any]) -> list[str]:
+def profiles(result: dict[str, Any]) -> list[str]:
     """Where the device's time goes, the largest kernels first."""
-    lines = [f"**Where a step's time goes, {shown_pair(result)}.** {machine_line(result)}", ""]
+    lines = []
     for one in result["profiles"]:
         drafts = "" if one["drafts"] is None else f", {one['drafts']} drafts"
         largest = ", ".join(
             f"`{kernel['name'][:40]}` {kernel['microseconds']:.0f} us in {kernel['calls']:.0f}"
             for kernel in one["kernels"][:4]
         )
+        waits = ", ".join(f"{name} {count:g}" for name, count in one["host_calls"].items() if "ynchronize" in name)
         lines.append(
             f"- {SHOWN[one['method']]}, {one['batch']} requests{drafts}: {one['wall_microseconds'] / 1e3:.2f} ms a step under "
-            f"the profiler, the device busy for {one['device_microseconds'] / 1e3:.2f}; {largest}."
+            f"the profiler, the device busy for {one['device_microseconds'] / 1e3:.2f}; {largest or 'no kernels'}"
+            f"{f'; waits of the host: {waits}' if waits else ''}."
         )
-    return [*lines, ""]
+    return [*lines, ""] if lines else []
 
 
-def waits(result: dict[str, Any]) -> list[str]:
-    if not is_on_gpu(result):
-        return []
-    lines = [f"**Calls per step that wait for the device.** {machine_line(result)}", ""]
-    for method, counts in result["per_step"].items():
-        said = ", ".join(f"{name} {count:.2f}" for name, count in counts.items() if name != "steps" and count)
-        lines.append(f"- {method}: {said or 'none'}")
+def example_pair(result: dict[str, Any]) -> list[str]:
+    """The trained pair on a GPU: how often each way of sampling is right, and how fast."""
+    lines = [
+        f"**The example pair's problems.** {machine_line(result)}",
+        "",
+        "| sampled from | right | mean alpha | tokens/s | tokens a round |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, one in result["sampled"].items():
+        rate = f"{one['right']} of {one['problems']} ({one['right'] / one['problems']:.1%})"
+        cells = (
+            name,
+            rate,
+            f"{one['mean_alpha']:.3f}",
+            number(one["tokens_per_second"]),
+            f"{one['tokens_per_round']:.2f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
 
 
@@ -468,9 +504,8 @@ def roofline(result: dict[str, Any]) -> list[str]:
 SECTIONS = {
     "heavy": heavy,
     "speed": speed,
-    "profile": profile,
+    "example-pair": example_pair,
     "kernel": kernel,
-    "waits": waits,
     "model": model,
     "growth": growth,
     "fit": fit,
