@@ -18,16 +18,33 @@ KERNELS = ["vllm_optimal_sampling.kernels"] + [
     f"vllm_optimal_sampling.kernels.{name}" for name in find_packages(str(ROOT / "kernels"))
 ]
 
-README = ROOT / "README.md"
+# A registry shows README without the repository around it: what links into the repository is left as plain words.
+LINK_INTO_REPOSITORY = re.compile(r"!?\[([^]]*)]\((?!https?:)[^)]*\)")
+README = LINK_INTO_REPOSITORY.sub(r"\1", (ROOT / "README.md").read_text()) if (ROOT / "README.md").exists() else ""
 
 setup(
     name="vllm-optimal-sampling",
     version=VERSION,
-    description="Exact sampling from the geometric mixture of a teacher and a theta inside vLLM",
-    long_description=README.read_text() if README.exists() else "",
+    description="A vLLM plugin that samples from the geometric mixture of a teacher and a student model",
+    long_description=README,
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
+    keywords=["vllm", "knowledge distillation", "speculative decoding", "sampling", "llm", "triton"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
     packages=find_packages(include=["vllm_optimal_sampling", "vllm_optimal_sampling.*"]) + KERNELS,
     package_dir={"vllm_optimal_sampling.kernels": "kernels"},

@@ -45,6 +45,7 @@ rm -f "$STATE"/*.gate "$STATE"/*.ready
 
 failed=()
 declare -A pids
+trap 'kill "${pids[@]}" 2> /dev/null' EXIT # nothing outlives an interruption; what has ended is not there to be killed
 ended() { # ended NAME CODE: says how a part ended
   if [ "$2" -eq 0 ]; then
     say "$1: done"

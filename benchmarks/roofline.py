@@ -22,7 +22,7 @@ from typing import Any
 
 import cost
 from pairs import SHAPES, num_parameters
-from recording import RESULTS, rounded
+from recording import PREDICTIONS, rounded
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def main() -> None:
                 f"{'none' if even is None else f'{even:.2f}':>12}"
                 f"{line['teacher_step_seconds'] * 1e3:>12.2f}{line['round_seconds'] * 1e3:>10.2f}"
             )
-    output = given.output or RESULTS / f"predicted-{given.pair}.json"
+    output = given.output or PREDICTIONS / f"{given.pair}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(rounded(result), indent=1) + "\n")
     print(f"written to {output}")

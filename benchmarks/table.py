@@ -32,9 +32,13 @@ SHOWN = {
 }
 
 
-def load(folder: Path) -> list[dict[str, Any]]:
+FOLDERS = (HERE / "results", HERE / "predictions")
+
+
+def load(*folders: Path) -> list[dict[str, Any]]:
     """All results, with the name of their file as `file`."""
-    return [json.loads(path.read_text()) | {"file": path.name} for path in sorted(folder.glob("*.json"))]
+    paths = [path for folder in folders or FOLDERS for path in sorted(folder.glob("*.json"))]
+    return [json.loads(path.read_text()) | {"file": path.name} for path in paths]
 
 
 def number(value: float) -> str:
@@ -488,7 +492,7 @@ def fit(result: dict[str, Any]) -> list[str]:
 def roofline(result: dict[str, Any]) -> list[str]:
     lines = [
         f"**Predicted, not measured: {pair_of(result)}**, {result['context']} tokens a request, steady state, at the best "
-        f"number of drafts; {result['what'].removeprefix('PREDICTED ')}; `benchmarks/results/{result['file']}`",
+        f"number of drafts; {result['what'].removeprefix('PREDICTED ')}; `benchmarks/predictions/{result['file']}`",
         "",
         "| acceptance | of the teacher alone, batch 1, 8, 32, 128 | break-even | `num_speculative_tokens_per_batch_size` |",
         "| --- | --- | --- | --- |",
@@ -572,11 +576,11 @@ def written_into(text: str, table: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--results", type=Path, nargs="*", default=FOLDERS)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args()
-    results = load(given.results)
+    results = load(*given.results)
     for document, render_document in DOCUMENTS.items():
         table = render_document(results)
         if not given.write and not given.check:

@@ -6,19 +6,26 @@ The interface is the original implementation's (`OptimalSamplingV1`). Who wants 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from vllm_optimal_sampling.config.settings import NAME
-from vllm_optimal_sampling.params import ArgumentError, OptimalSamplingParams
+from vllm_optimal_sampling.argument_checks import ArgumentError, check_bool
+from vllm_optimal_sampling.config.memory import default_memory_share
+from vllm_optimal_sampling.config.settings import KEY, NAME
+from vllm_optimal_sampling.params import ALPHA_READERS, THETA_PROMPTS, OptimalSamplingParams
 
 if TYPE_CHECKING:
-    from vllm import RequestOutput
+    from vllm import RequestOutput, SamplingParams
 
+MEMORY_SHARE = 0.9
+"""Of the GPU's memory, for both models and their cache."""
+NUM_SPECULATIVE_TOKENS = 4
 LONG_BATCH = 16
 """From so many prompts on `OptimalSampler.generate` shows vLLM's progress bar."""
 
@@ -59,7 +66,7 @@ class OptimalSampler:
         model_teacher: name or folder of the teacher.
         model_theta: name or folder of theta, the smaller model, with the teacher's tokenizer.
         alpha_method: as in `OptimalSamplingParams`.
-        fixed_alpha: in [0, 1]: alpha for the methods `fixed` and `arithmetic`.
+        fixed_alpha: in [0, 1]: alpha for the methods `fixed` and `arithmetic`; the others take none but the default.
         alpha_min: in [0, alpha_max]: alpha is raised to it.
         alpha_max: in [alpha_min, 1]: alpha is lowered to it.
         teacher_system_prompt: put before every prompt of the teacher: as the system message with
@@ -67,7 +74,8 @@ class OptimalSampler:
         theta_system_prompt: the same for theta.
         enable_chat_template: make a user message of every prompt, and put it through each model's own chat template.
         track_alpha_stats: return `alpha_stats` and `alpha_history`.
-        gpu_memory_utilization: in (0, 1]: the share of the GPU's memory for both models and their cache.
+        gpu_memory_utilization: in (0, 1]: the share of the GPU's memory for both models and their cache. None: 0.9, and on
+            a machine without a GPU 0.5 of its memory.
         num_speculative_tokens: at least 1: tokens that theta drafts in a round. It changes the speed, not the
             distribution.
         **llm_arguments: everything else that `vllm.LLM` takes, such as `max_model_len`, `tensor_parallel_size`, `seed`
@@ -75,7 +83,8 @@ class OptimalSampler:
             optimal sampling.
 
     Raises:
-        ArgumentError: (a ValueError) one of alpha's arguments is refused, before any model is loaded.
+        ArgumentError: (a ValueError) an argument is refused, or contradicts or repeats one of `llm_arguments`, before any
+            model is loaded.
         UnsupportedEngineError: (a ValueError) these models or arguments cannot do optimal sampling.
     """
 
@@ -91,10 +100,12 @@ class OptimalSampler:
         theta_system_prompt: str | None = None,
         enable_chat_template: bool = False,
         track_alpha_stats: bool = False,
-        gpu_memory_utilization: float = 0.9,
-        num_speculative_tokens: int = 4,
+        gpu_memory_utilization: float | None = None,
+        num_speculative_tokens: int = NUM_SPECULATIVE_TOKENS,
         **llm_arguments: Any,
     ) -> None:
+        check_bool("enable_chat_template", enable_chat_template)
+        check_bool("track_alpha_stats", track_alpha_stats)
         self._arguments: dict[str, Any] = {
             "alpha_method": alpha_method,
             "alpha": fixed_alpha,
@@ -108,6 +119,14 @@ class OptimalSampler:
             if error.argument != "alpha":
                 raise
             raise ArgumentError("fixed_alpha", f"fixed_{error.message}") from None
+        if alpha_method not in ALPHA_READERS:
+            del self._arguments["alpha"]
+        for name, prompt in (
+            ("teacher_system_prompt", teacher_system_prompt),
+            ("theta_system_prompt", theta_system_prompt),
+        ):
+            if prompt is not None and (not isinstance(prompt, str) or not prompt.strip()):
+                raise ArgumentError(name, f"{name}={prompt!r} is not text; give some, or leave it out")
         self.model_teacher = model_teacher
         self.model_theta = model_theta
         self.teacher_system_prompt = teacher_system_prompt
@@ -115,19 +134,23 @@ class OptimalSampler:
         self.enable_chat_template = enable_chat_template
         self.track_alpha_stats = track_alpha_stats
 
+        self._is_closed = False
+        self._lock = threading.Lock()  # two calls in the engine at once would get each other's outputs
+        speculative = _speculative(
+            llm_arguments.pop("speculative_config", None) or {}, model_theta, num_speculative_tokens
+        )
+        processors = llm_arguments.pop("logits_processors", None) or []
+        _check_llm_arguments(llm_arguments, enable_chat_template, theta_system_prompt)
+
         from vllm import LLM
 
-        processors = llm_arguments.pop("logits_processors", None) or []
-        speculative = llm_arguments.pop("speculative_config", None) or {}
+        if gpu_memory_utilization is None:
+            gpu_memory_utilization = default_memory_share(MEMORY_SHARE)
         self.llm = LLM(
             model=model_teacher,
             gpu_memory_utilization=gpu_memory_utilization,
             logits_processors=[NAME, *processors],
-            speculative_config={
-                "num_speculative_tokens": num_speculative_tokens,
-                **speculative,
-                "model": model_theta,
-            },
+            speculative_config=speculative,
             **llm_arguments,
         )
 
@@ -160,11 +183,15 @@ class OptimalSampler:
             **sampling_arguments: everything else that `vllm.SamplingParams` takes, such as `stop` or `min_p`.
 
         Raises:
-            ArgumentError: (a ValueError) `theta_prompts` has another length than `prompts`, or a list is no list of texts.
+            ArgumentError: (a ValueError) `theta_prompts` has another length than `prompts`, a list is not a list of texts, or
+                `sampling_arguments` has what is not for it.
+            RuntimeError: the sampler is closed, or its engine is at work on requests that are not this sampler's.
             VLLMValidationError: vLLM or optimal sampling refuses an argument or a prompt, such as one that is too long.
         """
         from vllm import SamplingParams
 
+        self._check_open()
+        check_bool("use_optimal_sampling", use_optimal_sampling)
         _check_texts("prompts", prompts)
         if theta_prompts is not None:
             _check_texts("theta_prompts", theta_prompts)
@@ -176,6 +203,8 @@ class OptimalSampler:
                 )
         if "n" in sampling_arguments:
             raise ArgumentError("n", "n would need several completions for a prompt; give the prompt n times")
+        if "extra_args" in sampling_arguments:
+            raise ArgumentError("extra_args", "extra_args are made of this sampler's own arguments; drop it")
         params = [
             SamplingParams(
                 max_tokens=max_tokens,
@@ -190,15 +219,7 @@ class OptimalSampler:
         ]
         if use_tqdm is None:
             use_tqdm = len(prompts) >= LONG_BATCH
-        outputs: list[RequestOutput]
-        if not params:
-            outputs = []
-        elif self.enable_chat_template:
-            chats: list[Any] = [_chat(prompt, self.teacher_system_prompt) for prompt in prompts]
-            outputs = self.llm.chat(chats, params, use_tqdm=use_tqdm)
-        else:
-            texts = [_plain(prompt, self.teacher_system_prompt) for prompt in prompts]
-            outputs = self.llm.generate(texts, params, use_tqdm=use_tqdm)
+        outputs = self._run(prompts, params, use_tqdm) if params else []
         completions = [output.outputs[0] for output in outputs]
         history = None
         if self.track_alpha_stats and use_optimal_sampling:
@@ -211,6 +232,42 @@ class OptimalSampler:
             alpha_history=history,
         )
 
+    def _run(self, prompts: Sequence[str], params: list[SamplingParams], use_tqdm: bool) -> list[RequestOutput]:
+        """vLLM's outputs for the prompts, in their order."""
+        with self._lock, self._nothing_left_open():
+            self._check_open()  # another thread may have had the lock to close it
+            if self.enable_chat_template:
+                chats: list[Any] = [_chat(prompt, self.teacher_system_prompt) for prompt in prompts]
+                outputs = self.llm.chat(chats, params, use_tqdm=use_tqdm)
+            else:
+                texts = [_plain(prompt, self.teacher_system_prompt) for prompt in prompts]
+                outputs = self.llm.generate(texts, params, use_tqdm=use_tqdm)
+        if len(outputs) != len(prompts):
+            raise RuntimeError(
+                f"vLLM returned {len(outputs)} outputs for {len(prompts)} prompts; nothing tells which is whose"
+            )
+        return outputs
+
+    @contextlib.contextmanager
+    def _nothing_left_open(self) -> Iterator[None]:
+        """Abort what is still open after an exception (Ctrl-C): vLLM would give it out as outputs of the next call."""
+        engine = self.llm.llm_engine
+        if num_open := engine.get_num_unfinished_requests():
+            raise RuntimeError(
+                f"the engine is at work on {num_open} requests that are not this sampler's (such as of llm.enqueue); finish "
+                "them first"
+            )
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(Exception):  # of an engine that died: the error on its way says it better
+                engine.abort_request(list(engine.output_processor.request_states), internal=True)
+            raise
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise RuntimeError("this sampler is closed; make a new one")
+
     def _extra_args(self, theta_prompt: str) -> dict[str, Any]:
         if self.enable_chat_template:
             prompt: dict[str, Any] = {"theta_messages": _chat(theta_prompt, self.theta_system_prompt)}
@@ -220,7 +277,10 @@ class OptimalSampler:
         return OptimalSamplingParams(**prompt).to_extra_args() | self._arguments
 
     def close(self) -> None:
-        """Stop the engine and free its memory. The sampler cannot be used afterwards."""
+        """Stop the engine and free its memory. The sampler cannot be used afterwards; closing it again does nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         self.llm.llm_engine.engine_core.shutdown()
 
     def __enter__(self) -> OptimalSampler:
@@ -240,6 +300,41 @@ class OptimalSampler:
 
 OptimalSamplingV1 = OptimalSampler
 """The name that the original implementation gives it."""
+
+
+def _speculative(given: Mapping[str, Any], theta: str, num_speculative_tokens: int) -> dict[str, Any]:
+    """vLLM's speculative configuration: the caller's, which may not contradict the sampler's own arguments."""
+    if given.get("model", theta) != theta:
+        raise ArgumentError(
+            "speculative_config", f"model_theta is {theta!r}, and speculative_config has another model; drop it"
+        )
+    drafts = given.get("num_speculative_tokens", num_speculative_tokens)
+    if drafts != num_speculative_tokens != NUM_SPECULATIVE_TOKENS:
+        raise ArgumentError(
+            "num_speculative_tokens",
+            f"num_speculative_tokens={num_speculative_tokens}, and speculative_config says {drafts}; give one of them",
+        )
+    return {"num_speculative_tokens": num_speculative_tokens, **given, "model": theta}
+
+
+def _check_llm_arguments(llm_arguments: Mapping[str, Any], chat: bool, theta_system_prompt: str | None) -> None:
+    """Refuse what would stay without effect beside the sampler's own arguments."""
+    if "model" in llm_arguments:
+        raise ArgumentError("model", "model is model_teacher here; drop it")
+    additional = llm_arguments.get("additional_config")
+    settings = additional.get(KEY) if isinstance(additional, Mapping) else None
+    own = ("optimal_sampling", *THETA_PROMPTS, "alpha_method", "alpha", "alpha_min", "alpha_max", "return_alpha")
+    for name in settings if isinstance(settings, Mapping) else ():
+        if name in own:
+            raise ArgumentError(
+                name,
+                f"additional_config has {name} as the engine's default, and each of this sampler's requests has its own",
+            )
+        if name == "theta_system_prompt" and (theta_system_prompt is not None or not chat):
+            raise ArgumentError(
+                name,
+                "additional_config has a theta_system_prompt, which has no effect here; give the argument of that name",
+            )
 
 
 def _check_texts(name: str, texts: object) -> None:

@@ -23,6 +23,9 @@ import numpy as np
 THETA_PROMPT = "theta_prompt_token_ids"
 """The key of `extra_args` with theta's prompt once the front end has resolved it; absent where theta reads the teacher's."""
 
+OPTIMAL_SAMPLING = "optimal_sampling"
+"""The key of `extra_args` that is False for a request that opted out."""
+
 RECORD_FIELDS = ("alpha", "kl", "logprob", "teacher_logprob", "theta_logprob", "fallback")
 """The columns of a token's record, float32 each, in their order on the way."""
 

@@ -1,6 +1,7 @@
 """The parts of vLLM that this package replaces or builds on are what it takes them for, in the installed version.
 
-When vLLM moves one of them, the test of that name fails here, before anything subtler does elsewhere.
+When vLLM moves one of them, the test of that name fails here, before anything subtler does elsewhere. On a vLLM that is not
+supported the patches are not in place; what they would replace is held against the registry all the same (`.ci/newest-vllm`).
 """
 
 import dataclasses
@@ -16,19 +17,23 @@ from vllm_optimal_sampling.config.versions import is_supported_version
 from vllm_optimal_sampling.hooks import imports  # noqa: F401  registers the patches
 from vllm_optimal_sampling.hooks.registry import PATCHES, Patch
 
+SUPPORTED = is_supported_version(vllm.__version__)
+
 SPECULATOR = "vllm.v1.worker.gpu.spec_decode.speculator"
 RUNNER = "vllm.v1.worker.gpu.model_runner:GPUModelRunner"
-GRAPHS = "vllm.v1.worker.gpu.spec_decode.target_dependent_ar.cudagraph_utils"
 
 # What is called or overridden without being patched: name -> parameters, in order; "..." ends the part that matters.
 CALLED: dict[str, str] = {
-    "vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator:StandaloneARSpeculator.__init__": "self vllm_config device",
-    "vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator:StandaloneARSpeculator._run_model": (
-        "self input_ids positions attn_metadata slot_mappings num_tokens_across_dp"
-    ),
-    "vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator:StandaloneARSpeculator.set_attn": (
+    f"{SPECULATOR}:DraftModelSpeculator.__init__": "self vllm_config device",
+    f"{SPECULATOR}:DraftModelSpeculator.load_draft_model": "self target_model target_attn_layer_names",
+    f"{SPECULATOR}:DraftModelSpeculator.set_attn": (
         "self model_state kv_cache_config block_tables target_input_buffers target_attn_groups"
     ),
+    f"{SPECULATOR}:DraftModelSpeculator._configure_decode_metadata_update": "self",
+    f"{SPECULATOR}:BaseSpeculator.init_cudagraph_manager": "self cudagraph_mode",
+    f"{SPECULATOR}:BaseSpeculator.capture": "self",
+    "vllm.model_executor.model_loader:get_model": "vllm_config ...",
+    "vllm.forward_context:set_forward_context": "attn_metadata vllm_config ...",
     f"{SPECULATOR}:DraftModelSpeculator._build_attn_metadata": (
         "self num_reqs batch_desc query_start_loc_np seq_lens_cpu_upper_bound step causal dcp_local_seq_lens slot_mappings"
     ),
@@ -45,10 +50,9 @@ CALLED: dict[str, str] = {
         "last_sampled next_prefill_tokens temperature seeds dp_sync_state dummy_run skip_attn_for_dummy_run mm_inputs "
         "is_profile num_speculative_tokens"
     ),
-    f"{GRAPHS}:SpeculatorCudaGraphManager.capture": (
-        "self forward_fn model_state input_buffers block_tables attn_groups kv_cache_config progress_bar_desc ..."
-    ),
-    f"{GRAPHS}:SpeculatorCudaGraphManager.specialize_spec_tokens": "self desc num_speculative_tokens",
+    "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.capture": "self create_forward_fn progress_bar_desc ...",
+    "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.run_fullgraph": "self desc",
+    "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.needs_capture": "self",
     "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.__init__": (
         "self vllm_config device cudagraph_mode decode_query_len ..."
     ),
@@ -118,7 +122,9 @@ FIELDS: dict[str, str] = {
         "num_computed_tokens_np prefill_len_np is_prefilling_np has_prefill"
     ),
     "vllm.v1.metrics.stats:SchedulerStats": "kv_connector_stats",
-    f"{GRAPHS}:SpeculatorBatchDescriptor": "cg_mode num_tokens num_reqs num_speculative_tokens",
+    "vllm.v1.worker.gpu.cudagraph_utils:BatchExecutionDescriptor": (
+        "cg_mode num_tokens num_reqs uniform_token_count max_query_len"
+    ),
 }
 
 
@@ -133,7 +139,7 @@ def find(name: str) -> Any:
 def parameters(function: Any) -> list[str]:
     if hasattr(function, "arg_names"):  # a Triton kernel
         return list(function.arg_names)
-    if inspect.isclass(function):  # ours extends the one that it replaces
+    if inspect.isclass(function) and "is_patched" in vars(function):  # ours extends the one that it replaces
         function = function.__base__
     return list(inspect.signature(inspect.unwrap(function)).parameters)
 
@@ -153,9 +159,10 @@ def registered() -> None:
 def test_patched(patch: Patch) -> None:
     found = find(f"{patch.module}:{patch.name}")
     if patch.parameters is None:
-        assert isinstance(found, property) and hasattr(found.fget, "__wrapped__"), f"{patch.name} is not in place"
+        assert isinstance(found, property)
+        assert hasattr(found.fget, "__wrapped__") or not SUPPORTED, f"{patch.name} is not in place"
         return
-    assert found.is_patched, f"{patch.name} is not in place"
+    assert getattr(found, "is_patched", False) or not SUPPORTED, f"{patch.name} is not in place"
     # The original, as vLLM wrote it: our replacements pass on what they do not name.
     assert takes(found, list(patch.parameters))
 
@@ -171,4 +178,4 @@ def test_fields(name: str) -> None:
 
 
 def test_the_installed_version_is_supported() -> None:
-    assert is_supported_version(vllm.__version__)
+    assert SUPPORTED

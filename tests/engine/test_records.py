@@ -26,7 +26,7 @@ from vllm_optimal_sampling.front_end.records import TokenRecords
 from vllm_optimal_sampling.wire import RECORD_FIELDS
 
 K = 3
-# float32 models through other attention kernels against float64 (see `audit`): up to 3e-5 nats on likely tokens, more
+# float32 models through other attention kernels against float64 (see `row_audit`): up to 3e-5 nats on likely tokens, more
 # on the rare ones that sampling also draws. A record of a neighbouring token or row is off by 0.1 and more.
 TOLERANCES = {"alpha": 2e-3, "kl": 2e-3, "logprob": 2e-3, "teacher_logprob": 2e-3, "theta_logprob": 2e-3}
 ASKED = {"return_alpha": True}

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from vllm_optimal_sampling.data.generate import inputs
+from vllm_optimal_sampling.data.generate import input_files, inputs
 from vllm_optimal_sampling.data.generate.errors import SettingsError
-from vllm_optimal_sampling.data.generate.inputs import InputRow, count, open_inputs, read
+from vllm_optimal_sampling.data.generate.input_row import InputRow
+from vllm_optimal_sampling.data.generate.inputs import count, open_inputs, read
 
 ROWS = [{"problem": f"What is {i} + 1,\n“please”?", "answer": str(i + 1)} for i in range(7)]
 
@@ -78,7 +79,7 @@ def test_json_lines_under_the_name_json(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [1, 7, 64])
 def test_a_json_array_over_many_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr(inputs, "JSON_CHUNK", size)
+    monkeypatch.setattr(input_files, "JSON_CHUNK", size)
     rows = [*ROWS, {"nested": [{"a": [1, 2, {"b": "]}"}]}], "number": 12345}]
     path = tmp_path / "a.json"
     path.write_text(json.dumps(rows, indent=1))

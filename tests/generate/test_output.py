@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from vllm_optimal_sampling.data.generate.errors import SettingsError
-from vllm_optimal_sampling.data.generate.inputs import InputRow
+from vllm_optimal_sampling.data.generate.input_row import InputRow
 from vllm_optimal_sampling.data.generate.jobs import jobs, seed_of
-from vllm_optimal_sampling.data.generate.output import FinishedSamples, Output, line_of
-from vllm_optimal_sampling.data.generate.settings import settings_from
+from vllm_optimal_sampling.data.generate.output import FinishedSamples, Output
+from vllm_optimal_sampling.data.generate.output_row import line_of
+from vllm_optimal_sampling.data.generate.settings_from import settings_from
 
 
 def opened(folder: Path, *, retry_errors: bool = False, **identity: Any) -> Output:
@@ -150,7 +151,7 @@ def test_what_json_cannot_say() -> None:
 
 def settings(**changes: Any) -> Any:
     return settings_from(
-        {"input": "i.jsonl", "output": "o", "teacher": "t", "theta": "s", "theta_template": "{{ a }}"} | changes
+        {"input": "i.jsonl", "output": "o.jsonl", "teacher": "t", "theta": "s", "theta_template": "{{ a }}"} | changes
     )
 
 

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from vllm_optimal_sampling.data.generate.errors import RowError, RunError
-from vllm_optimal_sampling.data.generate.inputs import InputRow
+from vllm_optimal_sampling.data.generate.input_row import InputRow
 from vllm_optimal_sampling.data.generate.jobs import Sample, jobs
 from vllm_optimal_sampling.data.generate.output import Output
 from vllm_optimal_sampling.data.generate.progress import Figures, Progress
 from vllm_optimal_sampling.data.generate.run import Run
 from vllm_optimal_sampling.data.generate.samplers import Prepared
-from vllm_optimal_sampling.data.generate.settings import settings_from
+from vllm_optimal_sampling.data.generate.settings_from import settings_from
 from vllm_optimal_sampling.data.generate.templates import Prompts
 
 
@@ -67,7 +67,7 @@ class Bench:
     """A run over given prompts."""
 
     def __init__(self, folder: Path, prompts: Iterator[str] | list[str], **changes: Any) -> None:
-        given = {"input": "i", "output": "o", "teacher": "t", "theta": "s", "theta_template": "{{ a }}"}
+        given = {"input": "i", "output": "o.jsonl", "teacher": "t", "theta": "s", "theta_template": "{{ a }}"}
         settings = settings_from(given | changes)
         self.path = folder / "rows.jsonl"
         self.output = Output(self.path, folder / "sidecar", {}, {})

@@ -1,6 +1,7 @@
 """A wheel and an editable install of a copy of the tree carry the entry points and the kernels."""
 
 import configparser
+import re
 import shutil
 import subprocess
 import sys
@@ -82,6 +83,10 @@ def test_wheel_has_every_module_and_entry_point(tree: Path, wheel: Path) -> None
 
     assert metadata["Name"] == "vllm-optimal-sampling"
     assert metadata["Requires-Python"] == ">=3.11"
+    links = re.findall(r"]\(([^)]*)\)", metadata.get_payload())
+    assert links and all(link.startswith("https://") for link in links), (
+        "a registry has no files beside the description"
+    )
     required = {line for line in metadata.get_all("Requires-Dist") if "extra" not in line}
     assert {"torch<3,>=2.11", "transformers<6,>=5", "triton<4,>=3.5"} < required
     assert {SpecifierSet(RANGE)} == {Requirement(line).specifier for line in required if line.startswith("vllm")}

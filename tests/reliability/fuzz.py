@@ -297,6 +297,8 @@ def sound(draw: st.DrawFn) -> Attempt:
     prompt = draw(
         st.sampled_from([{}, {"theta_prompt": "x\0 \U0001f600"}, {"theta_prompt_token_ids": [VOCAB_SIZE - 1, 0]}])
     )
+    if not {"alpha_method"} <= kept or arguments["alpha_method"] not in ("fixed", "arithmetic"):
+        kept -= {"alpha"}  # refused where it has no effect
     chosen = {name: arguments[name] for name in kept} | prompt
     return _xargs("sound", draw(paths), chosen, "answered", temperature=draw(st.sampled_from([0, 1])))
 

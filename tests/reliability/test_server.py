@@ -65,6 +65,7 @@ def test_traffic_leaves_nothing_behind(server: Server) -> None:
     assert outcome["every slot is free"]
     assert outcome["every block is free"]
     assert outcome["processes"]["start"] == outcome["processes"]["end"]
+    assert outcome["memory by minute"]["0"].keys() == outcome["idle at start"]["memory"].keys()
 
 
 # What no request can do

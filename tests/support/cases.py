@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm import LLM, RequestOutput, SamplingParams
+from vllm.lora.request import LoRARequest
 
 from vllm_optimal_sampling import OptimalSamplingParams
 
@@ -64,9 +65,10 @@ def generate(
     temperature: float = 1.0,
     seed: int = 0,
     samples: list[int] | None = None,
+    lora_request: LoRARequest | None = None,
     **options: Any,
 ) -> list[RequestOutput]:
-    """Run the cases as one batch, with so many `samples` of each. Options go to `SamplingParams`."""
+    """Run the cases as one batch, with so many `samples` of each. Other options go to `SamplingParams`."""
     params = [
         SamplingParams(
             max_tokens=max_tokens,
@@ -77,7 +79,8 @@ def generate(
         )
         for i, case in enumerate(cases)
     ]
-    return llm.generate([{"prompt_token_ids": case.prompt} for case in cases], params, use_tqdm=False)
+    prompts = [{"prompt_token_ids": case.prompt} for case in cases]
+    return llm.generate(prompts, params, use_tqdm=False, lora_request=lora_request)
 
 
 def theta_prompts(cases: list[Case], outputs: list[RequestOutput]) -> dict[str, list[int] | None]:

@@ -17,10 +17,28 @@ def engine_options(teacher: str, theta: str, num_speculative_tokens: int = 3, **
         "num_speculative_tokens": num_speculative_tokens,
         **options.pop("speculative_config", {}),
     }
+    return _small(teacher, speculative_config=speculative_config, **options)
+
+
+def scoring_options(teacher: str, theta: str = "self", drafts: int = 0, **options: Any) -> dict[str, Any]:
+    """Arguments of a small engine in which theta scores, with so many n-gram drafts a step."""
+    settings: dict[str, Any] = {"theta": theta}
+    if "theta_lora" in options:
+        settings["theta_lora"] = options.pop("theta_lora")
+    if drafts:
+        options["speculative_config"] = {
+            "method": "ngram",
+            "num_speculative_tokens": drafts,
+            "prompt_lookup_min": 1,
+            "prompt_lookup_max": 3,
+        }
+    return _small(teacher, additional_config={"optimal_sampling": settings}, **options)
+
+
+def _small(teacher: str, **options: Any) -> dict[str, Any]:
     return {
         "model": teacher,
         "logits_processors": ["optimal_sampling"],
-        "speculative_config": speculative_config,
         "dtype": "float32",
         "enforce_eager": True,
         "max_model_len": 512,

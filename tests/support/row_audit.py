@@ -25,6 +25,7 @@ from vllm_optimal_sampling.kernels.reference import mix
 
 from support.engines import find_processor, find_runner
 from support.reference_models import Reference, expected_log_q
+from vllm_optimal_sampling.worker.theta.scorer import ThetaScorer
 
 # A float32 forward of these models against float64, through other attention kernels and other reductions: observed
 # up to 3e-5 nats on log-probabilities above 1e-6. A wrong token, position or block moves rows by 0.1 and more.
@@ -50,7 +51,7 @@ class Row:
     theta_prompt: list[int] | None
     settings: dict[str, float]
     enabled: bool
-    theta: torch.Tensor
+    theta: torch.Tensor | None  # None where theta has nothing to do with the request
     before: torch.Tensor
     after: torch.Tensor
 
@@ -85,7 +86,7 @@ class RowAudit:
 
     def _listen(self, logits: torch.Tensor, ctx: Any) -> torch.Tensor:
         theta = self.processor.theta
-        assert theta is not None and theta.draft_logits is not None
+        assert theta is not None
         states, requests = self.runner.req_states, theta.requests
         before = logits.clone()
         after = self._apply(logits, ctx)
@@ -100,6 +101,9 @@ class RowAudit:
             tokens = states.all_token_ids.gpu[slot, : first + 1].tolist() + ctx.input_ids[i - j + 1 : i + 1].tolist()
             theta_len = int(requests.prompt_len.np[slot])
             settings = {name: getattr(requests.settings, name)[slot].item() for name in vars(requests.settings)}
+            enabled = settings["first_position"] != NEVER
+            # A theta that scores has nothing to do with requests that opted out; one that drafts reads along.
+            reads = enabled or not isinstance(theta, ThetaScorer)
             self.rows.append(
                 Row(
                     request=states.index_to_req_id[slot],
@@ -111,8 +115,8 @@ class RowAudit:
                     prompt_len=int(states.prompt_len.np[slot]),
                     theta_prompt=requests.prompts.gpu[slot, :theta_len].tolist() if theta_len else None,
                     settings=settings,
-                    enabled=settings["first_position"] != NEVER,
-                    theta=theta.draft_logits[slot, j].clone(),
+                    enabled=enabled,
+                    theta=theta.rows[slot, j].clone() if reads else None,
                     before=before[i],
                     after=after[i].clone(),
                 )
@@ -153,10 +157,12 @@ class RowAudit:
         report.rows += 1
         report.by_draft_position[row.draft_position] += 1
         shared = min(teacher.shape[-1], theta.shape[-1])
-        theta_error = _log_prob_error(row.theta[:shared].double().log_softmax(-1), theta[:shared].log_softmax(-1))
-        report.theta_error = max(report.theta_error, theta_error)
-        if theta_error > MAX_LOG_PROB_ERROR:
-            raise AuditError(f"theta's row is off by {theta_error:.3g} nats: {where}")
+        if row.theta is not None:
+            theta_error = _log_prob_error(row.theta[:shared].double().log_softmax(-1), theta[:shared].log_softmax(-1))
+            report.theta_error = max(report.theta_error, theta_error)
+            # A poisoned cache may leave NaN, which is beyond every tolerance too.
+            if not theta_error <= MAX_LOG_PROB_ERROR:
+                raise AuditError(f"theta's row is off by {theta_error:.3g} nats: {where}")
         if not row.enabled:
             if not torch.equal(row.before, row.after):
                 raise AuditError(f"a row of an opted-out request was changed: {where}")

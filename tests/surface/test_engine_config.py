@@ -139,6 +139,7 @@ def test_settings_reach_every_process_as_json(build_config: BuildConfig, tmp_pat
         "alpha": 0.25,
         "theta_chat_template": str(template),
         "theta_system_prompt": "Think.",
+        "require_theta_prompt": True,
         "other_extra_args": ["theirs"],
     }
     config = build_config(additional_config={KEY: given, "theirs": True})
@@ -148,6 +149,7 @@ def test_settings_reach_every_process_as_json(build_config: BuildConfig, tmp_pat
         defaults=OptimalSamplingParams(alpha_method="fixed", alpha=0.25),
         theta_chat_template="{{ messages[0].content }}",
         theta_system_prompt="Think.",
+        require_theta_prompt=True,
         other_extra_args=("theirs",),
     )
     assert EngineSettings.from_config(config).to_mapping() == stored
@@ -169,6 +171,24 @@ def test_settings_reach_every_process_as_json(build_config: BuildConfig, tmp_pat
         (
             {"theta_system_prompt": ""},
             "additional_config['optimal_sampling']: theta_system_prompt='' is not text; give some, or leave it out",
+        ),
+        (
+            {"alpha": 0.7},
+            "additional_config['optimal_sampling']: alpha=0.7 has no effect with alpha_method='kl_symmetry', which finds "
+            "alpha for each token; ask for alpha_method='fixed' or 'arithmetic', or drop it",
+        ),
+        (
+            {"require_theta_prompt": "yes"},
+            "additional_config['optimal_sampling']: require_theta_prompt='yes' is not true or false",
+        ),
+        (
+            {"require_theta_prompt": True, "theta_prompt": "x"},
+            "additional_config['optimal_sampling']: require_theta_prompt asks each request for a prompt, and theta_prompt "
+            "gives one to those that have none; drop one of them",
+        ),
+        (
+            {"other_extra_args": ["alpha", "theirs"]},
+            "additional_config['optimal_sampling']: other_extra_args has alpha, optimal sampling's own; drop it",
         ),
         (
             {"other_extra_args": "theirs"},

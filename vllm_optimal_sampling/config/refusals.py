@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError, first_line, listed
+from vllm_optimal_sampling.config.theta import EXACT_DRAFTERS, scores, scores_itself, theta_model_config
 from vllm_optimal_sampling.config.tokenizers import tokenizer_problems
 from vllm_optimal_sampling.params import shown
 
@@ -26,7 +27,13 @@ def check_supported(vllm_config: VllmConfig) -> None:
 
     """
     spec = vllm_config.speculative_config
-    if spec is None or spec.method != "draft_model" or spec.draft_model_config is None:
+    if scores(vllm_config):
+        if spec is not None and spec.method not in EXACT_DRAFTERS:
+            raise UnsupportedEngineError(
+                f"optimal sampling cannot start: vLLM took speculative_config for the method {spec.method!r}, which is "
+                f"not shown exact beside theta; use one of {', '.join(EXACT_DRAFTERS)}, or drop it"
+            )
+    elif spec is None or spec.method != "draft_model" or spec.draft_model_config is None:
         method = None if spec is None else spec.method
         raise UnsupportedEngineError(
             f"optimal sampling cannot start: vLLM took theta for the speculative method {method!r}, by its name or its "
@@ -36,13 +43,14 @@ def check_supported(vllm_config: VllmConfig) -> None:
         *_runner_problems(vllm_config),
         *_engine_problems(vllm_config),
         *_model_problems("the teacher", vllm_config.model_config),
-        *_model_problems("theta", spec.draft_model_config),
     ]
+    if not scores_itself(vllm_config):
+        problems += _model_problems("theta", theta_model_config(vllm_config))
     if not problems and not vllm_config.model_config.skip_tokenizer_init:
         problems = [*tokenizer_problems(vllm_config)]
     if problems:
         raise UnsupportedEngineError(listed(problems))
-    if spec.rejection_sample_method == "synthetic":
+    if spec is not None and spec.rejection_sample_method == "synthetic":
         logger.warning(
             "rejection_sample_method='synthetic' accepts drafts at a made-up rate: it is for benchmarks, and the "
             "output does not follow q*."
@@ -79,28 +87,25 @@ def _engine_problems(config: VllmConfig) -> Iterator[str]:
         config.speculative_config,
         config.cache_config,
     )
-    assert spec is not None
-    theta = spec.draft_model_config
     several_experts = parallel.data_parallel_size > 1 or parallel.enable_expert_parallel
     table = {
         "batch-sharded sampling; drop enable_batch_sharded_sampling": parallel.enable_batch_sharded_sampling,
-        "adaptive verification; drop enable_adaptive_verification": spec.enable_adaptive_verification,
+        "adaptive verification; drop enable_adaptive_verification": (
+            spec is not None and spec.enable_adaptive_verification
+        ),
         "pipeline parallelism; use tensor parallelism": parallel.pipeline_parallel_size > 1,
         "decode context parallelism; drop --decode-context-parallel-size": parallel.decode_context_parallel_size > 1,
         "prefill context parallelism; drop --prefill-context-parallel-size": parallel.prefill_context_parallel_size > 1,
         "dual batch overlap and micro-batches; drop --enable-dbo and --ubatch-size": parallel.use_ubatching,
         "a mixture of experts over several data-parallel or expert-parallel ranks; use tensor parallelism": (
-            several_experts and (model.is_moe or theta.is_moe)
-        ),
-        "a tensor-parallel size of theta's own; drop draft_tensor_parallel_size": (
-            spec.draft_parallel_config.tensor_parallel_size != parallel.tensor_parallel_size
+            several_experts and (model.is_moe or theta_model_config(config).is_moe)
         ),
         "watermarking, which changes what is drawn; drop --watermark-config": config.watermark_config is not None,
         "KV connectors and KV offloading, which move the teacher's cache without theta's; drop --kv-transfer-config "
         "and --kv-offloading-size": config.kv_transfer_config is not None,
         "transfer of encoder outputs; drop --ec-transfer-config": config.ec_transfer_config is not None,
         "fast prefill by KV sharing; drop --kv-sharing-fast-prefill": cache.kv_sharing_fast_prefill,
-        "LoRA; merge the adapter into the model": config.lora_config is not None,
+        "LoRA; merge the adapter into the model": (config.lora_config is not None and not scores_itself(config)),
         "prompt embeddings, which theta cannot read; drop --enable-prompt-embeds": model.enable_prompt_embeds,
         "trace replay; drop --enable-trace-replay": model.enable_trace_replay,
         "sampling masks in the output; drop --return-sampling-mask": model.return_sampling_mask,
@@ -108,6 +113,12 @@ def _engine_problems(config: VllmConfig) -> Iterator[str]:
     for what, is_so in table.items():
         if is_so:
             yield f"it is not shown exact with {what}"
+    if scores_itself(config):
+        yield from _one_model_problems(config)
+    if spec is None or scores(config):
+        return
+    if spec.draft_parallel_config.tensor_parallel_size != parallel.tensor_parallel_size:
+        yield ("it is not shown exact with a tensor-parallel size of theta's own; drop draft_tensor_parallel_size")
     if spec.kv_cache_dtype not in (None, cache.cache_dtype):
         yield (
             f"theta's KV cache lies in the teacher's blocks, so kv_cache_dtype={spec.kv_cache_dtype!r} for theta alone "
@@ -117,6 +128,22 @@ def _engine_problems(config: VllmConfig) -> Iterator[str]:
         yield (
             f"theta has to read whole sequences, and speculative_config's max_model_len={spec.max_model_len} is below "
             f"the teacher's {model.max_model_len}; drop it, or lower --max-model-len"
+        )
+
+
+def _one_model_problems(config: VllmConfig) -> Iterator[str]:
+    scheduler, cache_dtype = config.scheduler_config, str(config.cache_config.cache_dtype)
+    needed = 2 * scheduler.max_num_seqs * (config.num_speculative_tokens + 1)
+    if config.lora_config is not None and scheduler.max_num_batched_tokens < needed:
+        yield (
+            f"vLLM's LoRA operations take max_num_batched_tokens={scheduler.max_num_batched_tokens} rows, and a step of "
+            f"max_num_seqs={scheduler.max_num_seqs} requests may have {needed} of both models; raise the first, or lower "
+            "the second"
+        )
+    if "per_token_head" in cache_dtype:
+        yield (
+            f"a KV cache of {cache_dtype} keeps its scales apart for each layer, where theta's would not be found; use "
+            "another --kv-cache-dtype"
         )
 
 
@@ -157,9 +184,8 @@ def check_kv_cache(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, bloc
     """
     from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec, UniformTypeKVCacheSpecs
 
-    spec_config = vllm_config.speculative_config
-    assert spec_config is not None
-    pair = f"teacher {vllm_config.model_config.model!r} and theta {spec_config.draft_model_config.model!r}"
+    teacher = vllm_config.model_config.model
+    pair = f"teacher {teacher!r} and theta {theta_model_config(vllm_config).model!r}"
     blocks_needed = 0
     # A request of the model's full length, theta's slots behind the teacher's, and the slots of one round.
     longest = vllm_config.model_config.max_model_len + block_size + vllm_config.num_lookahead_tokens

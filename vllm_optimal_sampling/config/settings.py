@@ -24,7 +24,14 @@ KEY = "optimal_sampling"
 PROCESSOR = "vllm_optimal_sampling.worker.processor:OptimalSamplingLogitsProcessor"
 """The class behind the name; an engine may ask with it, or with the class itself."""
 
-ENGINE_SETTINGS = ("theta_chat_template", "theta_system_prompt", "other_extra_args")
+ENGINE_SETTINGS = (
+    "theta",
+    "theta_lora",
+    "theta_chat_template",
+    "theta_system_prompt",
+    "require_theta_prompt",
+    "other_extra_args",
+)
 """Keys of `additional_config["optimal_sampling"]` beside the request arguments."""
 
 
@@ -43,11 +50,18 @@ class EngineSettings:
 
     defaults: OptimalSamplingParams = dataclasses.field(default_factory=OptimalSamplingParams)
     """What a request leaves out."""
+    theta: str | None = None
+    """Who theta is where it does not draft: "self" for the teacher's own weights, else a model's name or folder. None:
+    theta is the draft model of `speculative_config`."""
+    theta_lora: str | None = None
+    """Name or folder of the LoRA adapter that makes theta of the teacher; only beside `theta="self"`."""
     theta_chat_template: str | None = None
     """Jinja template for `theta_messages`, as text; given as a file's path, it is read once, at start-up. None: the
     template of theta's own tokenizer."""
     theta_system_prompt: str | None = None
     """Put before `theta_messages` that do not begin with a system message."""
+    require_theta_prompt: bool = False
+    """Refuse a request that is mixed and has no theta prompt of its own, where theta would read the teacher's."""
     other_extra_args: tuple[str, ...] = ()
     """Keys of `extra_args` that another plugin reads. Any other unknown key is refused."""
 
@@ -74,10 +88,13 @@ class EngineSettings:
                 raise ValueError(
                     f"{where} has no setting {shown(key)}{closest(key, known) or '; known are ' + ', '.join(known)}"
                 )
-        for key in ("theta_chat_template", "theta_system_prompt"):
+        for key in ("theta", "theta_lora", "theta_chat_template", "theta_system_prompt"):
             text = mapping.get(key)
             if text is not None and (not isinstance(text, str) or not text):
                 raise ValueError(f"{where}: {key}={shown(text)} is not text; give some, or leave it out")
+        required = mapping.get("require_theta_prompt", False)
+        if not isinstance(required, bool):
+            raise ValueError(f"{where}: require_theta_prompt={shown(required)} is not true or false")
         others = mapping.get("other_extra_args", ())
         if not isinstance(others, (list, tuple)) or not all(isinstance(name, str) for name in others):
             raise ValueError(f"{where}: other_extra_args={shown(others)} is not a list of names")
@@ -85,10 +102,20 @@ class EngineSettings:
             defaults = OptimalSamplingParams.from_extra_args({k: v for k, v in mapping.items() if k in ARGUMENTS})
         except ArgumentError as error:
             raise ValueError(f"{where}: {error}") from None
+        if required and defaults.theta_prompt_argument is not None:
+            raise ValueError(
+                f"{where}: require_theta_prompt asks each request for a prompt, and {defaults.theta_prompt_argument} gives "
+                "one to those that have none; drop one of them"
+            )
+        if misplaced := sorted(set(others) & ARGUMENTS):
+            raise ValueError(f"{where}: other_extra_args has {', '.join(misplaced)}, optimal sampling's own; drop it")
         return cls(
             defaults=defaults,
+            theta=mapping.get("theta"),
+            theta_lora=mapping.get("theta_lora"),
             theta_chat_template=mapping.get("theta_chat_template"),
             theta_system_prompt=mapping.get("theta_system_prompt"),
+            require_theta_prompt=required,
             other_extra_args=tuple(others),
         )
 

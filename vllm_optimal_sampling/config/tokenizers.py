@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError, first_line
 from vllm_optimal_sampling.config.settings import EngineSettings
+from vllm_optimal_sampling.config.theta import theta_model_config
 from vllm_optimal_sampling.params import shown
 
 if TYPE_CHECKING:
@@ -37,9 +38,7 @@ def load_theta_tokenizer(vllm_config: VllmConfig) -> TokenizerLike:
     """
     from vllm.tokenizers import cached_get_tokenizer
 
-    spec = vllm_config.speculative_config
-    assert spec is not None
-    theta = spec.draft_model_config
+    theta = theta_model_config(vllm_config)
     remedy = "put the teacher's tokenizer files into theta's folder"
     folder = Path(theta.model)
     if folder.is_dir() and not any(next(folder.glob(pattern), None) for pattern in TOKENIZER_FILES):
@@ -49,7 +48,7 @@ def load_theta_tokenizer(vllm_config: VllmConfig) -> TokenizerLike:
             theta.model,
             runner_type="generate",
             tokenizer_mode=vllm_config.model_config.tokenizer_mode,
-            revision=spec.revision,
+            revision=theta.revision,
             trust_remote_code=theta.trust_remote_code,
         )
     except Exception as error:  # the libraries behind it raise whatever they like

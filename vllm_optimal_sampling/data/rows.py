@@ -184,9 +184,12 @@ def import_arrow(file: Path) -> Any:
     return pyarrow
 
 
+SETTINGS_SUFFIX = ".settings.json"
+
+
 def settings_path(path: Path) -> Path:
     """Where the settings of the run that wrote `path` stand: `rows.jsonl.settings.json`."""
-    return path.with_name(path.name + ".settings.json")
+    return path.with_name(path.name + SETTINGS_SUFFIX)
 
 
 def read_settings(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
@@ -197,7 +200,7 @@ def read_settings(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
     own = settings_path(path)
     candidates = [own]
     if path.is_dir() and not own.exists():
-        candidates = sorted(path.glob("*.settings.json"))
+        candidates = sorted(path.glob(f"*{SETTINGS_SUFFIX}"))
     settings: dict[str, Any] | None = None
     notices = []
     for candidate in candidates:

@@ -16,6 +16,8 @@ def extra_keys(keys: tuple | None, request: Any, start: int, end: int) -> tuple 
         start, end: the block's slots [start, end), counted in the request's own block table.
     """
     layout: ThetaLayout = request.theta_layout
+    if not layout.reads:
+        return (*(keys or ()), ("theta", None))  # no other request finds keys and values of theta in this block
     if layout.prompt is None:
         return keys
     # A block before theta's first token says so too: one where theta read the teacher's tokens is another block.

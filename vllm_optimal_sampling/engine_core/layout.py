@@ -50,11 +50,13 @@ class ThetaLayout:
         prompt: theta's prompt as token ids, or None where theta reads the teacher's own prompt.
         delta: length of theta's prompt minus length of the teacher's.
         block_size: the scheduler's block size, in tokens.
+        reads: False where theta has nothing to do with the request, and its slots stay empty.
     """
 
     prompt: Sequence[int] | None
     delta: int
     block_size: int
+    reads: bool = True
     offset: int = field(init=False)
     shift: int = field(init=False)
 
@@ -67,6 +69,11 @@ class ThetaLayout:
         """The layout of a request with these prompts; `theta_prompt` is None where theta reads the teacher's."""
         delta = len(theta_prompt) - teacher_len if theta_prompt is not None else 0
         return cls(theta_prompt, delta, block_size)
+
+    @classmethod
+    def without_theta(cls, block_size: int) -> ThetaLayout:
+        """The layout of a request that theta has nothing to do with."""
+        return cls(None, 0, block_size, reads=False)
 
     def tokens_in_slots(self, start: int, end: int, teacher_tokens: Sequence[int], prompt_len: int) -> tuple[int, ...]:
         """Theta's tokens whose keys and values lie in slots [start, end): what a block's hash must know of theta.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
 
 from vllm_optimal_sampling import wire
 from vllm_optimal_sampling.config.refusals import check_kv_cache
+from vllm_optimal_sampling.config.theta import max_request_loras, scores, scores_itself
 from vllm_optimal_sampling.engine_core.layout import ThetaLayout
 
 Hasher = Callable[[Any], list]
@@ -25,6 +27,12 @@ class ThetaSchedulerMixin:
 
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any):
         super().__init__(vllm_config, *args, **kwargs)  # type: ignore[call-arg]
+        # A theta that drafts reads requests that opted out too, to draft for them.
+        self._theta_scores = scores(vllm_config)
+        if scores_itself(vllm_config) and vllm_config.lora_config is not None:
+            # Not of theta's own adapter: so many of requests may be scheduled together.
+            self.lora_config = copy.copy(vllm_config.lora_config)
+            self.lora_config.max_loras = max_request_loras(vllm_config)
         manager = self.kv_cache_manager
         check_kv_cache(vllm_config, manager.kv_cache_config, self.block_size)
         # A shorter theta prompt ends up to a block beyond the teacher's last slot (see `layout`).
@@ -45,9 +53,13 @@ class ThetaSchedulerMixin:
         layout: ThetaLayout | None = getattr(request, "theta_layout", None)
         if layout is None:
             arguments = (request.sampling_params and request.sampling_params.extra_args) or {}
-            layout = request.theta_layout = ThetaLayout.of_prompts(
-                arguments.get(wire.THETA_PROMPT), request.num_prompt_tokens, self.block_size
-            )
+            if self._theta_scores and not arguments.get(wire.OPTIMAL_SAMPLING, True):
+                layout = ThetaLayout.without_theta(self.block_size)
+            else:
+                layout = ThetaLayout.of_prompts(
+                    arguments.get(wire.THETA_PROMPT), request.num_prompt_tokens, self.block_size
+                )
+            request.theta_layout = layout
         return layout
 
     def hash_with_theta(self, hash_blocks: Hasher | None) -> Hasher | None:

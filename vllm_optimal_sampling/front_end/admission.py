@@ -11,10 +11,17 @@ import copy
 import threading
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from vllm_optimal_sampling.chat_messages import parse_messages
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError
 from vllm_optimal_sampling.config.settings import EngineSettings
+from vllm_optimal_sampling.config.theta import max_request_loras, theta_model_config
 from vllm_optimal_sampling.config.tokenizers import load_theta_tokenizer
-from vllm_optimal_sampling.params import ARGUMENTS, ArgumentError, OptimalSamplingParams, parse_messages
+from vllm_optimal_sampling.params import (
+    ARGUMENTS,
+    THETA_PROMPTS,
+    ArgumentError,
+    OptimalSamplingParams,
+)
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -35,10 +42,8 @@ class RequestResolver:
 
     def __init__(self, vllm_config: VllmConfig) -> None:
         """Read the engine's settings; theta's tokenizer is loaded with the first prompt that needs it."""
-        spec = vllm_config.speculative_config
-        assert spec is not None, "an engine with optimal sampling has a theta"
         self.vllm_config = vllm_config
-        self.theta_config = spec.draft_model_config
+        self.theta_config = theta_model_config(vllm_config)
         self.settings = EngineSettings.from_config(vllm_config)
         self._theta_tokenizer: TokenizerLike | None = None
         self._lock = threading.Lock()  # a fast tokenizer is not to be used by two threads at once
@@ -74,9 +79,16 @@ class RequestResolver:
         try:
             if request.prompt_embeds is not None or request.prompt_token_ids is None:
                 raise ArgumentError("prompt_embeds", "theta cannot read prompt embeddings; send text or token ids")
+            if request.lora_request is not None and max_request_loras(self.vllm_config) < 1:
+                raise ArgumentError(
+                    "lora_request",
+                    "this engine has no room for adapters of requests; start it with --enable-lora, which makes some",
+                )
             params = self._params(extra_args)
             if request.resumable:
                 self._check_streaming(params)
+            if self.settings.require_theta_prompt:
+                _check_theta_has_a_prompt(params)
             theta_ids = self._theta_prompt(params)
             own = theta_ids is not None and theta_ids != request.prompt_token_ids
             prompt_name = (params.theta_prompt_argument or "theta_prompt") if own else "prompt"
@@ -91,10 +103,16 @@ class RequestResolver:
                 max_tokens_given,
             )
         except ArgumentError as error:
+            if error.argument in THETA_PROMPTS and error.argument not in extra_args:
+                error = ArgumentError(
+                    error.argument, f"{error.message} ({error.argument} is this engine's default, not the request's)"
+                )
             _refuse(error)
         arguments = params.to_extra_args()
         for name in ("theta_prompt", "theta_messages", "theta_prompt_token_ids"):
             arguments.pop(name, None)
+        if arguments.get("support_top_k", 0) >= self.vllm_config.model_config.get_vocab_size():
+            del arguments["support_top_k"]  # all tokens: how a request unsets a default where null cannot be sent
         if own:
             arguments["theta_prompt_token_ids"] = ids
         arguments |= {key: value for key, value in extra_args.items() if key not in ARGUMENTS}
@@ -276,6 +294,16 @@ def without_min_p_and_bias(params: SamplingParams) -> SamplingParams:
     params = copy.copy(params)
     params.min_p, params.logit_bias = 0.0, None
     return params
+
+
+def _check_theta_has_a_prompt(params: OptimalSamplingParams) -> None:
+    if params.optimal_sampling and params.theta_prompt_argument is None:
+        raise ArgumentError(
+            "theta_prompt",
+            f"this engine requires a prompt for theta (require_theta_prompt), and the request has none of "
+            f"{', '.join(THETA_PROMPTS)} in vllm_xargs (in Python: extra_args): theta would read the teacher's prompt. Give "
+            "one, or optimal_sampling=false for the teacher alone",
+        )
 
 
 def refuse_beam_search(params: object) -> None:

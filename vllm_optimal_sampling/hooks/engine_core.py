@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 from vllm_optimal_sampling.config.settings import is_enabled
+from vllm_optimal_sampling.config.theta import scores
 from vllm_optimal_sampling.hooks.registry import patch, register
 
 
@@ -21,7 +22,7 @@ def num_lookahead_tokens(original: property) -> property:
 
     @functools.wraps(get)
     def num_lookahead_tokens(self: Any) -> int:
-        return get(self) + (1 if is_enabled(self) else 0)
+        return get(self) + (1 if is_enabled(self) and not scores(self) else 0)
 
     return property(num_lookahead_tokens)
 

@@ -1,4 +1,4 @@
-"""Patches in the HTTP server: the per-token record in the choices of its responses."""
+"""Patches in the HTTP server: the per-token record in its responses, and arguments that came in the wrong place."""
 
 from __future__ import annotations
 
@@ -82,3 +82,31 @@ def chat_stream(original: Any, self: Any, request: Any, result_generator: Any, *
 
     buffer = StreamRecordBuffer(result_generator, 1)
     return buffer.add_to(original(self, request, aiter(buffer), *args, **kwargs))
+
+
+@patch(
+    "vllm.entrypoints.serve.utils.api_utils",
+    "validate_json_request",
+    "raw_request",
+    "unknown fields of a request are dropped, and what a client puts there by mistake is theta's prompt",
+)
+async def validate_json_request(original: Any, raw_request: Any) -> None:
+    from vllm_optimal_sampling.front_end.misplaced import refuse_misplaced_in
+
+    await original(raw_request)
+    await refuse_misplaced_in(raw_request)
+
+
+@patch(
+    "vllm.entrypoints.serve.engine.serving",
+    "BaseServing._check_model",
+    "self request",
+    "the same for requests that come from a file (`vllm run-batch`)",
+)
+async def check_model(original: Any, self: Any, request: Any) -> Any:
+    engine = getattr(self, "engine_client", None)
+    if engine is not None and is_enabled(engine.vllm_config):
+        from vllm_optimal_sampling.front_end.misplaced import refuse_misplaced
+
+        refuse_misplaced(getattr(request, "model_extra", None))
+    return await original(self, request)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vllm_optimal_sampling.config.settings import is_enabled
+from vllm_optimal_sampling.config.theta import scores
 from vllm_optimal_sampling.hooks.registry import patch, register
 
 
@@ -16,7 +17,7 @@ from vllm_optimal_sampling.hooks.registry import patch, register
     upstream="https://github.com/vllm-project/vllm/pull/55990",
 )
 def init_speculator(original: Any, vllm_config: Any, device: Any, req_states: Any) -> Any:
-    if not is_enabled(vllm_config):
+    if not is_enabled(vllm_config) or scores(vllm_config):
         return original(vllm_config, device, req_states)
     from vllm_optimal_sampling.worker.theta.speculator import ThetaSpeculator
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.sampling_params import SamplingParams
 
+    from vllm_optimal_sampling.worker.theta.scorer import ThetaScorer
     from vllm_optimal_sampling.worker.theta.speculator import ThetaSpeculator
 
 
@@ -37,15 +38,14 @@ class OptimalSamplingLogitsProcessor(LogitsProcessor):
 
     def __init__(self, vllm_config: VllmConfig, req_states: LogitsProcRequestState):
         super().__init__(vllm_config, req_states)
-        self.theta: ThetaSpeculator | None = None
+        self.theta: ThetaSpeculator | ThetaScorer | None = None
 
-    def connect(self, theta: ThetaSpeculator) -> None:
+    def connect(self, theta: ThetaSpeculator | ThetaScorer) -> None:
         """Mix with the rows of this theta from now on."""
         from vllm_optimal_sampling.kernels import warm_up
 
         self.theta = theta
-        rows = theta.draft_logits
-        assert rows is not None
+        rows = theta.rows
         if rows.device.type != "cpu":  # no request pays for compilation; the interpreter compiles nothing
             warm_up(rows.shape[-1], rows, theta.requests.settings, theta.record, theta.scratch, rows.dtype)
 
@@ -71,7 +71,7 @@ class OptimalSamplingLogitsProcessor(LogitsProcessor):
 
         mix_(
             logits,
-            self.theta.draft_logits,
+            self.theta.rows,
             ctx.expanded_idx_mapping.to(torch.int32),
             ctx.expanded_local_pos,
             ctx.pos,

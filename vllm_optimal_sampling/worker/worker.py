@@ -32,5 +32,5 @@ class ThetaWorkerMixin:
 
     def _set_draft_weight_update_target(self) -> None:
         # A theta that shares the teacher's weights is no target of its own: an update would change the teacher too.
-        self.model_runner.speculator.check_own_weights()
+        self.model_runner.theta.check_own_weights()
         super()._set_draft_weight_update_target()  # type: ignore[misc]

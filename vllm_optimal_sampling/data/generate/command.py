@@ -9,10 +9,11 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vllm_optimal_sampling.data.generate.inputs import Source
+    from vllm_optimal_sampling.data.generate.input_row import Source
     from vllm_optimal_sampling.data.generate.progress import Progress
     from vllm_optimal_sampling.data.generate.samplers import Sampler
     from vllm_optimal_sampling.data.generate.settings import Settings
@@ -34,6 +35,16 @@ Exit codes: 0 all rows are in the output (failed ones with their error), 1 the r
 """
 
 
+class _Once(argparse.Action):
+    """Stores an option's value; another value for the same option is refused, not taken instead of the first."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        earlier = getattr(namespace, self.dest, values)
+        if earlier != values:
+            parser.error(f"{option_string} is given twice, with {earlier!r} and with {values!r}; give it once")
+        setattr(namespace, self.dest, values)
+
+
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser(
@@ -45,6 +56,7 @@ def add_parser(subparsers: Any) -> None:
         allow_abbrev=False,
     )
     parser.set_defaults(handler=main, takes_engine_options=True)
+    parser.register("action", None, _Once)
 
     parser.add_argument("--config", metavar="FILE", help="options from a YAML file; those given here come first")
     group = parser.add_argument_group("models")
@@ -61,6 +73,7 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument(
         "--input",
         nargs="+",
+        action="extend",
         metavar="PATH",
         help="JSONL, JSON, CSV, TSV or parquet files, folders of them, or a Hugging Face data set on disk or by name",
     )
@@ -76,8 +89,10 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument(
         "--privileged",
         nargs="*",
+        action="extend",
         metavar="COLUMN",
-        help="columns that theta must not see; default: those that only the teacher's template names",
+        help="columns that theta must not see; default: those that only the teacher's template names. With no names: "
+        "none, and theta may see all that the teacher does",
     )
     group.add_argument("--privileged-template", metavar="JINJA", help="how the output's privileged_context is written")
     group.add_argument("--chat", action="store_true", help="make chat messages; default: raw text")
@@ -92,7 +107,7 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument("--top-p", type=float, metavar="P")
     group.add_argument("--top-k", type=int, metavar="K")
     group.add_argument("--min-p", type=float, metavar="P")
-    group.add_argument("--stop", nargs="+", metavar="TEXT", help="texts that end a completion")
+    group.add_argument("--stop", nargs="+", action="extend", metavar="TEXT", help="texts that end a completion")
     group.add_argument(
         "--seed", type=int, metavar="S", help="each sample gets a seed of its own, made of it and its id"
     )
@@ -159,7 +174,7 @@ def _say(text: str) -> None:
 
 def _settings(values: dict[str, Any]) -> Settings:
     from vllm_optimal_sampling.data.generate.errors import SettingsError
-    from vllm_optimal_sampling.data.generate.settings import engine_words, settings_from
+    from vllm_optimal_sampling.data.generate.settings_from import engine_words, settings_from
 
     for name in ("handler", "takes_engine_options"):
         del values[name]
@@ -183,13 +198,35 @@ def _settings(values: dict[str, Any]) -> Settings:
     return settings_from({**merged, **values, "engine": [*engine_words(engine), *options]})
 
 
+def _opened(settings: Settings) -> tuple[Settings, list[Source]]:
+    """The input, looked at: with the settings that it leads to."""
+    from vllm_optimal_sampling.data.generate.input_check import check_input
+    from vllm_optimal_sampling.data.generate.inputs import open_inputs
+
+    settings.templates()  # whatever is wrong with them, before anything is read
+    if settings.sampling:
+        from vllm_optimal_sampling.data.generate.sampling import sampling_params
+
+        sampling_params(settings)
+    sources = open_inputs(settings.input, settings.split, settings.config_name, Path(settings.output), _say)
+    settings = check_input(sources, settings, _say)
+    templates = settings.templates()
+    if templates.privileged:
+        _say(f"theta is not shown: {', '.join(templates.privileged)}")
+    return settings, sources
+
+
 def _show_prompts(settings: Settings, number: int) -> int:
     """What `--dry-run` prints: the first rows' prompts, or what is wrong with the row."""
-    from vllm_optimal_sampling.data.generate.inputs import open_inputs, read
+    from vllm_optimal_sampling.data.generate.inputs import read
     from vllm_optimal_sampling.data.generate.jobs import jobs
     from vllm_optimal_sampling.data.generate.output import FinishedSamples
 
-    sources = open_inputs(settings.input, settings.split, settings.config_name)
+    if settings.engine:
+        from vllm_optimal_sampling.data.generate.engine import engine_args
+
+        engine_args(settings)  # a misspelt option of this command's is one that vLLM does not know either
+    settings, sources = _opened(settings)
     rows = itertools.islice(read(sources, settings.shard, settings.limit), number)
     failed = 0
     for job in jobs(rows, settings, FinishedSamples()):
@@ -212,26 +249,31 @@ def _generate(settings: Settings, signals: list[int]) -> int:
     import asyncio
 
     from vllm_optimal_sampling.data.generate.formats import check_available, write
-    from vllm_optimal_sampling.data.generate.inputs import open_inputs, read
-    from vllm_optimal_sampling.data.generate.jobs import jobs
+    from vllm_optimal_sampling.data.generate.identity import identity_of
+    from vllm_optimal_sampling.data.generate.inputs import read
+    from vllm_optimal_sampling.data.generate.jobs import check_unchanged, jobs
     from vllm_optimal_sampling.data.generate.output import Output
     from vllm_optimal_sampling.data.generate.progress import Progress
     from vllm_optimal_sampling.data.generate.run import Run
 
-    settings.templates()  # whatever is wrong with them, before anything is read
     check_available(settings)
+    settings, sources = _opened(settings)
     if settings.endpoint is not None:
         from vllm_optimal_sampling.data.generate.endpoint import with_served_model
 
         settings = with_served_model(settings)
-    sources = open_inputs(settings.input, settings.split, settings.config_name)
     output = Output(
-        settings.rows_path, settings.sidecar_path, settings.identity(), _versions(), retry_errors=settings.retry_errors
+        settings.rows_path,
+        settings.sidecar_path,
+        identity_of(settings),
+        _versions(),
+        retry_errors=settings.retry_errors,
     )
     progress = Progress(settings.log_interval)
     try:
         if output.finished.count:
-            _say(f"{output.finished.count} samples are in {output.path} already ({output.num_errors} rows failed)")
+            _say(f"{output.num_samples} samples are in {output.path} already, and {_failed(output.num_errors)}")
+        check_unchanged(read(sources, limit=settings.limit), settings, output.finished)
         _count_in_the_background(progress, sources, settings)
 
         def skip() -> None:
@@ -268,8 +310,7 @@ def _generate(settings: Settings, signals: list[int]) -> int:
         return 128 + run.stopped_by
     if settings.format != "jsonl":
         write(settings)
-    _summarise(output.num_errors + progress.failed, settings)
-    return 0
+    return _summarise(output.num_errors + progress.failed, output.num_samples + progress.samples, settings)
 
 
 def _count_in_the_background(progress: Progress, sources: list[Source], settings: Settings) -> None:
@@ -293,10 +334,19 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _summarise(num_errors: int, settings: Settings) -> None:
+def _failed(number: int) -> str:
+    return f"{number} row{'' if number == 1 else 's'} failed"
+
+
+def _summarise(num_errors: int, num_samples: int, settings: Settings) -> int:
+    """Say what the output has, and return the exit code."""
     if num_errors:
         _say(
-            f"{num_errors} rows failed; each has its reason in the column error of {settings.rows_path}. Draw them again "
-            "with --retry-errors"
+            f"{_failed(num_errors)}; the column error of {settings.rows_path} has the reason. --retry-errors draws "
+            f"{'it' if num_errors == 1 else 'them'} again"
         )
+    if num_errors and not num_samples:
+        _say("no row succeeded")
+        return FAILED
     _say(f"all rows are in {settings.output}")
+    return 0

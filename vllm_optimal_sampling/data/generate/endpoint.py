@@ -12,6 +12,7 @@ from typing import Any
 
 import openai
 
+from vllm_optimal_sampling.argument_checks import LARGEST_COUNT
 from vllm_optimal_sampling.data.generate.errors import RowError, RunError, SettingsError
 from vllm_optimal_sampling.data.generate.jobs import Sample
 from vllm_optimal_sampling.data.generate.progress import Figures
@@ -23,6 +24,10 @@ MAX_IN_FLIGHT = 256
 RETRIES = 5
 """With the client's growing pauses, some 30 s: a server that restarts behind a balancer is waited for."""
 CONNECT_SECONDS = 10.0
+
+
+WITHOUT_EFFECT = {"support_top_k": LARGEST_COUNT, "support_top_p": 1.0, "max_js_divergence": 1.0}
+"""What switches these off whatever the server's defaults are: over HTTP there is no null for it."""
 
 
 def _root(settings: Settings) -> str:
@@ -111,7 +116,7 @@ class Endpoint:
                 self._tokenizer = AutoTokenizer.from_pretrained(settings.theta)
             except (OSError, ValueError) as error:
                 raise SettingsError(f"theta={settings.theta!r} has no tokenizer that can be loaded: {error}") from None
-        self._arguments = settings.optimal_sampling_params().to_extra_args(with_defaults=True)
+        self._arguments = WITHOUT_EFFECT | settings.optimal_sampling.to_extra_args(with_defaults=True)
         self._body, self._extra_body = _body(settings), _extra_body(settings)
 
     async def prepare(self, prompts: Prompts) -> Prepared:

@@ -8,15 +8,17 @@ import os
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from vllm_optimal_sampling.config.settings import NAME
+from vllm_optimal_sampling.config.memory import default_memory_share
+from vllm_optimal_sampling.config.settings import KEY, NAME
 from vllm_optimal_sampling.data.generate.errors import RowError, RunError, SettingsError
 from vllm_optimal_sampling.data.generate.jobs import Sample
 from vllm_optimal_sampling.data.generate.progress import Figures
 from vllm_optimal_sampling.data.generate.samplers import Prepared
-from vllm_optimal_sampling.data.generate.settings import Settings
+from vllm_optimal_sampling.data.generate.sampling import sampling_params
+from vllm_optimal_sampling.data.generate.settings import NUM_SPECULATIVE_TOKENS, Settings
 from vllm_optimal_sampling.data.generate.templates import Prompts
 from vllm_optimal_sampling.front_end.admission import RequestResolver
-from vllm_optimal_sampling.params import ArgumentError
+from vllm_optimal_sampling.params import ARGUMENTS, ArgumentError
 from vllm_optimal_sampling.plugin import FRONT_END
 
 
@@ -47,40 +49,38 @@ def engine_args(settings: Settings) -> Any:
     if any(word.partition("=")[0] == "--model" for word in settings.engine):
         raise SettingsError("--model is vLLM's name for what is --teacher here; drop it")
     arguments.model = settings.teacher
+    given = {option.partition("=")[0].replace("_", "-") for option in settings.engine}
+    if "--gpu-memory-utilization" not in given:
+        arguments.gpu_memory_utilization = default_memory_share(arguments.gpu_memory_utilization)
     arguments.logits_processors = [NAME, *(arguments.logits_processors or ())]
-    speculative = {"num_speculative_tokens": settings.num_speculative_tokens, **(arguments.speculative_config or {})}
-    arguments.speculative_config = speculative | {"model": settings.theta}
+    ours = {"model": settings.theta, "num_speculative_tokens": settings.num_speculative_tokens}
+    arguments.speculative_config = _speculative(arguments.speculative_config or {}, ours)
+    _check_engine_settings(arguments.additional_config)
     return arguments
 
 
-def sampling_params(settings: Settings, **extra: Any) -> Any:
-    """vLLM's `SamplingParams` of all samples.
+def _speculative(given: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    """vLLM's speculative configuration with this command's own options, which it may not contradict."""
+    for name, option, default in (
+        ("model", "--theta", None),
+        ("num_speculative_tokens", "--num-speculative-tokens", NUM_SPECULATIVE_TOKENS),
+    ):
+        if given.get(name, ours[name]) != ours[name] and ours[name] != default:
+            raise SettingsError(
+                f"{option} is {ours[name]!r}, and --speculative-config has {name}={given[name]!r}; give {option} alone"
+            )
+    return ours | given
 
-    Raises:
-        SettingsError: vLLM refuses a value.
 
-    """
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    try:
-        return SamplingParams(
-            max_tokens=settings.max_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            top_k=settings.top_k,
-            min_p=settings.min_p,
-            stop=list(settings.stop),
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            **settings.sampling,
-            **extra,
-        )
-    except (TypeError, ValueError) as error:
-        raise SettingsError(f"vLLM refuses the sampling options: {error}") from None
-    except Exception as error:
-        if type(error).__module__.startswith("vllm."):
-            raise SettingsError(f"vLLM refuses the sampling options: {error}") from None
-        raise
+def _check_engine_settings(additional: Any) -> None:
+    """Refuse defaults for requests, which would stay without effect: this command's requests are complete."""
+    settings = additional.get(KEY) if isinstance(additional, dict) else None
+    for name in settings if isinstance(settings, dict) else ():
+        if name in ARGUMENTS or name == "theta_system_prompt":
+            raise SettingsError(
+                f"--additional-config has {name} as the engine's default, and this command gives each request its own; "
+                f"give --{name.replace('_', '-')}"
+            )
 
 
 class LocalEngine:
@@ -92,7 +92,7 @@ class LocalEngine:
         # What equals the default is written out: the engine may have been given other defaults.
         self._arguments = {
             name: value
-            for name, value in settings.optimal_sampling_params().to_extra_args(with_defaults=True).items()
+            for name, value in settings.optimal_sampling.to_extra_args(with_defaults=True).items()
             if value is not None
         }
         self._params = sampling_params(settings)

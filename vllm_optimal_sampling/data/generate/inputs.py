@@ -1,335 +1,114 @@
-"""Rows of a data set as a stream: JSONL, JSON, CSV, parquet, folders of them, and Hugging Face data sets.
+"""Rows of a data set as a stream: files, folders of them, and Hugging Face data sets.
 
-Nothing is read ahead of what is asked for, so that a run of a million rows begins at once and in little memory. What
-cannot be read as a row is passed on as a row with an error, in its place, and reading goes on.
+Nothing is read ahead of what is asked for, so that a run of a million rows begins at once and in little memory.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import json
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any
 
 from vllm_optimal_sampling.data.generate.errors import SettingsError
-
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-"""What a file's name may end with; all but parquet also with `.gz` behind."""
-
-PARQUET_BATCH = 256
-JSON_CHUNK = 1 << 20
-BLANKS = re.compile(r"[ \t\r\n]*")
-SEPARATORS = re.compile(r"[ \t\r\n,]*")
+from vllm_optimal_sampling.data.generate.input_files import SUFFIXES, open_file, suffix_of
+from vllm_optimal_sampling.data.generate.input_row import InputRow, Source
+from vllm_optimal_sampling.data.rows import SETTINGS_SUFFIX, settings_path
 
 
-@dataclass(frozen=True)
-class InputRow:
-    """A row of the input, or the place of one that cannot be read."""
-
-    source: str
-    """The file, by its name in the input; or the data set."""
-    line: int
-    """In text files the line that the row begins on, else its number; from 1."""
-    columns: Mapping[str, Any] | None
-    """None where the row cannot be read."""
-    error: str | None = None
-    """Why it cannot."""
-    unit: str = "line"
-
-    @property
-    def place(self) -> str:
-        """Where it is, in words."""
-        return f"{self.source} {self.unit} {self.line}"
-
-    @property
-    def position(self) -> str:
-        """The same as an id, the same in every run over the same input."""
-        return f"{self.source}:{self.line}"
-
-
-class Source(Protocol):
-    """One file or data set."""
-
-    name: str
-
-    def rows(self) -> Iterator[InputRow]:
-        """Its rows in their order."""
-
-    def count(self) -> int | None:
-        """How many there are, None where only reading all of them would tell."""
-
-
-def open_inputs(inputs: Sequence[str], split: str | None = None, config: str | None = None) -> list[Source]:
+def open_inputs(
+    inputs: Sequence[str],
+    split: str | None = None,
+    config: str | None = None,
+    output: Path | None = None,
+    say: Callable[[str], object] = lambda text: None,
+) -> list[Source]:
     """The sources that `--input` names, checked to be there.
 
     Args:
         inputs: files, folders, folders written by `datasets.save_to_disk`, or names of data sets of the hub.
         split: which split of a data set.
         config: which configuration of a data set of the hub.
+        output: where this run writes, which is left out of a folder, with all files whose names begin like it.
+        say: told, in a sentence, which files of a folder are left out.
 
     Raises:
-        SettingsError: there is no such file, a folder holds none, or a data set needs a split.
+        SettingsError: there is no such file, it is given twice or is the output, a folder holds none, or a data set
+            needs a split.
 
     """
     sources: list[Source] = []
+    opened: dict[Path, str] = {}
     for given in inputs:
         path = Path(given)
-        if path.is_file():
-            sources.append(_file(path, path.name if len(inputs) == 1 else given))
-        elif path.is_dir():
-            if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-                sources.append(DataSet(given, _load_from_disk(given, split), path.name))
-                continue
-            files = sorted(file for file in path.rglob("*") if file.is_file() and _suffix(file) is not None)
-            if not files:
-                raise SettingsError(f"input={given!r} has no file that ends with one of {', '.join(SUFFIXES)}")
+        name = path.name if len(inputs) == 1 else given
+        if path.is_dir() and not _is_data_set(path):
             prefix = "" if len(inputs) == 1 else f"{given.rstrip('/')}/"
-            sources += [_file(file, prefix + file.relative_to(path).as_posix()) for file in files]
-        elif _suffix(path) is not None or given.startswith((".", "/", "~")) or given.count("/") > 1:
-            raise SettingsError(f"input={given!r} does not exist; give a file, a folder, or a data set of the hub")
+            files = {file: prefix + file.relative_to(path).as_posix() for file in _files_of(path, given, output, say)}
         else:
-            sources.append(DataSet(given, _load_by_name(given, split, config), f"{given}:{split}"))
+            files = {path: name}
+        for file, file_name in files.items():
+            if (key := file.resolve()) in opened:
+                raise SettingsError(
+                    f"input={given!r} has {file_name!r}, and so has input={opened[key]!r}; give it once"
+                )
+            opened[key] = given
+            if file.is_dir():
+                sources.append(DataSet(given, _load_from_disk(given, split), name))
+            elif file.is_file():
+                if output is not None and _is_own(file, output):
+                    raise SettingsError(f"input={given!r} is this run's output or belongs to it; give another --output")
+                sources.append(open_file(file, file_name))
+            elif suffix_of(path) is not None or given.startswith((".", "/", "~")) or given.count("/") > 1:
+                raise SettingsError(f"input={given!r} does not exist; give a file, a folder, or a data set of the hub")
+            else:
+                sources.append(DataSet(given, _load_by_name(given, split, config), f"{given}:{split}"))
+    for option, value in (("split", split), ("config_name", config)):
+        if value is not None and not any(isinstance(source, DataSet) for source in sources):
+            raise SettingsError(f"{option}={value!r} is of a Hugging Face data set, and the input is files; drop it")
     return sources
 
 
-def _suffix(path: Path) -> str | None:
-    name = path.name.lower().removesuffix(".gz")
-    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+def _is_data_set(folder: Path) -> bool:
+    return (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
 
 
-def _file(path: Path, name: str) -> Source:
-    kinds: dict[str | None, type[Lines] | type[Table] | type[JsonFile] | type[Parquet]] = {
-        ".jsonl": Lines,
-        ".ndjson": Lines,
-        ".json": JsonFile,
-        ".csv": Table,
-        ".tsv": Table,
-        ".parquet": Parquet,
-    }
-    kind = kinds.get(_suffix(path))
-    if kind is None:
-        raise SettingsError(f"input={str(path)!r} is of no known kind; its name has to end with {', '.join(SUFFIXES)}")
-    return kind(path, name)
+def _files_of(folder: Path, given: str, output: Path | None, say: Callable[[str], object]) -> Iterator[Path]:
+    """A folder's files with rows, by name; hidden ones and what this command wrote are left out, and named."""
+    found = sorted(file for file in folder.rglob("*") if file.is_file() and suffix_of(file) is not None)
+    left_out = {}
+    for file in found:
+        if any(part.startswith(".") for part in file.relative_to(folder).parts):
+            left_out[file] = "hidden"
+        elif output is not None and _is_own(file, output):
+            left_out[file] = "this run's own output"
+        elif _was_written_by_a_run(file):
+            left_out[file] = "written by this command"
+        elif any(_is_data_set(parent) for parent in file.parents if parent.is_relative_to(folder)):
+            left_out[file] = "part of a saved data set"
+    files = [file for file in found if file not in left_out]
+    for reason in sorted(set(left_out.values())):
+        names = [file.relative_to(folder).as_posix() for file, why in left_out.items() if why == reason]
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        say(f"not read as input ({reason}): {shown}")
+    if not files:
+        raise SettingsError(
+            f"input={given!r} has no file that ends with one of {', '.join(SUFFIXES)}"
+            + (" and is not hidden or written by this command" if left_out else "")
+        )
+    yield from files
 
 
-def _open(path: Path) -> BinaryIO:
-    if path.name.lower().endswith(".gz"):
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    return path.open("rb")
+def _is_own(file: Path, output: Path) -> bool:
+    """Whether a file is the output, is inside it, or has a name that begins like it: its settings, its lines."""
+    file, output = file.resolve(), output.resolve()
+    return file.is_relative_to(output) or (file.parent == output.parent and file.name.startswith(f"{output.name}."))
 
 
-class Lines:
-    """JSON lines: one object on each."""
-
-    def __init__(self, path: Path, name: str) -> None:
-        self.path, self.name = path, name
-
-    def rows(self) -> Iterator[InputRow]:
-        with _open(self.path) as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield _row_of_json(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, self.name, number)
-
-    def count(self) -> int | None:
-        with _open(self.path) as file:
-            return sum(1 for line in file if line.strip())
-
-
-def _row_of_json(line: bytes, source: str, number: int) -> InputRow:
-    try:
-        row = json.loads(_decoded(line), parse_constant=_no_number)
-    except UnicodeDecodeError as error:
-        return InputRow(source, number, None, _bad_bytes(error))
-    except json.JSONDecodeError as error:
-        return InputRow(source, number, None, f"not JSON: {error.msg} at column {error.colno}")
-    except UnicodeEncodeError:
-        return InputRow(source, number, None, "not text: half a surrogate pair is escaped in it")
-    except (ValueError, RecursionError) as error:
-        return InputRow(source, number, None, f"not JSON: {error}")
-    return _checked(row, source, number)
-
-
-def _checked(row: object, source: str, number: int, unit: str = "line") -> InputRow:
-    if not isinstance(row, dict):
-        return InputRow(source, number, None, f"not an object with columns but {type(row).__name__}", unit)
-    return InputRow(source, number, row, unit=unit)
-
-
-def _decoded(line: bytes) -> str:
-    text = line.decode("utf-8").rstrip("\r\n")
-    if "\\ud" in text or "\\uD" in text:
-        # Half a surrogate pair is valid JSON and no text: no tokenizer and no UTF-8 file takes it.
-        json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8", "strict")
-    return text
-
-
-def _bad_bytes(error: UnicodeDecodeError) -> str:
-    return f"not UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start}"
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
-
-
-class JsonFile:
-    """A JSON array of objects, read piece by piece; or JSON lines under this name."""
-
-    def __init__(self, path: Path, name: str) -> None:
-        self.path, self.name = path, name
-
-    def rows(self) -> Iterator[InputRow]:
-        with _open(self.path) as file:
-            start = file.read(1 << 16).lstrip(b"\xef\xbb\xbf \t\r\n")
-        if start.startswith(b"{"):
-            yield from Lines(self.path, self.name).rows()
-        else:
-            yield from self._elements()
-
-    def _elements(self) -> Iterator[InputRow]:
-        decoder = json.JSONDecoder(parse_constant=_no_number)
-        with _open(self.path) as binary, io.TextIOWrapper(binary, "utf-8-sig", "surrogateescape") as file:
-            text = _Window(file)
-            text.skip(BLANKS)
-            if text.peek() != "[":
-                yield InputRow(self.name, text.line, None, "not JSON: neither an array of objects nor JSON lines")
-                return
-            text.take(text.start + 1)
-            while True:
-                text.skip(SEPARATORS)
-                if text.peek() == "]":
-                    return
-                try:
-                    value, end = decoder.raw_decode(text.text, text.start)
-                except (ValueError, RecursionError) as error:
-                    if text.grow():
-                        continue
-                    # Where one element is broken, nothing tells where the next one begins.
-                    reason = f"not JSON, and the rest of the file is not read: {error}"
-                    yield InputRow(self.name, text.line, None, reason)
-                    return
-                if end == len(text.text) and text.grow():
-                    continue  # a number may go on
-                line = text.line
-                try:
-                    text.take(end).encode()
-                    yield _checked(value, self.name, line)
-                except UnicodeEncodeError:
-                    yield InputRow(self.name, line, None, "not UTF-8")
-
-    def count(self) -> int | None:
-        return None
-
-
-class _Window:
-    """The part of a text file that is being read: `text` from `start` on, which is in line `line`."""
-
-    def __init__(self, file: io.TextIOBase) -> None:
-        self.file, self.text, self.start, self.line = file, "", 0, 1
-
-    def grow(self) -> bool:
-        """Read more of the file, at least as much as is held, so that a long element costs no quadratic time."""
-        chunk = self.file.read(max(JSON_CHUNK, len(self.text) - self.start))
-        self.text = self.text[self.start :] + chunk
-        self.start = 0
-        return bool(chunk)
-
-    def take(self, end: int) -> str:
-        taken = self.text[self.start : end]
-        self.line += taken.count("\n")
-        self.start = end
-        return taken
-
-    def skip(self, separators: re.Pattern[str]) -> None:
-        while True:
-            found = separators.match(self.text, self.start)
-            assert found is not None, "the pattern matches nothing too"
-            self.take(found.end())
-            if self.start < len(self.text) or not self.grow():
-                return
-
-    def peek(self) -> str:
-        return self.text[self.start : self.start + 1]
-
-
-class Table:
-    """CSV, or TSV, with the columns' names in the first line."""
-
-    def __init__(self, path: Path, name: str) -> None:
-        self.path, self.name = path, name
-        self.delimiter = "\t" if _suffix(path) == ".tsv" else ","
-
-    def rows(self) -> Iterator[InputRow]:
-        csv.field_size_limit((1 << 31) - 1)  # of a cell; 128 KiB by default
-        with _open(self.path) as binary, io.TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="") as file:
-            reader = csv.reader(file, delimiter=self.delimiter, strict=True)
-            names: list[str] | None = None
-            while True:
-                number = reader.line_num + 1
-                try:
-                    cells = next(reader)
-                except StopIteration:
-                    return
-                except csv.Error as error:
-                    yield InputRow(self.name, number, None, f"not CSV: {error}")
-                    continue
-                if names is None:
-                    names = cells
-                elif cells:
-                    yield self._row(names, cells, number)
-
-    def _row(self, names: list[str], cells: list[str], number: int) -> InputRow:
-        if len(cells) != len(names):
-            return InputRow(
-                self.name, number, None, f"has {len(cells)} cells, and the first line names {len(names)} columns"
-            )
-        for cell in cells:
-            if not cell.isascii():
-                try:
-                    cell.encode()
-                except UnicodeEncodeError as error:
-                    byte = ord(error.object[error.start]) & 0xFF
-                    return InputRow(self.name, number, None, f"not UTF-8: byte 0x{byte:02x}")
-        return InputRow(self.name, number, dict(zip(names, cells, strict=True)))
-
-    def count(self) -> int | None:
-        return sum(1 for _ in self.rows())
-
-
-class Parquet:
-    """A parquet file, batch by batch."""
-
-    def __init__(self, path: Path, name: str) -> None:
-        self.path, self.name = path, name
-
-    def _open(self) -> Any:
-        try:
-            import pyarrow.parquet
-        except ModuleNotFoundError:
-            raise SettingsError(
-                f"input={str(self.path)!r} needs pyarrow; install it: pip install 'vllm-optimal-sampling[data]'"
-            ) from None
-        try:
-            return pyarrow.parquet.ParquetFile(self.path)
-        except (OSError, pyarrow.ArrowInvalid) as error:
-            raise SettingsError(f"input={str(self.path)!r} is not a parquet file: {error}") from None
-
-    def rows(self) -> Iterator[InputRow]:
-        number = 0
-        with self._open() as file:
-            for batch in file.iter_batches(batch_size=PARQUET_BATCH):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield InputRow(self.name, number, row, unit="row")
-
-    def count(self) -> int | None:
-        with self._open() as file:
-            return int(file.metadata.num_rows)
+def _was_written_by_a_run(file: Path) -> bool:
+    """Whether settings of a run stand beside a file (see `settings_path`), or beside the lines it is made of."""
+    lines = file.with_name(f"{file.name}.jsonl")
+    return file.name.endswith(SETTINGS_SUFFIX) or any(settings_path(path).exists() for path in (file, lines))
 
 
 class DataSet:

@@ -7,26 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_optimal_sampling.data.generate.errors import RowError
-from vllm_optimal_sampling.data.generate.inputs import InputRow
+from vllm_optimal_sampling.data.generate.errors import RowError, SettingsError
+from vllm_optimal_sampling.data.generate.input_row import InputRow
 from vllm_optimal_sampling.data.generate.output import FinishedSamples
+from vllm_optimal_sampling.data.generate.output_row import input_columns, input_digest
 from vllm_optimal_sampling.data.generate.settings import Settings
 from vllm_optimal_sampling.data.generate.templates import Prompt, Prompts
-
-OWN_COLUMNS = (
-    "custom_id",
-    "sample",
-    "prompt",
-    "privileged_context",
-    "completion",
-    "messages",
-    "finish_reason",
-    "prompt_token_ids",
-    "completion_token_ids",
-    "optimal_sampling",
-    "error",
-)
-"""Columns that the output gives; the input's of the same name are kept as `input_...`."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +80,7 @@ class Job:
         if sample is not None and sample.record is not None:
             row["optimal_sampling"] = {name: _short(values) for name, values in sample.record.items()}
         row["error"] = error
-        for name, value in (self.row.columns or {}).items():
-            row[f"input_{name}" if name in OWN_COLUMNS else name] = value
-        return row
+        return row | input_columns(self.row.columns or {})
 
 
 def _short(values: list[Any]) -> list[Any]:
@@ -134,6 +118,42 @@ def jobs(
             except RowError as refused:
                 error = str(refused)
         yield Job(custom_id, row, prompts, samples, error)
+
+
+def check_unchanged(rows: Iterable[InputRow], settings: Settings, finished: FinishedSamples) -> None:
+    """Find out whether the samples of an output are of the rows that the input has now.
+
+    Args:
+        rows: the input. It is read until all rows that the output has samples of were there.
+        settings: the run's.
+        finished: what the output has.
+
+    Raises:
+        SettingsError: a row is not the one that was sampled under its id.
+
+    """
+    left = finished.num_sampled_rows
+    for row in rows:
+        if not left:
+            return
+        custom_id = row.position
+        if settings.id_column is not None and row.columns is not None:
+            custom_id = str(row.columns.get(settings.id_column))
+        earlier = finished.digest(custom_id)
+        if earlier is None:
+            continue
+        left -= 1
+        if row.columns is None or input_digest(input_columns(row.columns)) != earlier:
+            advice = (
+                "Rows are known by their place: put the input back as it was, or give another --output, and "
+                "--id-column for a column of ids that stay"
+            )
+            if settings.id_column is not None:
+                advice = f"Its {settings.id_column} is the same, its columns are not: give another --output"
+            raise SettingsError(
+                f"the input has changed: {row.place} is not the row that {settings.rows_path} has samples of as "
+                f"{custom_id!r}. {advice}"
+            )
 
 
 def _identified(row: InputRow, id_column: str | None, finished: FinishedSamples) -> tuple[str, str | None]:

@@ -7,11 +7,10 @@ machine that loses power loses at most those seconds.
 
 from __future__ import annotations
 
-import base64
 import contextlib
+import errno
 import fcntl
 import json
-import math
 import os
 import sqlite3
 import time
@@ -20,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from vllm_optimal_sampling.data.generate.errors import RunError, SettingsError
-from vllm_optimal_sampling.data.generate.settings import check_same
+from vllm_optimal_sampling.data.generate.identity import check_same
+from vllm_optimal_sampling.data.generate.output_row import input_digest, line_of
 
 SYNC_SECONDS = 5.0
 WHOLE_ROW = -1
@@ -40,12 +40,22 @@ class FinishedSamples:
             "PRAGMA synchronous=OFF; PRAGMA journal_mode=OFF; PRAGMA cache_size=-16384;"
             "CREATE TABLE finished (id TEXT, sample INT, PRIMARY KEY (id, sample)) WITHOUT ROWID;"
             "CREATE TABLE used (id TEXT PRIMARY KEY, place TEXT) WITHOUT ROWID;"
+            "CREATE TABLE sampled (id TEXT PRIMARY KEY, digest BLOB) WITHOUT ROWID;"
             "BEGIN;"
         )
         self.count = 0
 
-    def add(self, custom_id: str, sample: int | None) -> bool:
-        """Note a sample of the output, or None for a row that is an error. Whether it is new."""
+    def add(self, custom_id: str, sample: int | None, digest: bytes | None = None) -> bool:
+        """Note a sample of the output, or None for a row that is an error. Whether it is new.
+
+        Args:
+            custom_id: the row's.
+            sample: its number.
+            digest: of the row of the input that it was drawn for (`input_digest`).
+
+        """
+        if digest is not None:
+            self._database.execute("INSERT OR IGNORE INTO sampled VALUES (?, ?)", (custom_id, digest))
         sample = WHOLE_ROW if sample is None else sample
         new = self._database.execute("INSERT OR IGNORE INTO finished VALUES (?, ?)", (custom_id, sample)).rowcount > 0
         self.count += new
@@ -57,6 +67,17 @@ class FinishedSamples:
             sample for (sample,) in self._database.execute("SELECT sample FROM finished WHERE id = ?", (custom_id,))
         }
         return [] if WHOLE_ROW in found else [sample for sample in range(num_samples) if sample not in found]
+
+    @property
+    def num_sampled_rows(self) -> int:
+        """How many rows of the input the output has samples of."""
+        ((number,),) = self._database.execute("SELECT COUNT(*) FROM sampled")
+        return int(number)
+
+    def digest(self, custom_id: str) -> bytes | None:
+        """The digest of the row of the input that the samples with this id were drawn for, None without any."""
+        found = self._database.execute("SELECT digest FROM sampled WHERE id = ?", (custom_id,)).fetchone()
+        return None if found is None else bytes(found[0])
 
     def use(self, custom_id: str, place: str) -> str | None:
         """Claim an id for a row of the input. The place of the row that has it already, None where it is new."""
@@ -76,12 +97,13 @@ class Output:
     Args:
         path: the JSONL file; its folder is made.
         sidecar: where the identity of the run is kept.
-        identity: of this run, see `Settings.identity`.
+        identity: of this run, see `identity_of`.
         versions: what the rows are drawn with, for the sidecar; not compared.
         retry_errors: forget the rows with errors, so that they are drawn again.
 
     Raises:
-        SettingsError: another process writes the file, it was begun with other settings, or is not such a file.
+        SettingsError: the file cannot be written, another process writes it, it was begun with other settings, or is
+            not such a file.
 
     """
 
@@ -94,19 +116,28 @@ class Output:
         retry_errors: bool = False,
     ) -> None:
         self.path = path
-        self.num_errors = 0
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self.num_errors = self.num_samples = 0
         self._file = self._locked()
         try:
             has_rows = self.path.stat().st_size > 0
-            self._check_identity(sidecar, identity, versions, has_rows)
+            try:
+                self._check_identity(sidecar, identity, versions, has_rows)
+            except SettingsError:
+                if not sidecar.exists() or not self._has_errors_alone():
+                    raise
+                # Nothing was drawn with the earlier settings, so that there is nothing to mix.
+                self._drop_errors()
+                self._check_identity(sidecar, identity, versions, has_rows=False)
             self._cut_torn_line()
             if retry_errors and has_rows:
                 self._drop_errors()
             self.finished = FinishedSamples()
             for row in self.rows():
-                self.num_errors += row.get("error") is not None
-                if not self.finished.add(row["custom_id"], row["sample"]):
+                failed = row.get("error") is not None
+                self.num_errors += failed
+                self.num_samples += not failed
+                digest = None if failed else input_digest(row)
+                if not self.finished.add(row["custom_id"], row["sample"], digest):
                     raise SettingsError(
                         f"{self.path} has sample {row['sample']} of {row['custom_id']!r} twice; it was not written by "
                         "one run after another, give another --output"
@@ -117,7 +148,16 @@ class Output:
         self._synced = time.monotonic()
 
     def _locked(self) -> Any:
-        file = self.path.open("ab", buffering=0)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists() and not self.path.is_file():
+                raise IsADirectoryError(errno.EISDIR, "it is not an ordinary file")
+            file = self.path.open("ab", buffering=0)
+        except OSError as error:
+            raise SettingsError(
+                f"output {self.path} cannot be written: {error.strerror}; give --output the name of a file in a folder "
+                "where you may write"
+            ) from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -142,6 +182,11 @@ class Output:
             check_same(earlier, identity, sidecar)
         else:
             _replace(sidecar, json.dumps({**identity, "versions": versions}, ensure_ascii=False, indent=1).encode())
+
+    def _has_errors_alone(self) -> bool:
+        """Whether the file has rows with errors and no sample."""
+        self._cut_torn_line()
+        return all(row.get("error") is not None for row in self.rows())
 
     def _cut_torn_line(self) -> None:
         """Cut off what is behind the last whole line. After a loss of power that line may have the length, not the text."""
@@ -254,25 +299,3 @@ def _replace(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-
-
-def line_of(row: Mapping[str, Any]) -> bytes:
-    """A row as a line of JSON, UTF-8, with its newline. What JSON has no number for becomes null."""
-    try:
-        text = json.dumps(row, ensure_ascii=False, allow_nan=False, default=_as_json)
-    except ValueError:
-        text = json.dumps(_finite(row), ensure_ascii=False, allow_nan=False, default=_as_json)
-    return text.encode("utf-8", "backslashreplace") + b"\n"
-
-
-def _as_json(value: Any) -> Any:
-    """Dates, decimals and the like as text, bytes in base64: columns of parquet that JSON has no type for."""
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {name: _finite(one) for name, one in value.items()}
-    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value

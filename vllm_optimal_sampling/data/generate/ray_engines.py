@@ -10,11 +10,12 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Any
 
-from vllm_optimal_sampling.data.generate.engine import LocalEngine, engine_args, sampling_params
+from vllm_optimal_sampling.data.generate.engine import LocalEngine, engine_args
 from vllm_optimal_sampling.data.generate.errors import RowError, RunError, SettingsError
 from vllm_optimal_sampling.data.generate.jobs import Sample
 from vllm_optimal_sampling.data.generate.progress import Figures
 from vllm_optimal_sampling.data.generate.samplers import Prepared
+from vllm_optimal_sampling.data.generate.sampling import sampling_params
 from vllm_optimal_sampling.data.generate.settings import Settings
 from vllm_optimal_sampling.data.generate.templates import Prompts
 

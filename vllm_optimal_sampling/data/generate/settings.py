@@ -1,10 +1,8 @@
-"""What a run is asked for: the settings, their checks, and which of them a resumed run must share with the first."""
+"""What a run is asked for: the settings and their checks."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,63 +10,34 @@ from typing import Any, Literal
 
 from vllm_optimal_sampling.data.generate.errors import SettingsError
 from vllm_optimal_sampling.data.generate.templates import Templates, template_text
-from vllm_optimal_sampling.params import ArgumentError, OptimalSamplingParams, closest
+from vllm_optimal_sampling.data.rows import SUFFIXES as READ_SUFFIXES
+from vllm_optimal_sampling.data.rows import settings_path
+from vllm_optimal_sampling.params import OptimalSamplingParams
 
 FORMATS = ("jsonl", "parquet", "hf")
 
-ALPHA_SETTINGS = (
-    "alpha_method",
-    "alpha",
-    "alpha_min",
-    "alpha_max",
-    "support_top_k",
-    "support_top_p",
-    "teacher_only_tokens",
-    "max_js_divergence",
-    "return_alpha",
-)
-"""Settings that are arguments of `OptimalSamplingParams`."""
+NUM_SPECULATIVE_TOKENS = 4
 
-HARMLESS_ENGINE_OPTIONS = frozenset(
-    {
-        "async-scheduling",
-        "attention-backend",
-        "block-size",
-        "cpu-offload-gb",
-        "cudagraph-capture-sizes",
-        "data-parallel-address",
-        "data-parallel-backend",
-        "data-parallel-rank",
-        "data-parallel-rpc-port",
-        "data-parallel-size",
-        "data-parallel-size-local",
-        "disable-custom-all-reduce",
-        "disable-log-stats",
-        "distributed-executor-backend",
-        "download-dir",
-        "enable-chunked-prefill",
-        "enable-log-requests",
-        "enable-prefix-caching",
-        "enforce-eager",
-        "gpu-memory-utilization",
-        "kv-cache-memory-bytes",
-        "load-format",
-        "max-cudagraph-capture-size",
-        "max-num-batched-tokens",
-        "max-num-seqs",
-        "max-parallel-loading-workers",
-        "no-enable-chunked-prefill",
-        "no-enable-prefix-caching",
-        "nnodes",
-        "node-rank",
-        "master-addr",
-        "master-port",
-        "scheduling-policy",
-        "swap-space",
-        "tensor-parallel-size",
-    }
-)
-"""vLLM options that change where and how fast tokens are drawn, not from which distribution: a resumed run may differ."""
+ROW_ARGUMENTS = {
+    "optimal_sampling": "every row is sampled from q*; vLLM alone samples from the teacher",
+    "theta_prompt": "it is made of each row with theta_template",
+    "theta_prompt_token_ids": "theta's prompt is made of each row with theta_template",
+    "theta_messages": "theta's chat is made of each row, with chat and theta_template or chat_column",
+}
+"""Arguments of `OptimalSamplingParams` that are no settings, and why."""
+
+NOT_FOR_SAMPLING = {
+    "n": "give --num-samples",
+    "extra_args": "the arguments of optimal sampling are options of this command",
+    "vllm_xargs": "the arguments of optimal sampling are options of this command",
+    **dict.fromkeys(("logprobs", "prompt_logprobs", "flat_logprobs", "logprob_token_ids"), "rows have --return-alpha"),
+    **dict.fromkeys(("output_kind", "detokenize", "skip_clone"), "rows need the whole text"),
+    **{
+        name: f"give --{name.replace('_', '-')}"
+        for name in ("seed", "max_tokens", "temperature", "top_p", "top_k", "min_p", "stop")
+    },
+}
+"""Fields of vLLM's `SamplingParams` that `sampling` does not take, and what is given instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,16 +78,9 @@ class Settings:
     seed: int | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of vLLM's `SamplingParams`."""
-    num_speculative_tokens: int = 4
-    alpha_method: str = "kl_symmetry"
-    alpha: float = 0.5
-    alpha_min: float = 0.0
-    alpha_max: float = 1.0
-    support_top_k: int | None = None
-    support_top_p: float | None = None
-    teacher_only_tokens: int = 0
-    max_js_divergence: float | None = None
-    return_alpha: bool = False
+    num_speculative_tokens: int = NUM_SPECULATIVE_TOKENS
+    optimal_sampling: OptimalSamplingParams = field(default_factory=OptimalSamplingParams)
+    """How tokens are drawn, without theta's prompt. Options and YAML give its arguments by their own names."""
     messages: bool = False
     """Also write the whole conversation as `messages`."""
     format: Literal["jsonl", "parquet", "hf"] = "jsonl"
@@ -135,34 +97,21 @@ class Settings:
     def __post_init__(self) -> None:
         self._check_models()
         self._check_prompts()
+        self._check_output()
         index, total = self.shard
-        if total < 1 or not 0 <= index < total:
-            raise SettingsError(f"shard={index}/{total} is none; give i/n with i from 0 to n-1, such as 0/8")
+        if not 0 <= index < total:
+            raise SettingsError(f"invalid shard {index}/{total}: expected i/n with 0 <= i < n, such as 0/8")
         for name in ("limit", "num_samples", "max_tokens", "num_speculative_tokens", "max_in_flight", "ray"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingsError(f"{name}={value} is less than 1")
-        if self.format not in FORMATS:
-            raise SettingsError(f"format={self.format!r} is not one of {', '.join(FORMATS)}")
         if self.seed is not None and not 0 <= self.seed < 1 << 63:
             raise SettingsError(f"seed={self.seed} is not in [0, 2^63)")
         if self.log_interval <= 0:
             raise SettingsError(f"log_interval={self.log_interval} is not above 0 seconds")
-        taken = {"n", "seed", "extra_args", "max_tokens", "temperature", "top_p", "top_k", "min_p", "stop"}
-        for name in taken & self.sampling.keys():
-            raise SettingsError(f"sampling has {name!r}, which is not for it; --num-samples, --seed and the like are")
-        try:
-            self.optimal_sampling_params()
-        except ArgumentError as error:
-            raise SettingsError(error.message) from None
-        if self.messages and not self.chat:
-            raise SettingsError("messages asks for conversations, and these prompts are text; add --chat")
-        if self.endpoint is not None and self.engine:
-            raise SettingsError(
-                f"{' '.join(self.engine)} is for an engine, and endpoint={self.endpoint!r} has its own; drop one of them"
-            )
-        if self.ray is not None and self.endpoint is not None:
-            raise SettingsError("ray starts engines, and endpoint asks a running one; drop one of them")
+        for name, reason in NOT_FOR_SAMPLING.items():
+            if name in self.sampling:
+                raise SettingsError(f"sampling has {name!r}: {reason}")
 
     def _check_models(self) -> None:
         if self.endpoint is None:
@@ -171,26 +120,59 @@ class Settings:
                     raise SettingsError(
                         f"{name} is missing; give --{name} MODEL, or --endpoint URL of a running server"
                     )
-        elif not self.endpoint.startswith(("http://", "https://")):
-            raise SettingsError(f"endpoint={self.endpoint!r} is no address such as http://localhost:8000")
+            return
+        if not self.endpoint.startswith(("http://", "https://")):
+            raise SettingsError(f"endpoint={self.endpoint!r} is not an address such as http://localhost:8000")
+        if self.engine:
+            raise SettingsError(
+                f"{' '.join(self.engine)} is for an engine, and endpoint={self.endpoint!r} has its own; drop one of them"
+            )
+        if self.ray is not None:
+            raise SettingsError("ray starts engines, and endpoint asks a running one; drop one of them")
+        if self.num_speculative_tokens != NUM_SPECULATIVE_TOKENS:
+            raise SettingsError(
+                f"num_speculative_tokens={self.num_speculative_tokens} is for an engine, and endpoint={self.endpoint!r} was "
+                "started with its own; drop one of them"
+            )
 
     def _check_prompts(self) -> None:
         if self.chat_column is not None and not self.chat:
             raise SettingsError(f"chat_column={self.chat_column!r} holds messages; add --chat")
+        if self.messages and not self.chat:
+            raise SettingsError("messages asks for conversations, and these prompts are text; add --chat")
         if self.theta_template is None and self.chat_column is None:
             raise SettingsError(
                 "theta_template is missing; give a Jinja template over the columns, such as --theta-template "
                 "'{{ problem }}' (or --chat --chat-column NAME for a column of chat messages)"
             )
+        for name in ("teacher_system_prompt", "theta_system_prompt"):
+            text = getattr(self, name)
+            if text is None:
+                continue
+            if not text.strip():
+                raise SettingsError(f"{name} is empty; give some text, or leave it out")
+            if re.search(r"\{\{.*?\}\}|\{%.*?%\}", text, re.DOTALL):
+                raise SettingsError(
+                    f"{name} looks like a template and is taken as it is, the same for every row; write columns into "
+                    f"{name.partition('_')[0]}_template"
+                )
+            if "\n" not in text and len(text) < 256 and Path(text).is_file():
+                raise SettingsError(f'{name}={text!r} is a file, and the text itself is wanted: "$(cat {text})"')
 
-    def optimal_sampling_params(self) -> OptimalSamplingParams:
-        """The arguments of optimal sampling that all rows share.
-
-        Raises:
-            ArgumentError: one of them is refused.
-
-        """
-        return OptimalSamplingParams(**{name: getattr(self, name) for name in ALPHA_SETTINGS})
+    def _check_output(self) -> None:
+        if self.format not in FORMATS:
+            raise SettingsError(f"format={self.format!r} is not one of {', '.join(FORMATS)}")
+        suffix = Path(self.output).suffix
+        if not Path(self.output).name:
+            raise SettingsError(f"output={self.output!r} is a folder; give the name of a file in it")
+        endings = {"jsonl": (".jsonl", ".ndjson"), "parquet": (".parquet",)}.get(self.format)
+        if endings is not None and suffix not in endings:
+            raise SettingsError(
+                f"output={self.output!r} does not end in {' or '.join(endings)}, which {self.format} rows are known by; "
+                "rename it, or give another --format"
+            )
+        if endings is None and suffix in READ_SUFFIXES:
+            raise SettingsError(f"output={self.output!r} is named like a file, and format={self.format!r} is a folder")
 
     def templates(self) -> Templates:
         """The row's templates, read and checked.
@@ -223,183 +205,4 @@ class Settings:
     @property
     def sidecar_path(self) -> Path:
         """Where the run's identity is written."""
-        from vllm_optimal_sampling.data.rows import settings_path
-
         return settings_path(self.rows_path)
-
-    def identity(self) -> dict[str, Any]:
-        """What decides the distribution of the rows, ready for JSON. Runs into one output have to agree in it.
-
-        The numbers of rows and samples, the shard, and options about speed and size are not in it: a run may be
-        resumed with more samples, on another machine, in smaller batches.
-        """
-        same = ("privileged", "chat", "chat_column", "teacher_system_prompt", "theta_system_prompt", "id_column")
-        sampling = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "seed", "sampling")
-        identity = {name: getattr(self, name) for name in ("teacher", "theta", *same, *sampling, *ALPHA_SETTINGS)}
-        for name in ("theta_template", "teacher_template", "privileged_template"):
-            given = getattr(self, name)
-            identity[name] = None if given is None else template_text(name, given)
-        identity["messages"] = self.messages
-        identity["where"] = "engine" if self.endpoint is None else "endpoint"
-        if self.id_column is None:
-            # Without ids of their own, rows are known by their place in the input.
-            identity |= {"input": list(self.input), "split": self.split, "config_name": self.config_name}
-        identity["engine"] = _telling_options(self.engine)
-        if self.endpoint is None:
-            assert self.teacher is not None and self.theta is not None
-            identity |= {"teacher_files": model_digest(self.teacher), "theta_files": model_digest(self.theta)}
-        result: dict[str, Any] = json.loads(json.dumps(identity))
-        return result
-
-
-def _telling_options(options: tuple[str, ...]) -> list[str]:
-    """vLLM's options without those in `HARMLESS_ENGINE_OPTIONS`, each with its value, in order of their names."""
-    kept: list[list[str]] = []
-    for word in options:
-        if word.startswith("--"):
-            name, _, value = word.partition("=")
-            kept.append([name[2:].replace("_", "-")] + ([value] if value else []))
-        elif kept:
-            kept[-1].append(word)
-    return sorted(" ".join(option) for option in kept if option[0] not in HARMLESS_ENGINE_OPTIONS)
-
-
-def model_digest(model: str) -> str | None:
-    """A digest that changes when a model's files do: configuration and tokenizer whole, weights in samples.
-
-    Of a model of the hub, the commit that is in the cache; None where none is, which agrees with any.
-    """
-    folder = Path(model)
-    if not folder.is_dir():
-        return _cached_commit(model)
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix not in (".json", ".jinja", ".model", ".safetensors", ".bin", ".txt") or not path.is_file():
-            continue
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            # 64 pieces of 64 KiB tell one training from another, and a checkpoint of 100 GB is read in no time.
-            for number in range(64) if size > 1 << 22 else range(1):
-                file.seek(number * size // 64)
-                digest.update(file.read(1 << 16 if size > 1 << 22 else -1))
-    return digest.hexdigest()[:16]
-
-
-def _cached_commit(model: str) -> str | None:
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        path = try_to_load_from_cache(model, "config.json")
-    except HFValidationError:
-        return None
-    return Path(path).parent.name if isinstance(path, str) else None
-
-
-def check_same(earlier: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
-    """Refuse to mix rows of two settings in one output.
-
-    Args:
-        earlier: the identity that the output was begun with.
-        now: this run's.
-        where: the sidecar, for the message.
-
-    Raises:
-        SettingsError: they differ; the message says in what.
-
-    """
-    different = []
-    for name in sorted(earlier.keys() | now.keys()):
-        old, new = earlier.get(name), now.get(name)
-        unknown = name.endswith("_files") and None in (old, new)
-        if old != new and not unknown:
-            what = "other files than" if name.endswith("_files") else f"{_short(new)}, and it was {_short(old)}"
-            different.append(f"{name} is {what}" + (" before" if name.endswith("_files") else ""))
-    if different:
-        raise SettingsError(
-            f"the output was begun with other settings ({where.name}): {'; '.join(different)}. "
-            "Give another --output, or the settings that it was begun with"
-        )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def settings_from(mapping: Mapping[str, Any]) -> Settings:
-    """Settings from the command line's and the YAML file's values together, with types as Python or YAML has them.
-
-    Raises:
-        SettingsError: an unknown key, a value of the wrong type, or one that is refused.
-
-    """
-    fields = {entry.name: entry for entry in dataclasses.fields(Settings)}
-    values: dict[str, Any] = {}
-    for key, value in mapping.items():
-        name = key.replace("-", "_")
-        if name not in fields:
-            raise SettingsError(f"{key!r} is no setting{closest(name, fields)}")
-        values[name] = value
-    for name in ("input", "output"):
-        if values.get(name) is None:
-            raise SettingsError(f"{name} is missing; give --{name}")
-    values = {name: _typed(name, str(fields[name].type), value) for name, value in values.items()}
-    if "format" not in values and str(values["output"]).endswith(".parquet"):
-        values["format"] = "parquet"
-    return Settings(**values)
-
-
-def _typed(name: str, kind: str, value: Any) -> Any:
-    """A value as its field's annotation wants it; YAML and Python callers give whatever they like."""
-    if value is None and kind.endswith("| None"):
-        return None
-    kind = kind.removesuffix(" | None")
-    if name == "shard" and isinstance(value, str):
-        return _shard(value)
-    if name == "engine":
-        return tuple(engine_words(value)) if isinstance(value, Mapping) else tuple(value)
-    wanted: dict[str, tuple[type | tuple[type, ...], str]] = {
-        "str": (str, "text"),
-        "bool": (bool, "true or false"),
-        "int": (int, "a whole number"),
-        "float": ((int, float), "a number"),
-        "Mapping[str, Any]": (Mapping, "a mapping"),
-        "tuple[str, ...]": ((str, list, tuple), "a text or a list of texts"),
-    }
-    if kind not in wanted:
-        return value
-    types, words = wanted[kind]
-    fits = isinstance(value, types) and (kind == "bool" or not isinstance(value, bool))
-    if not fits:
-        raise SettingsError(f"{name}={value!r} is not {words}")
-    if kind == "tuple[str, ...]":
-        texts = (value,) if isinstance(value, str) else tuple(value)
-        if not all(isinstance(text, str) for text in texts):
-            raise SettingsError(f"{name}={value!r} is not {words}")
-        return texts
-    return float(value) if kind == "float" else value
-
-
-def _shard(given: str) -> tuple[int, int]:
-    index, slash, total = given.partition("/")
-    if not slash or not index.isdecimal() or not total.isdecimal():
-        raise SettingsError(f"shard={given!r} is none; give i/n with i from 0 to n-1, such as 0/8")
-    return int(index), int(total)
-
-
-def engine_words(options: Mapping[str, Any]) -> list[str]:
-    """vLLM's options from a mapping as on the command line, as vLLM reads its own YAML files."""
-    words = []
-    for name, value in options.items():
-        option = f"--{name.replace('_', '-')}"
-        if value is True:
-            words.append(option)
-        elif value is False:
-            words.append(f"--no-{option[2:]}")
-        elif isinstance(value, list):
-            words += [option, *(json.dumps(one) if isinstance(one, Mapping) else str(one) for one in value)]
-        else:
-            words += [option, json.dumps(value) if isinstance(value, Mapping) else str(value)]
-    return words

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, meta
+from jinja2 import StrictUndefined, Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from vllm_optimal_sampling.data.generate.errors import RowError, SettingsError
+from vllm_optimal_sampling.data.generate.template_columns import TemplateColumns, columns_of
 
 Message = dict[str, Any]
 Prompt = str | list[Message]
@@ -39,14 +40,22 @@ class _NullError(TemplateError):
 class _PublicRow(dict[str, Any]):
     """A row as theta's template sees it. Asking it for a privileged column ends the run, since every row would."""
 
-    def __init__(self, columns: Mapping[str, Any], privileged: frozenset[str]) -> None:
-        super().__init__({name: value for name, value in columns.items() if name not in privileged})
-        self._privileged = privileged
+    def __init__(self, columns: Mapping[str, Any], hidden: frozenset[str]) -> None:
+        super().__init__({name: value for name, value in columns.items() if _folded(name) not in hidden})
+        self._hidden = hidden
 
     def __missing__(self, name: str) -> Any:
-        if name in self._privileged:
+        if _folded(name) in self._hidden:
             raise _renders_privileged([name])
         raise KeyError(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return default if name not in self and _folded(name) not in self._hidden else self[name]
+
+
+def _folded(name: object) -> str:
+    """A column's name without what tells `Answer ` from `answer`: whoever hides one of them means both."""
+    return " ".join(str(name).split()).casefold()
 
 
 def _renders_privileged(names: list[str]) -> SettingsError:
@@ -79,7 +88,8 @@ class Templates:
     Args:
         theta: theta's template as text; None: `chat_column` is put to theta as it is.
         teacher: the teacher's; None: the same as theta's.
-        privileged: columns that theta must not see. None: those that only the teacher's template names.
+        privileged: columns that theta must not see, with those whose names differ only in case and spaces. None: those
+            that only the teacher's template names. Empty: none, and both templates may read the same columns.
         privileged_template: how `Prompts.privileged_context` is written; None: the column's value, or a line
             `name: value` for each of several.
         chat: prompts are chat messages, with the rendered text as the user's; else they are text.
@@ -89,7 +99,8 @@ class Templates:
         theta_system_prompt: the same for theta.
 
     Raises:
-        SettingsError: a template is no Jinja, or theta's renders a privileged column.
+        SettingsError: a template is not Jinja, a model's reads no column, theta's renders a privileged column, or nothing is
+            privileged although the teacher has a template of its own.
 
     """
 
@@ -118,27 +129,77 @@ class Templates:
         )
         self._chat, self._chat_column = chat, chat_column
         self._system_prompts = {"teacher": teacher_system_prompt, "theta": theta_system_prompt}
-        named = {
-            name: self._names(f"{name}_template", text)
-            for name, text in {"theta": theta, "teacher": teacher, "privileged": privileged_template}.items()
+        given = {"theta": theta, "teacher": teacher, "privileged": privileged_template}
+        self.columns = {
+            name: columns_of(f"{name}_template", text, self._environment)
+            for name, text in given.items()
             if text is not None
         }
-        if privileged is None:
-            privileged = tuple(sorted(named.get("teacher", set()) - named.get("theta", set()) - {"row", "content"}))
-        self.privileged = privileged
-        self._hidden = frozenset(privileged)
-        shown = sorted(self._hidden & (named.get("theta", set()) | {chat_column or ""}))
-        if shown:
-            raise _renders_privileged(shown)
+        """What each template reads, by `theta`, `teacher` and `privileged`."""
+        self._check_columns()
+        self.privileged = self._default_privileged() if privileged is None else privileged
+        """The columns that theta does not see."""
+        self._hidden = frozenset(map(_folded, self.privileged))
+        shown = self._theta_columns | {chat_column or ""}
+        if shown_anyway := sorted(name for name in shown if _folded(name) in self._hidden):
+            raise _renders_privileged(shown_anyway)
+        self._check_privileged(privileged)
         self._theta = None if theta is None else self._environment.from_string(theta)
         self._teacher = self._theta if teacher is None else self._environment.from_string(teacher)
         self._privileged = None if privileged_template is None else self._environment.from_string(privileged_template)
 
-    def _names(self, name: str, text: str) -> set[str]:
-        try:
-            return meta.find_undeclared_variables(self._environment.parse(text)) - set(self._environment.globals)
-        except TemplateSyntaxError as error:
-            raise SettingsError(f"{name} is no Jinja template: {error.message} (line {error.lineno})") from None
+    @property
+    def _theta_columns(self) -> frozenset[str]:
+        """Columns that theta's template names; `content` is not one beside a column of messages."""
+        return self._named("theta")
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """Names that a template may use and that are no columns."""
+        return frozenset() if self._chat_column is None else frozenset({"content"})
+
+    def _named(self, template: str) -> frozenset[str]:
+        return self.columns.get(template, TemplateColumns()).names - self.variables
+
+    def _check_columns(self) -> None:
+        for name, columns in self.columns.items():
+            if name != "privileged" and not columns.names and not columns.whole_row:
+                raise SettingsError(
+                    f"{name}_template reads no column, so that it is the same for every row; a column is written "
+                    "{{ problem }}, with two braces"
+                )
+
+    def _default_privileged(self) -> tuple[str, ...]:
+        """What only the teacher's template names."""
+        if "teacher" not in self.columns:
+            return ()
+        if self.columns["teacher"].whole_row:
+            raise SettingsError(
+                "teacher_template uses the whole row, so that nothing tells which columns theta must not see; name them "
+                "with --privileged"
+            )
+        return tuple(sorted(self._named("teacher") - self._theta_columns))
+
+    def _check_privileged(self, given: tuple[str, ...] | None) -> None:
+        """Refuse a run in which theta is shown all that the teacher is, unless that was asked for."""
+        teacher = self.columns.get("teacher")
+        if teacher is None:
+            if self.privileged:
+                raise SettingsError(
+                    f"privileged={', '.join(self.privileged)} is for the teacher alone, and without a teacher_template "
+                    "the teacher is not shown it either; give a teacher_template that uses it, or drop --privileged"
+                )
+            return
+        if given == () or teacher.whole_row:
+            return
+        hidden = {name for name in self._named("teacher") if _folded(name) in self._hidden}
+        if not hidden:
+            both = ", ".join(sorted(self._named("teacher"))) or "content"
+            raise SettingsError(
+                f"nothing that the teacher is shown ({both}) is hidden from theta; take what theta must not see out of "
+                "theta_template, or give --privileged with no names if both may see the same columns"
+                + (f" (--privileged names {', '.join(given)}, which teacher_template does not use)" if given else "")
+            )
 
     def render(self, columns: Mapping[str, Any]) -> Prompts:
         """The prompts of a row.

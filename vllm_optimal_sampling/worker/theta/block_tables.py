@@ -4,6 +4,7 @@ import torch
 from vllm.triton_utils import tl, triton
 from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 from vllm.v1.worker.gpu.block_table import BlockTables
+from vllm.v1.worker.utils import AttentionGroup
 
 from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
 
@@ -18,21 +19,29 @@ class ThetaBlockTables:
     Args:
         block_tables: the model runner's, shared with the teacher.
         requests: theta's state of the requests, for the shift of each.
+        num_rows: of the input tables; the model runner's by default.
+        block_offset: added to theta's block ids, where theta's cache is read through the teacher's (see `twin_layers`).
     """
 
-    def __init__(self, block_tables: BlockTables, requests: ThetaRequests):
+    def __init__(
+        self, block_tables: BlockTables, requests: ThetaRequests, num_rows: int | None = None, block_offset: int = 0
+    ):
         self.source = block_tables
         self.requests = requests
+        self.block_offset = block_offset
         self.num_kv_cache_groups = block_tables.num_kv_cache_groups
         self.cp_size = block_tables.cp_size
-        self.input_block_tables = [torch.zeros_like(table) for table in block_tables.input_block_tables]
+        self.input_block_tables = [
+            table.new_zeros(table.shape[0] if num_rows is None else num_rows, table.shape[1])
+            for table in block_tables.input_block_tables
+        ]
         self.slot_mappings = torch.full_like(block_tables.slot_mappings, PAD_SLOT_ID)
 
-    def gather(self, slots: torch.Tensor, num_reqs_padded: int) -> None:
+    def gather(self, slots: torch.Tensor, num_reqs_padded: int, first_theta_row: int = 0) -> None:
         """Fill the input tables for the requests in `slots` [num_reqs]; rows up to `num_reqs_padded` become zero.
 
         Entries behind a request's own blocks are zero too, the id of vLLM's null block: a position that has no slot
-        is never mistaken for another request's.
+        is never mistaken for another request's. Rows before `first_theta_row` are the teacher's.
         """
         for group, table in enumerate(self.input_block_tables):
             source = self.source.block_tables[group].gpu
@@ -45,6 +54,8 @@ class ThetaBlockTables:
                 table,
                 table.stride(0),
                 slots.shape[0],
+                first_theta_row,
+                self.block_offset,
                 self.source.block_sizes[group],
                 table.shape[1],
                 BLOCK=min(BLOCK, triton.next_power_of_2(table.shape[1])),
@@ -106,6 +117,22 @@ class ThetaBlockTables:
         return self.slot_mappings[:, :num_tokens]
 
 
+def widen_kernel_block_tables(attn_groups: list[list[AttentionGroup]], block_tables: BlockTables) -> None:
+    """Make room for theta in the tables of backends that have smaller blocks of their own.
+
+    vLLM makes them as wide as the model's length, and the tables that they are filled from are a block wider.
+    """
+    for group in (group for groups in attn_groups for group in groups):
+        if group.kernel_block_size is None:
+            continue
+        assert group.kernel_block_table is not None
+        kernel_blocks = group.kv_cache_spec.block_size // group.kernel_block_size
+        ubatches, num_reqs, width = group.kernel_block_table.shape
+        needed = block_tables.input_block_tables[group.kv_cache_group_id].shape[1] * kernel_blocks
+        if width < needed:
+            group.kernel_block_table = group.kernel_block_table.new_zeros(ubatches, num_reqs, needed)
+
+
 @triton.jit
 def _gather_kernel(
     slots_ptr,  # [num_reqs] int64, -1: no request
@@ -116,6 +143,8 @@ def _gather_kernel(
     table_ptr,  # [max_num_reqs, max_num_blocks] int32, out
     table_stride,
     num_reqs,
+    first_theta_row,
+    block_offset,
     block_size,
     max_num_blocks,
     BLOCK: tl.constexpr,
@@ -123,11 +152,14 @@ def _gather_kernel(
     row = tl.program_id(0)
     slot = tl.load(slots_ptr + row, mask=row < num_reqs, other=-1).to(tl.int64)
     real = slot >= 0
-    first = tl.load(shift_ptr + slot, mask=real, other=0) // block_size
+    is_theta = row >= first_theta_row
+    first = tl.load(shift_ptr + slot, mask=real & is_theta, other=0) // block_size
+    moved_by = tl.where(is_theta, block_offset, 0)
     num_blocks = tl.load(num_blocks_ptr + slot, mask=real, other=0)
     for i in range(0, max_num_blocks, BLOCK):
         column = i + tl.arange(0, BLOCK)
         block = tl.load(source_ptr + slot * source_stride + first + column, mask=first + column < num_blocks, other=0)
+        block = tl.where(block == 0, 0, block + moved_by)  # the null block stays it
         tl.store(table_ptr + row * table_stride + column, block, mask=column < max_num_blocks)
 
 

@@ -1,8 +1,9 @@
 """Triton kernels that lay out theta's inputs on the device, so that no step waits for the host.
 
-Three moments of a step need inputs: theta's part of a prompt chunk (`chunk_inputs`), the start of theta's round after
-sampling (`round_inputs`) and each further decode of the round (`advance_round`). All index per-request state by the
-request slot; a slot of -1 marks a row that must not touch anything (a request still in its prompt, or padding).
+A forward over prompt chunks, or of a theta that scores, takes its tokens from theta's prompt, from what was generated and
+from the step's own batch (`scoring_inputs`). A theta that drafts begins its round with the newest tokens (`round_inputs`)
+and goes on with what it drafts (`advance_round`). All index per-request state by the request slot; a slot of -1 marks a row
+that must not touch anything (a request still in its prompt, or padding).
 """
 
 import torch
@@ -12,81 +13,12 @@ BLOCK = 1024
 
 
 @triton.jit
-def _chunk_inputs_kernel(
-    slots_ptr,  # [num_reqs] int64, request slot
-    first_ptr,  # [num_reqs] int64, theta's first position in this pass
-    query_start_loc_ptr,  # [num_reqs + 1] int32
-    theta_prompt_ptr,  # [max_num_reqs, max_model_len] int32
-    theta_prompt_stride,
-    theta_len_ptr,  # [max_num_reqs] int32, 0: theta reads the teacher's prompt
-    delta_ptr,  # [max_num_reqs] int32
-    all_token_ids_ptr,  # [max_num_reqs, max_model_len] int32, the teacher's prompt and everything generated
-    all_token_ids_stride,
-    input_ids_ptr,  # [max_num_tokens] int32, out
-    positions_ptr,  # [max_num_tokens] int64, out
-    out_query_start_loc_ptr,  # [max_num_reqs + 1] int32, out
-    seq_lens_ptr,  # [max_num_reqs] int32, out
-    last_token_id,
-    BLOCK: tl.constexpr,
-):
-    row = tl.program_id(0)
-    slot = tl.load(slots_ptr + row)
-    first = tl.load(first_ptr + row)
-    start = tl.load(query_start_loc_ptr + row)
-    end = tl.load(query_start_loc_ptr + row + 1)
-    theta_len = tl.load(theta_len_ptr + slot)
-    delta = tl.load(delta_ptr + slot)
-    for i in range(0, end - start, BLOCK):
-        offset = i + tl.arange(0, BLOCK)
-        mask = offset < end - start
-        x = first + offset
-        own = x < theta_len
-        prompt_token = tl.load(theta_prompt_ptr + slot * theta_prompt_stride + x, mask=mask & own, other=0)
-        other_token = tl.load(all_token_ids_ptr + slot * all_token_ids_stride + x - delta, mask=mask & ~own, other=0)
-        token = tl.minimum(tl.where(own, prompt_token, other_token), last_token_id)
-        tl.store(input_ids_ptr + start + offset, token, mask=mask)
-        tl.store(positions_ptr + start + offset, x, mask=mask)
-    tl.store(seq_lens_ptr + row, (first + end - start).to(tl.int32))
-    tl.store(out_query_start_loc_ptr + row, start)
-    tl.store(out_query_start_loc_ptr + row + 1, end)
-
-
-def chunk_inputs(
-    slots: torch.Tensor,  # [num_reqs] int64
-    first: torch.Tensor,  # [num_reqs] int64
-    query_start_loc: torch.Tensor,  # [num_reqs + 1] int32
-    theta_prompts: torch.Tensor,  # [max_num_reqs, max_model_len] int32
-    theta_len: torch.Tensor,  # [max_num_reqs] int32
-    delta: torch.Tensor,  # [max_num_reqs] int32
-    all_token_ids: torch.Tensor,  # [max_num_reqs, max_model_len] int32
-    input_ids: torch.Tensor,  # [max_num_tokens] int32, out
-    positions: torch.Tensor,  # [max_num_tokens] int64, out
-    out_query_start_loc: torch.Tensor,  # [max_num_reqs + 1] int32, out
-    seq_lens: torch.Tensor,  # [max_num_reqs] int32, out
-    vocab_size: int,
-) -> None:
-    """Theta's tokens and positions for one pass over prompt chunks, one range of positions per request.
-
-    A teacher with a larger padded vocabulary may have put out a padding id; theta, which has no embedding for it, reads
-    its own last id instead.
-    """
-    _chunk_inputs_kernel[(slots.shape[0],)](
-        slots,
-        first,
-        query_start_loc,
-        theta_prompts,
-        theta_prompts.stride(0),
-        theta_len,
-        delta,
-        all_token_ids,
-        all_token_ids.stride(0),
-        input_ids,
-        positions,
-        out_query_start_loc,
-        seq_lens,
-        vocab_size - 1,
-        BLOCK=BLOCK,
-    )
+def _known_tokens(x, mask, theta_prompt_row_ptr, theta_len, all_token_ids_row_ptr, delta):
+    """Theta's tokens at its positions `x`: of its own prompt, and behind it the teacher's."""
+    own = x < theta_len
+    prompt_token = tl.load(theta_prompt_row_ptr + x, mask=mask & own, other=0)
+    other_token = tl.load(all_token_ids_row_ptr + x - delta, mask=mask & ~own, other=0)
+    return tl.where(own, prompt_token, other_token)
 
 
 @triton.jit
@@ -275,4 +207,121 @@ def keep_rows(
         step,
         vocab_size,
         BLOCK=block,
+    )
+
+
+@triton.jit
+def _scoring_inputs_kernel(
+    slots_ptr,  # [num_reqs] int64, request slot
+    source_ptr,  # [num_reqs] int64, where the row's tokens begin in the batch; -1: they are theta's part of a prompt chunk
+    first_ptr,  # [num_reqs] int64, theta's first position of a prompt chunk
+    query_start_loc_ptr,  # [max_num_reqs + 1] int32
+    batch_input_ids_ptr,  # [num_batch_tokens] int32
+    batch_positions_ptr,  # [num_batch_tokens] int64
+    theta_prompt_ptr,  # [max_num_reqs, max_model_len] int32
+    theta_prompt_stride,
+    theta_len_ptr,  # [max_num_reqs] int32, 0: theta reads the teacher's prompt
+    delta_ptr,  # [max_num_reqs] int32
+    all_token_ids_ptr,  # [max_num_reqs, max_model_len] int32
+    all_token_ids_stride,
+    input_ids_ptr,  # [max_num_tokens] int32, out
+    positions_ptr,  # [max_num_tokens] int64, out
+    seq_lens_ptr,  # [max_num_reqs] int32, out
+    num_reqs,
+    num_reqs_padded,
+    num_tokens_padded,
+    first_theta_row,
+    max_model_len,
+    last_token_id,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0)
+    start = tl.load(query_start_loc_ptr + row)
+    if row == num_reqs:  # padding of a CUDA graph: no requests, and tokens without a slot
+        for i in range(num_reqs, num_reqs_padded, BLOCK):
+            block = i + tl.arange(0, BLOCK)
+            tl.store(seq_lens_ptr + block, 0, mask=block < num_reqs_padded)
+        for i in range(start, num_tokens_padded, BLOCK):
+            block = i + tl.arange(0, BLOCK)
+            tl.store(input_ids_ptr + block, 0, mask=block < num_tokens_padded)
+            tl.store(positions_ptr + block, 0, mask=block < num_tokens_padded)
+        return
+    length = tl.load(query_start_loc_ptr + row + 1) - start
+    slot = tl.load(slots_ptr + row)
+    source = tl.load(source_ptr + row)
+    is_theta = row >= first_theta_row
+    delta = tl.load(delta_ptr + slot, mask=is_theta, other=0)
+    first = tl.load(first_ptr + row)
+    if source >= 0:
+        first = tl.load(batch_positions_ptr + source) + delta
+    for i in range(0, length, BLOCK):
+        offset = i + tl.arange(0, BLOCK)
+        mask = offset < length
+        x = first + offset
+        if source >= 0:
+            token = tl.load(batch_input_ids_ptr + source + offset, mask=mask, other=0)
+        else:
+            token = _known_tokens(
+                x,
+                mask,
+                theta_prompt_ptr + slot * theta_prompt_stride,
+                tl.load(theta_len_ptr + slot),
+                all_token_ids_ptr + slot * all_token_ids_stride,
+                delta,
+            )
+        tl.store(input_ids_ptr + start + offset, tl.minimum(token, last_token_id), mask=mask)
+        # Drafts beyond the request's own limit may lie beyond the model's; what they yield is dropped.
+        tl.store(positions_ptr + start + offset, tl.minimum(x, max_model_len - 1), mask=mask)
+    tl.store(seq_lens_ptr + row, (first + length).to(tl.int32))
+
+
+def scoring_inputs(
+    slots: torch.Tensor,  # [num_reqs] int64
+    source: torch.Tensor,  # [num_reqs] int64
+    first: torch.Tensor,  # [num_reqs] int64
+    query_start_loc: torch.Tensor,  # [num_reqs_padded + 1] int32
+    batch_input_ids: torch.Tensor,  # [num_batch_tokens] int32
+    batch_positions: torch.Tensor,  # [num_batch_tokens] int64
+    theta_prompts: torch.Tensor,  # [max_num_reqs, max_model_len] int32
+    theta_len: torch.Tensor,  # [max_num_reqs] int32
+    delta: torch.Tensor,  # [max_num_reqs] int32
+    all_token_ids: torch.Tensor,  # [max_num_reqs, max_model_len] int32
+    input_ids: torch.Tensor,  # [max_num_tokens] int32, out
+    positions: torch.Tensor,  # [max_num_tokens] int64, out
+    seq_lens: torch.Tensor,  # [max_num_reqs] int32, out
+    num_tokens_padded: int,
+    first_theta_row: int,
+    max_model_len: int,
+    vocab_size: int,
+) -> None:
+    """Tokens and positions of one forward in which theta scores; rows before `first_theta_row` are the teacher's.
+
+    A row takes the step's own tokens from the batch, `source` its first, since drafts stand nowhere else and positions of
+    running requests are known on the device alone. Theta's part of a prompt chunk (`source` -1) begins at position
+    `first` and may reach back before the batch's tokens.
+    """
+    num_reqs = slots.shape[0]
+    _scoring_inputs_kernel[(num_reqs + 1,)](
+        slots,
+        source,
+        first,
+        query_start_loc,
+        batch_input_ids,
+        batch_positions,
+        theta_prompts,
+        theta_prompts.stride(0),
+        theta_len,
+        delta,
+        all_token_ids,
+        all_token_ids.stride(0),
+        input_ids,
+        positions,
+        seq_lens,
+        num_reqs,
+        query_start_loc.shape[0] - 1,
+        num_tokens_padded,
+        first_theta_row,
+        max_model_len,
+        vocab_size - 1,
+        BLOCK=BLOCK,
     )

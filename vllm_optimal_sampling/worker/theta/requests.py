@@ -34,6 +34,8 @@ class ThetaRequests:
         self.shift = UvaBackedTensor(num_slots, dtype=torch.int32)
         # Theta's positions computed so far, for requests still in their prompt; -1 before the first chunk.
         self.num_computed = np.full(num_slots, -1, dtype=np.int64)
+        # Whether the request is sampled from q*: a theta that scores has nothing to do with those that opted out.
+        self.is_enabled = np.zeros(num_slots, dtype=bool)
         self._dirty = False
 
         def staged(dtype: torch.dtype) -> StagedWriteTensor:
@@ -68,6 +70,7 @@ class ThetaRequests:
         if prompt is not None:
             self.prompts.stage_write(slot, 0, list(prompt))
         self.num_computed[slot] = -1
+        self.is_enabled[slot] = params.optimal_sampling
         # The row at position p yields token p + 1, so the first token drawn comes from position prompt_len - 1.
         first = prompt_len - 1 + params.teacher_only_tokens if params.optimal_sampling else NEVER
         values = {
@@ -83,6 +86,23 @@ class ThetaRequests:
         for name, value in values.items():
             self._settings[name].stage_write_elem(slot, value)
         self._dirty = True
+
+    def next_chunk(self, slots: np.ndarray, begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Theta's part of prompt chunks, which then counts as computed.
+
+        Args:
+            slots: [chunks], the requests'.
+            begin, end: [chunks] int64, the teacher's positions of each chunk, [begin, end).
+
+        Returns:
+            Theta's positions, [start, end) of each; empty while theta has no token yet.
+        """
+        computed = self.num_computed[slots]
+        # Blocks hit in the prefix cache hold theta's slots below `begin`, so its positions below `begin - shift`.
+        starts = np.where(computed >= 0, computed, np.maximum(0, begin - self.shift.np[slots]))
+        ends = np.maximum(starts, end + self.delta.np[slots])
+        self.num_computed[slots] = ends
+        return starts, ends
 
     def apply_staged_writes(self) -> None:
         """Bring what `add` staged to the device, without waiting for it."""

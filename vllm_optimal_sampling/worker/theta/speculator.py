@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from torch import nn
 from vllm.compilation.backends import set_model_tag
-from vllm.config import VllmConfig
+from vllm.config import VllmConfig, replace
 from vllm.config.compilation import CUDAGraphMode
+from vllm.forward_context import BatchDescriptor, set_forward_context
 from vllm.logger import init_logger
+from vllm.model_executor.model_loader import get_model
 from vllm.model_executor.model_loader.reload.inplace import reload_weights
 from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
@@ -17,27 +19,24 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.spec_decode.dynamic.utils import build_dynamic_sd_schedule_lookup
 from vllm.v1.worker.gpu.attn_utils import build_slot_mappings_by_layer
 from vllm.v1.worker.gpu.block_table import BlockTables
-from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 from vllm.v1.worker.gpu.dp_utils import DPSyncState, dispatch_cg_and_sync_dp
 from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import get_max_chunk_logits
-from vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator import StandaloneARSpeculator
-from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.cudagraph_utils import (
-    SpeculatorBatchDescriptor,
-    SpeculatorCudaGraphManager,
-)
+from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import AttentionGroup
 
 from vllm_optimal_sampling.config.refusals import unreadable_weights
-from vllm_optimal_sampling.engine_core.layout import split_by_position
 from vllm_optimal_sampling.kernels import MixRecord, MixScratch
 from vllm_optimal_sampling.worker.recorder import Recorder
-from vllm_optimal_sampling.worker.theta.block_tables import ThetaBlockTables
-from vllm_optimal_sampling.worker.theta.inputs import advance_round, chunk_inputs, keep_rows, round_inputs
+from vllm_optimal_sampling.worker.theta.block_tables import ThetaBlockTables, widen_kernel_block_tables
+from vllm_optimal_sampling.worker.theta.inputs import advance_round, keep_rows, round_inputs
 from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
+from vllm_optimal_sampling.worker.theta.round_graphs import RoundGraphs
+from vllm_optimal_sampling.worker.theta.rows import chunk_rows, passes
+from vllm_optimal_sampling.worker.theta.scoring_pass import ScoringPass
 from vllm_optimal_sampling.worker.theta.shared_weights import same_model, share_weights
 
 logger = init_logger(__name__)
@@ -45,8 +44,8 @@ logger = init_logger(__name__)
 GIB = 1 << 30
 
 
-class ThetaSpeculator(StandaloneARSpeculator):
-    """vLLM's draft-model speculator with a prompt of its own, whose logits stay for the mix.
+class ThetaSpeculator(DraftModelSpeculator):
+    """A draft model of vLLM's with a prompt of its own, whose logits stay for the mix.
 
     Two entry points, both on every rank that samples:
 
@@ -59,13 +58,11 @@ class ThetaSpeculator(StandaloneARSpeculator):
     model's head: the same tensor that vLLM's rejection sampler verifies against.
     """
 
-    # The chunk's tokens are fed before sampling: no further slot for a corrected token, unlike the parent.
-    num_extra_query_per_req = 0
-
     def __init__(self, vllm_config: VllmConfig, device: torch.device, req_states: RequestState):
         super().__init__(vllm_config, device)
         self.req_states = req_states
         self.requests = ThetaRequests(req_states)
+        self.current_draft_step = torch.tensor(0, dtype=torch.int64, device=device)
         # Of the parent's cache nothing fits: one row more, the teacher's width (the rejection sampler reads rows at
         # that width), and -inf in the tail that theta's smaller padded vocabulary does not reach.
         self.draft_logits = None
@@ -83,11 +80,25 @@ class ThetaSpeculator(StandaloneARSpeculator):
         self.record = MixRecord.allocate(self.max_num_reqs, self.num_speculative_steps + 1, device)
         self.scratch = MixScratch.allocate(num_rows, teacher_vocab_size, device)
         self.recorder = Recorder(self.draft_logits, self.requests.settings.first_position, self.record)
+        self.prompt_pass = ScoringPass(
+            vllm_config,
+            self.max_num_reqs,
+            req_states,
+            self.requests,
+            self.draft_model_config.max_model_len,
+            self.vocab_size,
+        )
         self.drafts_by_batch_size = self._scheduled_drafts()
         self.slots = torch.full((self.max_num_reqs,), -1, dtype=torch.int64, device=device)
         self.sample_positions = torch.zeros(self.max_num_reqs, dtype=torch.int64, device=device)
-        self.round_graphs: SpeculatorCudaGraphManager | None = None
+        self.round_graphs: RoundGraphs | None = None
         self.shares_weights = False
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """Theta's rows as the mix and the recorder read them; here they are what the drafts were drawn from too."""
+        assert self.draft_logits is not None
+        return self.draft_logits
 
     # Set-up
 
@@ -101,7 +112,7 @@ class ThetaSpeculator(StandaloneARSpeculator):
         self.shares_weights = same_ranks and same_model(teacher_config, theta_config)
         if not self.shares_weights:
             try:
-                theta = super().load_draft_model(target_model, target_attn_layer_names)
+                theta = self._load_own_weights()
             except torch.OutOfMemoryError:
                 raise  # vLLM says what to do about memory
             except Exception as error:  # every format of weights has errors of its own
@@ -123,6 +134,18 @@ class ThetaSpeculator(StandaloneARSpeculator):
             self.num_speculative_steps,
         )
         return theta
+
+    def _load_own_weights(self) -> nn.Module:
+        self._draft_vllm_config = replace(
+            self.vllm_config,
+            model_config=self.draft_model_config,
+            quant_config=None,
+            parallel_config=replace(
+                self.speculative_config.draft_parallel_config, rank=self.vllm_config.parallel_config.rank
+            ),
+        )
+        with set_model_tag("draft_model"):
+            return get_model(vllm_config=self._draft_vllm_config, prefix="draft_model")
 
     def check_own_weights(self) -> None:
         """Raise ValueError where new weights for theta would be new weights for the teacher."""
@@ -153,35 +176,16 @@ class ThetaSpeculator(StandaloneARSpeculator):
         super().set_attn(model_state, kv_cache_config, block_tables, target_input_buffers, target_attn_groups)
         self.requests.block_size = resolve_kv_cache_block_sizes(kv_cache_config, self.vllm_config)[0]
         self.block_tables = ThetaBlockTables(block_tables, self.requests)
-        # Backends with smaller blocks of their own keep a table as wide as the model's length; ours are a block wider.
-        for group in (group for groups in (*self.attn_groups, *target_attn_groups) for group in groups):
-            if group.kernel_block_size is None:
-                continue
-            assert group.kernel_block_table is not None
-            kernel_blocks = group.kv_cache_spec.block_size // group.kernel_block_size
-            ubatches, num_reqs, width = group.kernel_block_table.shape
-            needed = block_tables.input_block_tables[group.kv_cache_group_id].shape[1] * kernel_blocks
-            if width < needed:
-                group.kernel_block_table = group.kernel_block_table.new_zeros(ubatches, num_reqs, needed)
+        self.prompt_pass.set_attn(
+            kv_cache_config, block_tables, {name: name for name in self.draft_attn_layer_names}, 0
+        )
+        widen_kernel_block_tables([*self.attn_groups, *target_attn_groups], block_tables)
 
     def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
-        full = cudagraph_mode.decode_mode() == CUDAGraphMode.FULL
-        self.round_graphs = SpeculatorCudaGraphManager(
-            self.vllm_config,
-            self.device,
-            CUDAGraphMode.FULL_DECODE_ONLY if full else CUDAGraphMode.NONE,
-            decode_query_len=1,
-        )
-        if full and self.supports_decode_metadata_update and self.drafts_by_batch_size:
-            # One graph holds a whole round, so each number of drafts in the schedule needs its own.
-            self.round_graphs._capture_descs = {
-                mode: [
-                    SpeculatorBatchDescriptor(**vars(desc), num_speculative_tokens=drafts)
-                    for desc in descs
-                    for drafts in sorted(self.drafts_by_batch_size, reverse=True)
-                ]
-                for mode, descs in self.round_graphs._capture_descs.items()
-            }
+        is_full = cudagraph_mode.decode_mode() == CUDAGraphMode.FULL
+        # One graph holds a whole round, so each number of drafts in the schedule needs its own.
+        drafts = sorted(self.drafts_by_batch_size, reverse=True) if self.supports_decode_metadata_update else []
+        self.round_graphs = RoundGraphs(self.vllm_config, self.device, is_full, drafts)
 
     @property
     def has_round_graphs(self) -> bool:
@@ -208,14 +212,14 @@ class ThetaSpeculator(StandaloneARSpeculator):
             return
         logger.info("Capturing theta's round of %d decodes", self.num_speculative_steps + 1)
         self.slots.fill_(-1)  # the dummy rows of a capture touch no request
-        self.round_graphs.capture(
+        self.round_graphs.capture_round(
             self._decode_round if self.supports_decode_metadata_update else self._decode,
+            self.num_speculative_steps,
             self.model_state,
             self.input_buffers,
             self.block_tables,
             self.attn_groups,
             self.kv_cache_config,
-            progress_bar_desc="Capturing theta's CUDA graphs",
         )
 
     # Before sampling: theta's part of the prompt chunks
@@ -228,84 +232,17 @@ class ThetaSpeculator(StandaloneARSpeculator):
         """
         if not input_batch.has_prefill:
             return
-        batch_rows = np.flatnonzero(input_batch.is_prefilling_np)
-        slots = input_batch.idx_mapping_np[batch_rows]
-        delta = self.requests.delta.np[slots].astype(np.int64)
-        prefill_len = input_batch.prefill_len_np[batch_rows].astype(np.int64)
-        begin = input_batch.num_computed_tokens_np[batch_rows].astype(np.int64)
-        # A one-token prompt chunk may come padded with placeholder drafts; they are no part of the prompt.
-        end = np.minimum(begin + input_batch.num_scheduled_tokens[batch_rows], prefill_len)
-
-        computed = self.requests.num_computed[slots]
-        # Blocks hit in the prefix cache hold theta's slots below `begin`, so its positions below `begin - shift`.
-        starts = np.where(computed >= 0, computed, np.maximum(0, begin - self.requests.shift.np[slots]))
-        ends = np.maximum(starts, end + delta)  # while end + delta <= 0 theta has no token yet
-        self.requests.num_computed[slots] = ends
-        finished = end == prefill_len
-        if int((ends - starts).sum()) <= self.max_num_tokens:
-            self._prefill_pass(slots, starts, ends, finished)
-            return
-        # The head start of a longer theta prompt can exceed the step's budget: several passes, none above it.
-        for ranges in split_by_position(starts.tolist(), ends.tolist(), self.max_num_tokens):
-            first, last = (np.array(bounds, dtype=np.int64) for bounds in zip(*ranges, strict=True))
-            self._prefill_pass(slots, first, last, finished & (last == ends))
-
-    def _prefill_pass(self, slots: np.ndarray, starts: np.ndarray, ends: np.ndarray, finished: np.ndarray) -> None:
-        lengths = ends - starts
-        # Attention backends expect short queries in front of long ones, as vLLM sorts its own batches.
-        order = np.argsort(lengths, kind="stable")
-        order = order[lengths[order] > 0]
-        num_reqs = len(order)
-        if num_reqs == 0:
-            return
-        slots, starts, ends, finished = slots[order], starts[order], ends[order], finished[order]
-        query_start_loc = np.zeros(num_reqs + 1, dtype=np.int32)
-        np.cumsum(lengths[order], out=query_start_loc[1:])
-        num_tokens = int(query_start_loc[-1])
-
-        def to_device(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
-            return async_tensor_h2d(array, device=self.device, dtype=dtype)
-
-        slots_gpu = to_device(slots, torch.int64)
-        self.block_tables.gather(slots_gpu, num_reqs)
-        chunk_inputs(
-            slots_gpu,
-            to_device(starts, torch.int64),
-            to_device(query_start_loc, torch.int32),
-            self.requests.prompts.gpu,
-            self.requests.prompt_len.gpu,
-            self.requests.delta.gpu,
-            self.req_states.all_token_ids.gpu,
-            self.input_buffers.input_ids,
-            self.input_buffers.positions,
-            self.input_buffers.query_start_loc,
-            self.input_buffers.seq_lens,
-            self.vocab_size,
-        )
-        slot_mappings = self.block_tables.compute_slot_mappings(
-            self.input_buffers.query_start_loc, self.input_buffers.positions, num_reqs, num_tokens
-        )
-        attn_metadata = self._build_attn_metadata(
-            num_reqs=num_reqs,
-            batch_desc=BatchExecutionDescriptor(cg_mode=CUDAGraphMode.NONE, num_tokens=num_tokens, num_reqs=num_reqs),
-            query_start_loc_np=query_start_loc,
-            seq_lens_cpu_upper_bound=torch.from_numpy(ends.astype(np.int32)),
-            step=0,
-            slot_mappings=slot_mappings,
-        )
-        hidden_states = self._run_model(
-            self.input_buffers.input_ids[:num_tokens],
-            self.input_buffers.positions[:num_tokens],
-            attn_metadata,
-            build_slot_mappings_by_layer(slot_mappings, self.kv_cache_config),
-            None,
-        )
-        if finished.any():
-            last = to_device((query_start_loc[1:] - 1)[finished], torch.int64)
+        chunks = chunk_rows(self.requests, input_batch, np.flatnonzero(input_batch.is_prefilling_np))
+        for rows in passes(None, chunks, self.max_num_tokens):
+            hidden_states = self.prompt_pass.run(self.model, rows, input_batch)
+            if not rows.finished.any():
+                continue
+            last, slots = async_tensor_h2d(
+                np.stack((np.cumsum(rows.lengths) - 1, rows.slots))[:, rows.finished], device=self.device
+            )
             logits = self.compute_draft_logits(hidden_states[last], 0)[:, : self.common_vocab_size]
-            assert self.draft_logits is not None
-            rows = self.draft_logits[:, 0, : self.common_vocab_size]
-            rows[to_device(slots[finished], torch.int64)] = logits.to(rows.dtype)
+            kept = self.rows[:, 0, : self.common_vocab_size]
+            kept[slots] = logits.to(kept.dtype)
 
     # After sampling: theta's round
 
@@ -371,8 +308,8 @@ class ThetaSpeculator(StandaloneARSpeculator):
             need_eager=is_profile,
             dp_sync_state=sync,
         )
-        if self.supports_decode_metadata_update and self.drafts_by_batch_size and self.round_graphs is not None:
-            batch_desc = self.round_graphs.specialize_spec_tokens(batch_desc, drafts)
+        if self.round_graphs is not None:
+            batch_desc = self.round_graphs.for_drafts(batch_desc, drafts)
         num_tokens_across_dp = sync.num_tokens_across_dp if sync is not None else None
         self.block_tables.gather(self.slots[:num_reqs], min(batch_desc.num_tokens, self.max_num_reqs))
 
@@ -407,6 +344,29 @@ class ThetaSpeculator(StandaloneARSpeculator):
                 )
         return self.draft_tokens[:num_reqs]
 
+    @torch.inference_mode()
+    def _run_model(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        attn_metadata: dict[str, Any] | None,
+        slot_mappings: dict[str, torch.Tensor] | None,
+        num_tokens_across_dp: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Theta's hidden states, `[num_tokens, hidden_size]`, of tokens `input_ids` at theta's `positions`."""
+        num_tokens = input_ids.shape[0]
+        with set_forward_context(
+            attn_metadata,
+            self.vllm_config,
+            num_tokens=num_tokens,
+            cudagraph_runtime_mode=CUDAGraphMode.NONE,
+            num_tokens_across_dp=num_tokens_across_dp,
+            slot_mapping=slot_mappings,
+            batch_descriptor=BatchDescriptor(num_tokens=num_tokens),
+        ):
+            hidden_states = self.model(input_ids=input_ids, positions=positions)
+        return hidden_states[0] if isinstance(hidden_states, tuple) else hidden_states
+
     def _slot_mappings(self, num_tokens: int) -> dict[str, torch.Tensor]:
         slot_mappings = self.block_tables.compute_decode_slots(self.input_buffers.positions, num_tokens)
         return build_slot_mappings_by_layer(slot_mappings, self.kv_cache_config)
@@ -419,10 +379,10 @@ class ThetaSpeculator(StandaloneARSpeculator):
         slot_mappings: dict[str, torch.Tensor],
         num_tokens_across_dp: torch.Tensor | None,
         cudagraph_runtime_mode: CUDAGraphMode,
-        num_speculative_steps: int,
+        num_drafts: int,
     ) -> None:
         """The whole round, as a CUDA graph holds it: slots and attention metadata are brought forward in place."""
-        for step in range(num_speculative_steps + 1):
+        for step in range(num_drafts + 1):
             self._slot_mappings(num_tokens)
             self._update_draft_decode_metadata(attn_metadata, num_reqs)
             self.current_draft_step.fill_(step)
@@ -432,7 +392,7 @@ class ThetaSpeculator(StandaloneARSpeculator):
                 attn_metadata,
                 slot_mappings,
                 num_tokens_across_dp,
-                draw=step < num_speculative_steps,
+                draw=step < num_drafts,
             )
 
     def _decode(
@@ -443,7 +403,7 @@ class ThetaSpeculator(StandaloneARSpeculator):
         slot_mappings: dict[str, torch.Tensor] | None,
         num_tokens_across_dp: torch.Tensor | None,
         cudagraph_runtime_mode: CUDAGraphMode = CUDAGraphMode.NONE,
-        num_speculative_steps: int = 0,
+        num_drafts: int = 0,
         draw: bool = True,
     ) -> None:
         """One decode: theta's logits into row `current_draft_step`, a token drawn from them into the next input."""
