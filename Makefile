@@ -45,7 +45,7 @@ ifneq ($(VLLM),installed)
 endif
 
 demo: setup
-	$(run) examples/demo.py
+	@$(run) examples/demo.py
 
 # One engine is shared by the tests of a module, so a module stays on one worker.
 test: setup

@@ -36,7 +36,7 @@ class Block:
     """One fenced block.
 
     Attributes:
-        mark: what a comment before it says: `full` (run in the long matrix only), `new process`, or nothing.
+        mark: what a comment before it says: `full` (run in the long matrix only), or nothing.
     """
 
     name: str

@@ -33,7 +33,6 @@ CALLED: dict[str, str] = {
     f"{SPECULATOR}:BaseSpeculator.init_cudagraph_manager": "self cudagraph_mode",
     f"{SPECULATOR}:BaseSpeculator.capture": "self",
     "vllm.model_executor.model_loader:get_model": "vllm_config ...",
-    "vllm.forward_context:set_forward_context": "attn_metadata vllm_config ...",
     f"{SPECULATOR}:DraftModelSpeculator._build_attn_metadata": (
         "self num_reqs batch_desc query_start_loc_np seq_lens_cpu_upper_bound step causal dcp_local_seq_lens slot_mappings"
     ),
@@ -50,8 +49,6 @@ CALLED: dict[str, str] = {
         "last_sampled next_prefill_tokens temperature seeds dp_sync_state dummy_run skip_attn_for_dummy_run mm_inputs "
         "is_profile num_speculative_tokens"
     ),
-    "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.capture": "self create_forward_fn progress_bar_desc ...",
-    "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.run_fullgraph": "self desc",
     "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.needs_capture": "self",
     "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.__init__": (
         "self vllm_config device cudagraph_mode decode_query_len ..."
@@ -59,6 +56,31 @@ CALLED: dict[str, str] = {
     "vllm.v1.worker.gpu.cudagraph_utils:prepare_inputs_to_capture": (
         "num_reqs num_tokens model_state input_buffers block_tables attn_groups kv_cache_config full_cudagraph ..."
     ),
+    # What a theta that scores runs with.
+    "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.capture": "self create_forward_fn progress_bar_desc",
+    "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.dispatch": (
+        "self num_reqs num_tokens uniform_token_count num_active_loras ..."
+    ),
+    "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.run_fullgraph": "self desc",
+    "vllm.v1.worker.gpu.cudagraph_utils:ModelCudaGraphManager.run_fullgraph": "self desc",
+    "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.run_pw_graph": "self model model_inputs",
+    "vllm.v1.worker.gpu.attn_utils:build_attn_metadata": (
+        "attn_groups num_reqs num_tokens query_start_loc_gpu query_start_loc_cpu max_query_len seq_lens max_seq_len "
+        "block_tables slot_mappings kv_cache_config seq_lens_cpu_upper_bound ..."
+    ),
+    "vllm.v1.worker.gpu.attn_utils:init_attn_backend": ("kv_cache_config vllm_config device active_layer_names ..."),
+    "vllm.forward_context:set_forward_context": (
+        "attn_metadata vllm_config num_tokens num_tokens_across_dp cudagraph_runtime_mode batch_descriptor ubatch_slices "
+        "slot_mapping ..."
+    ),
+    "vllm.v1.worker.utils:get_uniform_decode_token_count": "num_reqs num_tokens max_query_len decode_graph_eligible",
+    "vllm.v1.worker.utils:clear_layer_kv_caches": "layers",
+    "vllm.v1.worker.gpu.input_batch:InputBatch.make_dummy": "cls num_reqs num_tokens input_buffers max_query_len ...",
+    "vllm.v1.worker.gpu.lora_utils:get_lora_capture_cases": "lora_config compilation_config",
+    "vllm.v1.worker.gpu.lora_utils:create_lora_capture_hook": "lora_config runner",
+    "vllm.v1.worker.gpu.lora_utils:LoraState.make_lora_inputs": "self req_ids idx_mapping num_scheduled_tokens",
+    "vllm.v1.worker.gpu.lora_utils:LoraState.get_activate_loras": "self req_ids",
+    "vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin.add_lora": "self lora_request",
     "vllm.v1.worker.gpu.dp_utils:dispatch_cg_and_sync_dp": (
         "cudagraph_manager num_reqs num_tokens uniform_token_count dp_size dp_rank ..."
     ),
@@ -101,6 +123,18 @@ OVERRIDDEN: dict[str, str] = {
     "vllm.v1.worker.gpu_worker:Worker._set_draft_weight_update_target": "self",
     f"{RUNNER}.load_model": "self load_dummy_weights args model kwargs",
     f"{RUNNER}.initialize_kv_cache": "self kv_cache_config is_profiling kv_cache_allocation_context",
+    f"{RUNNER}.execute_model": (
+        "self scheduler_output intermediate_tensors dummy_run skip_attn_for_dummy_run is_profile context_len "
+        "valid_dummy_state_slots randomize_inputs"
+    ),
+    f"{RUNNER}.prepare_attn": "self input_batch",
+    f"{RUNNER}.capture_model": "self profile_only",
+    f"{RUNNER}.profile_cudagraph_memory": "self",
+    f"{RUNNER}._dummy_sampler_run": "self hidden_states",
+    f"{RUNNER}.shutdown": "self",
+    "vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin._set_active_loras": (
+        "self prompt_lora_mapping token_lora_mapping lora_requests mapping_type"
+    ),
     f"{RUNNER}.sample": "self hidden_states input_batch grammar_output",
     f"{RUNNER}.reload_weights": "self weights_iterator weights_path is_checkpoint_format",
     "vllm.v1.worker.gpu.sample.sampler:Sampler.sample": (
@@ -118,8 +152,9 @@ FIELDS: dict[str, str] = {
         "expanded_idx_mapping idx_mapping idx_mapping_np expanded_local_pos input_ids pos seq_lens_upper_bound_np"
     ),
     "vllm.v1.worker.gpu.input_batch:InputBatch": (
-        "req_ids num_reqs idx_mapping idx_mapping_np num_scheduled_tokens num_tokens seq_lens_cpu_upper_bound "
-        "num_computed_tokens_np prefill_len_np is_prefilling_np has_prefill"
+        "req_ids num_reqs idx_mapping idx_mapping_np num_scheduled_tokens num_tokens num_tokens_after_padding "
+        "query_start_loc_np seq_lens_cpu_upper_bound num_computed_tokens_np prefill_len_np is_prefilling_np has_prefill "
+        "input_ids positions cu_num_logits_np"
     ),
     "vllm.v1.metrics.stats:SchedulerStats": "kv_connector_stats",
     "vllm.v1.worker.gpu.cudagraph_utils:BatchExecutionDescriptor": (

@@ -279,8 +279,8 @@ def test_an_input_that_changed_is_refused(tmp_path: Path, change: str) -> None:
     """At c2787b4 a line in front of the input made the ids of all other rows those of other problems."""
     source = write_rows(tmp_path / "in.jsonl", ROWS)
     asked = settings(source)
+    check_unchanged(read(open_inputs([str(source)])), asked, sampled(source, asked, 6))
     finished = sampled(source, asked, 6)
-    check_unchanged(read(open_inputs([str(source)])), asked, finished)
     write_rows(source, CHANGES[change])
     with pytest.raises(SettingsError, match=r"the input has changed: in.jsonl line \d is not the row.*--id-column"):
         check_unchanged(read(open_inputs([str(source)])), asked, finished)
@@ -289,7 +289,7 @@ def test_an_input_that_changed_is_refused(tmp_path: Path, change: str) -> None:
 def test_rows_may_be_added_and_rows_with_ids_may_move(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "in.jsonl", ROWS)
     by_place, by_id = settings(source), settings(source, id_column="id")
-    finished, finished_by_id = sampled(source, by_place), sampled(source, by_id)
+    finished, finished_by_id, again = sampled(source, by_place), sampled(source, by_id), sampled(source, by_id)
     new = {"id": "new", "problem": "?", "answer": ""}
     write_rows(source, [*ROWS, new])
     check_unchanged(read(open_inputs([str(source)])), by_place, finished)
@@ -297,7 +297,13 @@ def test_rows_may_be_added_and_rows_with_ids_may_move(tmp_path: Path) -> None:
     check_unchanged(read(open_inputs([str(source)])), by_id, finished_by_id)
     write_rows(source, [ROWS[0] | {"answer": "7"}])
     with pytest.raises(SettingsError, match="Its id is the same, its columns are not"):
-        check_unchanged(read(open_inputs([str(source)])), by_id, finished_by_id)
+        check_unchanged(read(open_inputs([str(source)])), by_id, again)
+
+
+def test_a_second_row_with_an_id_is_an_error_of_its_own(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", [*ROWS, ROWS[1] | {"problem": "Again?"}])
+    asked = settings(source, id_column="id")
+    check_unchanged(read(open_inputs([str(source)])), asked, sampled(write_rows(tmp_path / "b.jsonl", ROWS), asked))
 
 
 def test_the_input_is_read_no_further_than_the_output_has_rows(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_data_sets_by_name_are_streamed(tmp_path: Path, monkeypatch: pytest.Monk
 BAD_LINES = [
     (b'{"a": 1', "not JSON: Expecting ',' delimiter at column 8"),
     (b'{"a": "\xff"}', "not UTF-8: byte 0xff at position 7"),
-    (b'{"a": NaN}', "not JSON: NaN is no JSON number"),
+    (b'{"a": NaN}', "not JSON: NaN is not a JSON number"),
     (b'{"a": "\\ud800"}', "not text: half a surrogate pair"),
     (b"[1, 2]", "not an object with columns but list"),
     (b"[" * 100_000, "not JSON"),
@@ -174,7 +174,7 @@ def test_a_broken_array_says_that_the_rest_is_lost(tmp_path: Path) -> None:
     [
         ("missing.jsonl", "input='missing.jsonl' does not exist"),
         ("./missing", "input='./missing' does not exist"),
-        ("a.txt", "input='.*a.txt' is of no known kind"),
+        ("a.txt", "input='.*a.txt' is not a kind of file that is read"),
         ("empty", "has no file that ends with one of .jsonl"),
         ("bad.parquet", "input='.*bad.parquet' is not a parquet file"),
         ("owner/name", "input='owner/name' is a data set of the hub, if anything; give its split"),

@@ -254,8 +254,8 @@ def test_flags_come_before_the_yaml_file(tmp_path: Path) -> None:
     ("text", "reason"),
     [
         ("a: [", "cannot be read"),
-        ("- a", "is no mapping"),
-        ("engine: [1]", "is no mapping of vLLM's"),
+        ("- a", "is not a mapping"),
+        ("engine: [1]", "is not a mapping of vLLM's"),
         ("x: 1", "'x' is not a setting"),
     ],
 )

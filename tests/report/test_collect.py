@@ -11,7 +11,8 @@ import pytest
 from support.example_pair import TEACHER
 from support.written_rows import record, row, write
 from vllm_optimal_sampling.data.report import summarise
-from vllm_optimal_sampling.data.report.collect import BUFFERED_TOKENS, SHOWN_TOKENS
+from vllm_optimal_sampling.data.report.collect import BUFFERED_TOKENS
+from vllm_optimal_sampling.data.report.shown import SHOWN_TOKENS
 from vllm_optimal_sampling.data.rows import RowsError, settings_path
 from vllm_optimal_sampling.wire import RECORD_FIELDS
 

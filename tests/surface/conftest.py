@@ -1,10 +1,20 @@
 """A teacher, a theta, and the configuration of an engine with both."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from configurations import MAX_MODEL_LEN, VOCAB_SIZE, build, save_model
+
+
+@pytest.fixture
+def package_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What the package logs, whether or not an engine of this process has let vLLM configure its logger, and so ours."""
+    logger = logging.getLogger("vllm_optimal_sampling")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
 
 
 @pytest.fixture(scope="session")

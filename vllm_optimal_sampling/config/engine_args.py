@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError, listed
-from vllm_optimal_sampling.config.settings import KEY, NAME, PROCESSOR, EngineSettings
+from vllm_optimal_sampling.config.settings import ENGINE_SETTINGS, KEY, NAME, PROCESSOR, EngineSettings
 from vllm_optimal_sampling.config.theta import EXACT_DRAFTERS, SELF, reserved_lora_slots, same_place
 from vllm_optimal_sampling.config.versions import RANGE, is_supported_version
-from vllm_optimal_sampling.params import closest, shown
+from vllm_optimal_sampling.params import ARGUMENTS, closest, shown
 
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import EngineArgs
@@ -68,6 +68,7 @@ def prepare_engine_args(engine_args: EngineArgs) -> Iterator[bool]:
         return
     if not isinstance(additional, dict):
         raise ValueError(f"optimal sampling keeps its settings in additional_config, which is {shown(additional)}")
+    _check_other_keys(additional)
     settings = EngineSettings.from_mapping(_with_template_text(additional.get(KEY, {})))
     speculative = engine_args.speculative_config
     if isinstance(speculative, dict):
@@ -89,6 +90,18 @@ def prepare_engine_args(engine_args: EngineArgs) -> Iterator[bool]:
     finally:
         for name, value in kept.items():
             setattr(engine_args, name, value)
+
+
+def _check_other_keys(additional: Mapping[str, Any]) -> None:
+    """Refuse settings of optimal sampling under a misspelt key, or beside the key that they belong under."""
+    for key in additional.keys() - {KEY}:
+        if near := closest(key, [KEY]):
+            raise ValueError(f"additional_config has no effect under {shown(key)}{near}")
+        if key in ARGUMENTS or key in ENGINE_SETTINGS:
+            raise ValueError(
+                f"additional_config has {key} at the top, where it has no effect; put it under {KEY!r}: "
+                f"{json.dumps({KEY: {key: '...'}})}"
+            )
 
 
 def _names_us(entry: object) -> bool:
@@ -258,7 +271,7 @@ def _drafter_problems(spec: Mapping[str, Any], theta: str) -> Iterator[str]:
         )
     elif method is not None and method not in EXACT_DRAFTERS:
         yield (
-            f"drafting by {shown(method)} is not shown exact beside theta; use one of {', '.join(EXACT_DRAFTERS)}, or drop "
+            f"drafting by {shown(method)} is not supported beside theta; use one of {', '.join(EXACT_DRAFTERS)}, or drop "
             "speculative_config"
         )
     if spec.get("num_speculative_tokens") is None and "num_speculative_tokens_per_batch_size" not in spec:
@@ -303,11 +316,11 @@ def _verification_problems(spec: Mapping[str, Any]) -> Iterator[str]:
     verification = spec.get("rejection_sample_method")
     if verification not in (None, "standard", "synthetic"):
         yield (
-            f"rejection_sample_method={shown(verification)} is lossy or not shown exact: tokens would not follow q*; "
+            f"rejection_sample_method={shown(verification)} is not supported: tokens would not follow q*; "
             'drop it, "standard" is the default'
         )
     if spec.get("enable_adaptive_verification"):
-        yield "enable_adaptive_verification is not supported: it is not shown exact; drop it"
+        yield "enable_adaptive_verification is not supported; drop it"
 
 
 def _missing_folders(models: Mapping[str, Any]) -> Iterator[str]:

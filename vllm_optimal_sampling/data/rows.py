@@ -76,7 +76,7 @@ def files_of(path: Path) -> list[Path]:
     if not path.exists():
         raise RowsError(f"there is no file {path}")
     if path.suffix not in SUFFIXES:
-        raise RowsError(f"{path} is of no kind that is read; it has to end in one of {kinds}")
+        raise RowsError(f"{path} is not a kind of file that is read; its name has to end in one of {kinds}")
     return [path]
 
 

@@ -62,7 +62,7 @@ class AnswerPattern:
         try:
             self.pattern = regex.compile(pattern)
         except regex.error as error:
-            raise PatternError(f"{option} {pattern!r} is no regular expression: {error}") from None
+            raise PatternError(f"{option} {pattern!r} is not a regular expression: {error}") from None
         self.group: int | str = "answer" if "answer" in self.pattern.groupindex else min(self.pattern.groups, 1)
         self.num_timeouts = 0
 
@@ -88,18 +88,36 @@ class AnswerPattern:
         return None if found is None else str(found).strip()
 
 
-def same(answer: str, reference: str, numeric: bool) -> bool:
+def same(answer: str, reference: str, numeric: bool, ignore_case: bool = False) -> bool:
     """Whether two answers are the same text, or with `numeric` the same number.
 
-    Text is compared without the spaces around and between words, the `$` around mathematics and the full stop behind.
+    Text is compared with capital and small letters as they are, but for `ignore_case`, and without the spaces around and
+    between words, the `$` around mathematics and the full stop behind.
     Numbers are compared exactly: 1,000 is 1000.0, 1/2 and \\frac{1}{2} are 0.5, and $5, 5% and 5 are alike.
     """
-    if normalised(answer) == normalised(reference):
+    texts = normalised(answer), normalised(reference)
+    if texts[0] == texts[1] or (ignore_case and texts[0].casefold() == texts[1].casefold()):
         return True
     if not numeric:
         return False
     value = as_number(answer)
     return value is not None and value == as_number(reference)
+
+
+def contains(text: str, reference: str, ignore_case: bool = False) -> bool:
+    """Whether a text has an answer in it, as words of its own: not 72 in 172, 72.5, 1,072 or -72, nor "art" in "start".
+
+    Spaces, the `$` around mathematics and the full stop behind do not count, as in `same`. An empty answer is in no text.
+    """
+    answer = normalised(reference)
+    if not answer:
+        return False
+    words = r"\s+".join(map(regex.escape, answer.split()))
+    before = r"(?<!\w)(?<!\d[.,])" if answer[0].isalnum() else ""
+    if answer[0].isdigit():
+        before += r"(?<!(?:^|[^\w\s)])[-\u2212])(?<!(?:^|\s)[-\u2212])"
+    after = r"(?!\w)(?![.,]\d)" if answer[-1].isalnum() else ""
+    return regex.search(before + words + after, text, flags=regex.IGNORECASE if ignore_case else 0) is not None
 
 
 def normalised(answer: str) -> str:

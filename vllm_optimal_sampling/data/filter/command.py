@@ -10,6 +10,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vllm_optimal_sampling.data.options import Once
+
 if TYPE_CHECKING:
     from vllm_optimal_sampling.data.filter.rules import Rules
 
@@ -23,7 +25,10 @@ OUTPUT_SUFFIXES = (".jsonl", ".parquet")
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """Add the command `filter`; its `handler` takes the parsed arguments and returns the exit code."""
-    parser = subparsers.add_parser("filter", help="keep the rows that are fit to train on", description=DESCRIPTION)
+    parser = subparsers.add_parser(
+        "filter", help="keep the rows that are fit to train on", description=DESCRIPTION, allow_abbrev=False
+    )
+    parser.register("action", None, Once)
     parser.add_argument("input", type=Path, metavar="INPUT", help="what generate wrote: a file, or a folder of shards")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="a .jsonl or .parquet file")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
@@ -43,12 +48,21 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="REGEX",
         help="the answer is the last match in the completion: its group `answer`, else the first group, else all of it",
     )
+    answer.add_argument(
+        "--contains-answer",
+        action="store_true",
+        help="the right answer is anywhere in the completion, as words of its own: not 72 in 172 or 72.5",
+    )
     answer.add_argument("--boxed", action="store_true", help=r"the answer is in the last \boxed{...}")
     answer.add_argument(
         "--reference-regex", metavar="REGEX", help="how the right answer is read from its column, such as '#### (.*)'"
     )
     answer.add_argument(
         "--numeric", action="store_true", help="compare numbers by their value: 1,000 is 1000.0, 1/2 is 0.5"
+    )
+
+    answer.add_argument(
+        "--ignore-case", action="store_true", help="answers are compared as they are written; with this, Yes is yes"
     )
 
     rest = parser.add_argument_group("repetition")
@@ -79,6 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stderr.write(f"optimal-sampling filter: {error}\n")
         return 1
     sys.stdout.write(rules.table())
+    if rules.num_read == rules.dropped.total():
+        sys.stderr.write(f"optimal-sampling filter: no row is left; {output} is empty\n")
     return 0
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from vllm_optimal_sampling.data.filter.answers import AnswerPattern, boxed, same
+from vllm_optimal_sampling.data.filter.answers import AnswerPattern, boxed, contains, same
 from vllm_optimal_sampling.data.rows import completion_text
 
 Row = Mapping[str, Any]
@@ -35,9 +35,11 @@ class FilterSettings:
         min_tokens, max_tokens: bounds on the tokens of a completion, both inclusive.
         answer_regex, boxed: how the final answer is read from the completion: one of both. Without an
             `answer_column` a row is kept if it has an answer.
+        contains_answer: instead of reading an answer: keep a row if the right answer is anywhere in its completion.
         answer_column: the column with the right answer, or a list of right answers.
         reference_regex: how the right answer is read from that column; None: the column is the answer.
         numeric: compare as numbers where both are numbers.
+        ignore_case: compare answers without regard to capital and small letters. Regular expressions have `(?i)` for it.
         deduplicate: keep the first of the rows whose completion, or prompt and completion, is the same but for spaces.
         max_per_prompt: keep at most so many rows of a prompt, the first ones.
 
@@ -51,9 +53,11 @@ class FilterSettings:
     max_tokens: int | None = None
     answer_regex: str | None = None
     boxed: bool = False
+    contains_answer: bool = False
     answer_column: str | None = None
     reference_regex: str | None = None
     numeric: bool = False
+    ignore_case: bool = False
     deduplicate: Deduplicate | None = None
     max_per_prompt: int | None = None
 
@@ -69,13 +73,33 @@ class FilterSettings:
             raise ValueError(
                 f"--min-tokens {self.min_tokens} is above --max-tokens {self.max_tokens}; nothing would stay"
             )
-        if self.boxed and self.answer_regex is not None:
-            raise ValueError("--boxed and --answer-regex both say how the answer is read; give one of them")
-        if self.answer_column is not None and not self.boxed and self.answer_regex is None:
-            raise ValueError("--answer-column needs --boxed or --answer-regex, which say how the answer is read")
-        for name, given in (("--reference-regex", self.reference_regex is not None), ("--numeric", self.numeric)):
+        reading = [
+            option
+            for option, given in (
+                ("--boxed", self.boxed),
+                ("--answer-regex", self.answer_regex is not None),
+                ("--contains-answer", self.contains_answer),
+            )
+            if given
+        ]
+        if len(reading) > 1:
+            raise ValueError(f"{' and '.join(reading)} both say how the answer is read; give one of them")
+        if self.answer_column is not None and not reading:
+            raise ValueError(
+                "--answer-column needs --boxed, --answer-regex or --contains-answer, which say how the answer is read"
+            )
+        for name, given in (
+            ("--reference-regex", self.reference_regex is not None),
+            ("--contains-answer", self.contains_answer),
+            ("--numeric", self.numeric),
+            ("--ignore-case", self.ignore_case),
+        ):
             if given and self.answer_column is None:
                 raise ValueError(f"{name} is about the right answer; give --answer-column too")
+        if self.contains_answer and self.numeric:
+            raise ValueError(
+                "--numeric compares an answer that was read, and --contains-answer reads none; drop one of them"
+            )
 
 
 @dataclass(frozen=True)
@@ -114,6 +138,7 @@ class Rules:
             self.rules.append(Rule(f"over {most:,} tokens", lambda row: _length(row) <= most))
         self._add_answer_rules()
         if settings.deduplicate is not None:
+            self._needs("completion", "--deduplicate")
             self.rules.append(Rule("duplicate", self._is_new))
             self.seen: set[bytes] = set()
         if settings.max_per_prompt is not None:
@@ -126,6 +151,9 @@ class Rules:
 
     def _add_answer_rules(self) -> None:
         settings = self.settings
+        if settings.contains_answer:
+            self._add_right_answer("--contains-answer", lambda text, right: contains(text, right, settings.ignore_case))
+            return
         if settings.boxed:
             read: Callable[[str], str | None] = boxed
         elif settings.answer_regex is not None:
@@ -133,26 +161,36 @@ class Rules:
         else:
             return
         read = lru_cache(maxsize=1)(read)  # two rules ask for the answer of the same row
+        self._needs("completion", "--boxed" if settings.boxed else "--answer-regex")
         self.rules.append(Rule("no answer", lambda row: read(completion_text(row.get("completion"))) is not None))
-        column = settings.answer_column
-        if column is None:
+        if settings.answer_column is None:
             return
+
+        def is_right(text: str, right: str) -> bool:
+            answer = read(text)
+            return answer is not None and same(answer, right, settings.numeric, settings.ignore_case)
+
+        self._add_right_answer("--answer-column", is_right)
+
+    def _add_right_answer(self, option: str, is_right: Callable[[str, str], bool]) -> None:
+        """The rule that a completion goes with its row's right answer, or with one of them."""
+        column, pattern = self.settings.answer_column, self.settings.reference_regex
+        assert column is not None, "the settings ask for it"
+        self._needs("completion", option)
         self._needs(column, "--answer-column")
-        pattern = settings.reference_regex
         find = AnswerPattern("--reference-regex", pattern).find if pattern is not None else None
 
-        def is_right(row: Row) -> bool:
-            answer = read(completion_text(row.get("completion")))
-            references = row.get(column)
+        def keeps(row: Row) -> bool:
+            text, references = completion_text(row.get("completion")), row.get(column)
             for reference in references if isinstance(references, list | tuple) else [references]:
-                text = None if reference is None else str(reference)
-                if text is not None and find is not None:
-                    text = find(text)
-                if answer is not None and text is not None and same(answer, text, settings.numeric):
+                right = None if reference is None else str(reference)
+                if right is not None and find is not None:
+                    right = find(right)
+                if right is not None and is_right(text, right):
                     return True
             return False
 
-        self.rules.append(Rule("wrong answer", is_right))
+        self.rules.append(Rule("wrong answer", keeps))
 
     def keeps(self, row: Row | None) -> bool:
         """Whether a row stays; None is a line that cannot be read, which no file of rows can keep."""

@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from vllm_optimal_sampling.data.options import Once, json_object
+from vllm_optimal_sampling.params import ALPHA_METHODS
 
 if TYPE_CHECKING:
     from vllm_optimal_sampling.data.generate.input_row import Source
@@ -35,16 +40,6 @@ Exit codes: 0 all rows are in the output (failed ones with their error), 1 the r
 """
 
 
-class _Once(argparse.Action):
-    """Stores an option's value; another value for the same option is refused, not taken instead of the first."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        earlier = getattr(namespace, self.dest, values)
-        if earlier != values:
-            parser.error(f"{option_string} is given twice, with {earlier!r} and with {values!r}; give it once")
-        setattr(namespace, self.dest, values)
-
-
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser(
@@ -56,7 +51,7 @@ def add_parser(subparsers: Any) -> None:
         allow_abbrev=False,
     )
     parser.set_defaults(handler=main, takes_engine_options=True)
-    parser.register("action", None, _Once)
+    parser.register("action", None, Once)
 
     parser.add_argument("--config", metavar="FILE", help="options from a YAML file; those given here come first")
     group = parser.add_argument_group("models")
@@ -111,10 +106,10 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument(
         "--seed", type=int, metavar="S", help="each sample gets a seed of its own, made of it and its id"
     )
-    group.add_argument("--sampling", type=json.loads, metavar="JSON", help="further fields of vLLM's SamplingParams")
+    group.add_argument("--sampling", type=json_object, metavar="JSON", help="further fields of vLLM's SamplingParams")
 
     group = parser.add_argument_group("alpha, the weight of the teacher")
-    group.add_argument("--alpha-method", metavar="NAME", help="kl_symmetry (default), fixed, entropy, ess_balance, ...")
+    group.add_argument("--alpha-method", metavar="NAME", help=f"one of {', '.join(ALPHA_METHODS)}; default: the first")
     group.add_argument("--alpha", type=float, metavar="A", help="for fixed and arithmetic")
     group.add_argument("--alpha-min", type=float, metavar="A")
     group.add_argument("--alpha-max", type=float, metavar="A")
@@ -131,6 +126,7 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument("--retry-errors", action="store_true", help="draw rows again that failed before")
     group.add_argument("--dry-run", type=int, nargs="?", const=3, metavar="N", help="show N rows' prompts and stop (3)")
     group.add_argument("--max-in-flight", type=int, metavar="N", help="samples given to the engine at a time")
+    group.add_argument("--verbose", action="store_true", help="show the messages of vLLM too, not only its warnings")
     group.add_argument("--log-interval", type=float, metavar="SECONDS", help="between lines of progress in a log (10)")
 
 
@@ -157,6 +153,8 @@ def main(arguments: argparse.Namespace) -> int:
     try:
         values = vars(arguments)
         dry_run = values.pop("dry_run", None)
+        if not values.pop("verbose", False):
+            _quieten()
         settings = _settings(values)
         if dry_run is not None:
             return _show_prompts(settings, dry_run)
@@ -172,6 +170,15 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)  # noqa: T201  a command speaks to its user
 
 
+def _quieten() -> None:
+    """Have vLLM and Triton, in this process and in its children, say what went wrong and nothing else."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    # Triton's interpreter computes with numpy, which warns of every infinity; on a GPU there is no such thing.
+    ignored = "ignore::RuntimeWarning:triton.runtime.interpreter"
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), ignored)))
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"triton\.runtime\.interpreter")
+
+
 def _settings(values: dict[str, Any]) -> Settings:
     from vllm_optimal_sampling.data.generate.errors import SettingsError
     from vllm_optimal_sampling.data.generate.settings_from import engine_words, settings_from
@@ -182,19 +189,12 @@ def _settings(values: dict[str, Any]) -> Settings:
     merged: dict[str, Any] = {}
     path = values.pop("config", None)
     if path is not None:
-        import yaml
+        from vllm_optimal_sampling.data.generate.yaml_file import read_yaml
 
-        try:
-            with open(path, encoding="utf-8") as file:
-                merged = yaml.safe_load(file)
-        except (OSError, yaml.YAMLError) as error:
-            raise SettingsError(f"config={path!r} cannot be read: {' '.join(str(error).split())}") from None
-        if not isinstance(merged, dict) or not all(isinstance(key, str) for key in merged):
-            raise SettingsError(f"config={path!r} is no mapping of options to values")
-        merged = {key.replace("-", "_"): value for key, value in merged.items()}
+        merged = read_yaml(path)
     engine = merged.pop("engine", None) or {}
     if not isinstance(engine, dict):
-        raise SettingsError(f"engine={engine!r} in {path!r} is no mapping of vLLM's options to values")
+        raise SettingsError(f"engine={engine!r} in {path!r} is not a mapping of vLLM's options to values")
     return settings_from({**merged, **values, "engine": [*engine_words(engine), *options]})
 
 
@@ -269,7 +269,7 @@ def _generate(settings: Settings, signals: list[int]) -> int:
         _versions(),
         retry_errors=settings.retry_errors,
     )
-    progress = Progress(settings.log_interval)
+    progress = Progress(settings.log_interval, num_samples=settings.num_samples)
     try:
         if output.finished.count:
             _say(f"{output.num_samples} samples are in {output.path} already, and {_failed(output.num_errors)}")
@@ -283,6 +283,8 @@ def _generate(settings: Settings, signals: list[int]) -> int:
 
         async def start() -> Sampler:
             sampler: Sampler
+            if settings.endpoint is None:
+                _say(f"starting the engine: {settings.teacher} with {settings.theta} as theta")
             if settings.endpoint is not None:
                 from vllm_optimal_sampling.data.generate.endpoint import Endpoint
 

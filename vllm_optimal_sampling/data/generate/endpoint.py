@@ -201,6 +201,8 @@ class Endpoint:
                     figures.drafted += value
                 elif name == "vllm:spec_decode_num_accepted_tokens_total":
                     figures.accepted += value
+                elif name == "vllm:generation_tokens_total":
+                    figures.tokens += value
         return figures
 
     async def close(self) -> None:

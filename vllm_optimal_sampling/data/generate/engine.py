@@ -203,6 +203,8 @@ class LocalEngine:
                 figures.drafted += metric.value
             elif metric.name == "vllm:spec_decode_num_accepted_tokens":
                 figures.accepted += metric.value
+            elif metric.name == "vllm:generation_tokens":
+                figures.tokens += metric.value
         return figures
 
     async def close(self) -> None:

@@ -23,9 +23,15 @@ def check_available(settings: Settings) -> None:
     """Find out before the run whether its end can be written.
 
     Raises:
-        SettingsError: a package is missing.
+        SettingsError: a package is missing, or what is at the output's place was not written by a run and would be lost.
 
     """
+    output = Path(settings.output)
+    if settings.format != "jsonl" and output.exists() and not settings.rows_path.exists():
+        raise SettingsError(
+            f"output {output} is there already and was not written by this command, which would replace it (there is no "
+            f"{settings.rows_path.name} beside it); give another --output"
+        )
     try:
         if settings.format != "jsonl":
             import pyarrow.parquet  # noqa: F401

@@ -54,7 +54,9 @@ def open_file(path: Path, name: str) -> Source:
     }
     kind = kinds.get(suffix_of(path))
     if kind is None:
-        raise SettingsError(f"input={str(path)!r} is of no known kind; its name has to end with {', '.join(SUFFIXES)}")
+        raise SettingsError(
+            f"input={str(path)!r} is not a kind of file that is read; its name has to end with {', '.join(SUFFIXES)}"
+        )
     try:
         with _open(path) as file:
             start = file.read(4096)
@@ -141,7 +143,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 class JsonFile:

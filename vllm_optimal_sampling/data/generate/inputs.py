@@ -149,7 +149,9 @@ def _load_by_name(given: str, split: str | None, config: str | None) -> Any:
     try:
         return _datasets(given).load_dataset(given, config, split=split, streaming=True)
     except Exception as error:  # whatever the hub, the network and the data set's files have to say
-        raise SettingsError(f"input={given!r} is no file here, and no data set could be loaded: {error}") from None
+        raise SettingsError(
+            f"input={given!r} is not a file here, and no data set of this name could be loaded: {error}"
+        ) from None
 
 
 def _one_split(given: str, data: Any, split: str | None) -> Any:

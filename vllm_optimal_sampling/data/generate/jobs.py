@@ -14,6 +14,9 @@ from vllm_optimal_sampling.data.generate.output_row import input_columns, input_
 from vllm_optimal_sampling.data.generate.settings import Settings
 from vllm_optimal_sampling.data.generate.templates import Prompt, Prompts
 
+LONGEST_IN_ERROR = 2000
+"""Characters of a text in the row of a failure."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -38,8 +41,9 @@ class Job:
     """Why the row cannot be sampled at all."""
 
     def error_row(self, error: str, sample: int | None = None) -> dict[str, Any]:
-        """The output's row for a failure: of one sample, or (None) of the whole row."""
-        return self._row(sample, None, None, f"{self.row.place}: {error}")
+        """The output's row for a failure: of one sample, or (None) of the whole row. Long texts are cut in it."""
+        row = self._row(sample, None, None, f"{self.row.place}: {error}")
+        return {name: value if name == "custom_id" else _cut(value) for name, value in row.items()}
 
     def sample_row(self, index: int, sample: Sample, theta_ids: list[int] | None, messages: bool) -> dict[str, Any]:
         """The output's row for a sample.
@@ -81,6 +85,15 @@ class Job:
             row["optimal_sampling"] = {name: _short(values) for name, values in sample.record.items()}
         row["error"] = error
         return row | input_columns(self.row.columns or {})
+
+
+def _cut(value: Any) -> Any:
+    """A value with its long texts cut: one reason that a row fails for is that its prompt is 10 MB long."""
+    if isinstance(value, str) and len(value) > LONGEST_IN_ERROR:
+        return f"{value[:LONGEST_IN_ERROR]}... ({len(value)} characters)"
+    if isinstance(value, Mapping):
+        return {name: _cut(one) for name, one in value.items()}
+    return [_cut(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _short(values: list[Any]) -> list[Any]:
@@ -139,7 +152,7 @@ def check_unchanged(rows: Iterable[InputRow], settings: Settings, finished: Fini
         custom_id = row.position
         if settings.id_column is not None and row.columns is not None:
             custom_id = str(row.columns.get(settings.id_column))
-        earlier = finished.digest(custom_id)
+        earlier = finished.take_digest(custom_id)
         if earlier is None:
             continue
         left -= 1

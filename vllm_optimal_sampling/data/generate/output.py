@@ -74,9 +74,9 @@ class FinishedSamples:
         ((number,),) = self._database.execute("SELECT COUNT(*) FROM sampled")
         return int(number)
 
-    def digest(self, custom_id: str) -> bytes | None:
-        """The digest of the row of the input that the samples with this id were drawn for, None without any."""
-        found = self._database.execute("SELECT digest FROM sampled WHERE id = ?", (custom_id,)).fetchone()
+    def take_digest(self, custom_id: str) -> bytes | None:
+        """The digest of the row of the input that the samples with this id were drawn for; None the second time."""
+        found = self._database.execute("DELETE FROM sampled WHERE id = ? RETURNING digest", (custom_id,)).fetchone()
         return None if found is None else bytes(found[0])
 
     def use(self, custom_id: str, place: str) -> str | None:
@@ -180,8 +180,12 @@ class Output:
                 ) from None
             earlier.pop("versions", None)
             check_same(earlier, identity, sidecar)
-        else:
-            _replace(sidecar, json.dumps({**identity, "versions": versions}, ensure_ascii=False, indent=1).encode())
+            return
+        text = json.dumps({**identity, "versions": versions}, ensure_ascii=False, indent=1)
+        try:
+            _replace(sidecar, text.encode())
+        except OSError as error:
+            raise SettingsError(f"{sidecar} cannot be written: {error.strerror}; give another --output") from None
 
     def _has_errors_alone(self) -> bool:
         """Whether the file has rows with errors and no sample."""
@@ -248,7 +252,8 @@ class Output:
             for number, line in enumerate(file, 1):
                 if not _is_row(line):
                     raise SettingsError(
-                        f"{self.path} line {number} is no row of this command; give another --output, or take the line out"
+                        f"{self.path} line {number} is not a row that this command wrote; give another --output, or take "
+                        "the line out"
                     )
                 yield json.loads(line)
 

@@ -16,6 +16,8 @@ class Figures:
     alpha_count: float = 0.0
     drafted: float = 0.0
     accepted: float = 0.0
+    tokens: float = 0.0
+    """Drawn, those of unfinished samples included."""
 
     def __sub__(self, earlier: Figures) -> Figures:
         return Figures(
@@ -23,10 +25,11 @@ class Figures:
             self.alpha_count - earlier.alpha_count,
             self.drafted - earlier.drafted,
             self.accepted - earlier.accepted,
+            self.tokens - earlier.tokens,
         )
 
     def __add__(self, other: Figures) -> Figures:
-        return self - Figures(-other.alpha_sum, -other.alpha_count, -other.drafted, -other.accepted)
+        return self - (Figures() - other)
 
     def in_words(self) -> list[str]:
         """Mean alpha and acceptance, as far as they are known."""
@@ -44,11 +47,12 @@ class Progress:
     Args:
         interval: seconds between lines where there is no terminal.
         stream: where to.
+        num_samples: of each row.
 
     """
 
-    def __init__(self, interval: float, stream: TextIO = sys.stderr) -> None:
-        self.interval, self.stream = interval, stream
+    def __init__(self, interval: float, stream: TextIO = sys.stderr, num_samples: int = 1) -> None:
+        self.interval, self.stream, self.num_samples = interval, stream, num_samples
         self.rows = self.failed = self.samples = self.tokens = self.in_flight = 0
         self.total: int | None = None
         """Rows of the input that this run looks at; None while unknown."""
@@ -60,7 +64,13 @@ class Progress:
         if stream.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(unit="row", file=stream, dynamic_ncols=True, smoothing=0.1)
+            # Without tqdm's own time left, which knows nothing of what is in flight.
+            self._bar = tqdm(
+                unit="row",
+                file=stream,
+                dynamic_ncols=True,
+                bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
+            )
 
     @property
     def seconds(self) -> float:
@@ -92,7 +102,7 @@ class Progress:
         self._shown = time.monotonic()
         if self._bar is not None:
             self._bar.total = None if self.total is None else max(self.total - self.skipped, self.rows)
-            self._bar.set_postfix_str(", ".join(self._words()), refresh=False)
+            self._bar.set_postfix_str(", ".join([*self._words(), *self._left()]), refresh=False)
             self._bar.update(self.rows - self._bar.n)
             self._bar.refresh()
         else:
@@ -117,12 +127,24 @@ class Progress:
         left = max(self.total - self.skipped, self.rows)
         return f"{self.rows} of {left} rows" + (f" ({self.rows / left:.0%})" if left else "")
 
+    @property
+    def _tokens(self) -> float:
+        """Tokens drawn so far, as far as they are known."""
+        return max(self.tokens, self.figures.tokens)
+
     def _words(self) -> list[str]:
-        words = [f"{self.tokens / self.seconds:.1f} tok/s", *self.figures.in_words(), f"{self.failed} failed"]
+        words = [f"{self._tokens / self.seconds:.1f} tok/s", *self.figures.in_words(), f"{self.failed} failed"]
         return [*words, f"{self.in_flight} in flight"] if self.in_flight else words
 
     def _left(self) -> list[str]:
+        """The time left, from the tokens that are left if the samples to come are as long as the finished ones."""
         if self.total is None or not self.rows:
             return []
-        seconds = int(self.seconds / self.rows * max(self.total - self.skipped - self.rows, 0))
+        samples = max(self.total - self.skipped - self.rows, 0) * self.num_samples
+        if samples and samples <= self.in_flight:
+            return ["nothing left to begin"]  # the longest are left: how long they get is not known
+        if samples and not self.samples:
+            return []
+        tokens = samples * self.tokens / max(self.samples, 1) - (self._tokens - self.tokens)
+        seconds = int(max(tokens, 0) * self.seconds / max(self._tokens, 1))
         return [f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d} left"]

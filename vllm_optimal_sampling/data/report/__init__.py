@@ -6,7 +6,7 @@ summary = summarise("rows.jsonl")
 summary.mean_alpha, summary.kl.quantiles[0.95]
 summary                                     # in a notebook: the report
 
-rows  ->  summarise (one pass, bounded memory)  ->  Summary  ->  page (template, styles, SVG charts)
+rows  ->  collect.summarise (one pass, bounded memory)  ->  Summary  ->  page (template, styles, SVG charts)
 """
 
 from __future__ import annotations

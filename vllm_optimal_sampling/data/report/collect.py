@@ -1,11 +1,9 @@
-"""One pass over the rows, in bounded memory, to a `Summary`."""
+"""One pass over the rows, in bounded memory, to a `Report`."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_optimal_sampling.data.report import pieces
+from vllm_optimal_sampling.data.report.page import Report
+from vllm_optimal_sampling.data.report.shown import (
+    SHOWN_CHARACTERS,
+    Identity,
+    Picked,
+    Spot,
+    check_tokenizer,
+    decoded_sample,
+    decoded_spot,
+    pick,
+)
 from vllm_optimal_sampling.data.report.streaming import (
     Distinct,
     GrowingBand,
@@ -22,10 +31,7 @@ from vllm_optimal_sampling.data.report.streaming import (
 )
 from vllm_optimal_sampling.data.report.summary import (
     Band,
-    Disagreement,
     Failure,
-    Sample,
-    Summary,
     TokenFigures,
     TokenLean,
 )
@@ -37,10 +43,6 @@ BUFFERED_TOKENS = 1 << 16
 """Tokens whose figures are counted at once: numpy's cost by call no longer shows."""
 MOST_REASONS = 200
 """Kinds of failures and finish reasons that are told apart; more come together as one."""
-SHOWN_TOKENS = 1200
-"""Of a sample that is shown."""
-SHOWN_CHARACTERS = 6000
-"""Of each text that is shown."""
 TOKENS_BEFORE, TOKENS_AFTER = 32, 16
 """Around a disagreement."""
 LARGEST_TOKEN_ID = 1 << 20
@@ -56,7 +58,7 @@ def summarise(
     num_samples: int = 6,
     num_disagreements: int = 24,
     seed: int = 0,
-) -> Summary:
+) -> Report:
     """Read the output of `optimal-sampling generate` once and say what is in it.
 
     Memory does not grow with the number of rows. The settings are read from `PATH.settings.json`, if it is there.
@@ -114,36 +116,6 @@ def _teacher_of(settings: dict[str, Any] | None) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class _Spot:
-    """A disagreement before its tokens are decoded: `token_ids` are `[start, start + n)` of the completion."""
-
-    row: _Identity
-    position: int
-    num_tokens: int
-    start: int
-    token_ids: list[int]
-    figures: TokenFigures
-
-
-@dataclass(frozen=True)
-class _Identity:
-    custom_id: str
-    sample: int | None
-    place: str
-
-
-@dataclass(frozen=True)
-class _Picked:
-    """A sample before its tokens are decoded."""
-
-    row: _Identity
-    values: dict[str, Any]
-    token_ids: list[int]
-    num_tokens: int
-    figures: TokenFigures | None
-
-
 class _Tally:
     """Everything that is counted along the rows."""
 
@@ -164,9 +136,9 @@ class _Tally:
         self.num_pending = 0
         self.draws = np.zeros(1024, np.int64)
         self.leans = np.zeros(1024)
-        self.picked: Reservoir[_Picked] = Reservoir(num_samples, seed)
+        self.picked: Reservoir[Picked] = Reservoir(num_samples, seed)
         self.num_spots = num_disagreements
-        self.spots: dict[str, tuple[float, int, _Spot]] = {}
+        self.spots: dict[str, tuple[float, int, Spot]] = {}
         self.floor = 0.0
 
     def add(self, row: SampledRow) -> None:
@@ -181,7 +153,7 @@ class _Tally:
             return
         self.num_samples += 1
         sample = values.get("sample")
-        identity = _Identity(str(values.get("custom_id", "")), sample if isinstance(sample, int) else None, row.place)
+        identity = Identity(str(values.get("custom_id", "")), sample if isinstance(sample, int) else None, row.place)
         if values.get("custom_id") is not None:
             self.num_named += 1
             self.rows.add(identity.custom_id)
@@ -212,7 +184,7 @@ class _Tally:
             self.pending.append((figures, known))
             self.num_pending += len(figures)
             self._look_for_disagreement(identity, figures, known)
-        self.picked.offer(lambda: _pick(identity, values, ids, figures))
+        self.picked.offer(lambda: pick(identity, values, ids, figures))
         if self.num_pending >= BUFFERED_TOKENS or len(self.pending_lengths["characters"]) >= BUFFERED_TOKENS:
             self.flush()
 
@@ -225,7 +197,7 @@ class _Tally:
         entry = self.failures.setdefault(self._known(self.failures, kind), [reason[:SHOWN_CHARACTERS], 0, place])
         entry[1] += 1
 
-    def _look_for_disagreement(self, row: _Identity, figures: TokenFigures, ids: NDArray[np.int64]) -> None:
+    def _look_for_disagreement(self, row: Identity, figures: TokenFigures, ids: NDArray[np.int64]) -> None:
         if not self.num_spots or not len(figures):
             return
         kl = np.where(np.isfinite(figures.kl) & ~figures.fallback, figures.kl, -1.0)
@@ -238,7 +210,7 @@ class _Tally:
             return
         start, stop = max(0, position - TOKENS_BEFORE), min(len(ids), position + 1 + TOKENS_AFTER)
         figure = figures[position : position + 1]
-        spot = _Spot(row, position, len(ids), start, ids[start:stop].tolist(), figure)
+        spot = Spot(row, position, len(ids), start, ids[start:stop].tolist(), figure)
         self.spots[row.custom_id] = (largest, self.num_samples, spot)
         if len(self.spots) > self.num_spots:
             del self.spots[min(self.spots, key=lambda key: self.spots[key][0])]
@@ -282,15 +254,15 @@ class _Tally:
         notices: list[str],
         decode: pieces.Decode | None,
         tokenizer: str | None,
-    ) -> Summary:
-        samples = [_decoded_sample(picked, decode) for picked in self.picked.in_order()]
+    ) -> Report:
+        samples = [decoded_sample(picked, decode) for picked in self.picked.in_order()]
         spots = sorted(self.spots.values(), key=lambda entry: (-entry[0], entry[1]))
         num_rows, exact = self.rows.count(), self.rows.is_exact
         num_pairs = self.pairs.count()
         repeated = self.num_named - num_pairs if self.pairs.is_exact else None
-        notices = [*notices, *self._notices(repeated), *_check_tokenizer(samples, decode, tokenizer)]
+        notices = [*notices, *self._notices(repeated), *check_tokenizer(samples, decode, tokenizer)]
         failures = [Failure(reason, count, place) for reason, count, place in self.failures.values()]
-        return Summary(
+        return Report(
             source=path,
             num_samples=self.num_samples,
             num_rows=num_rows,
@@ -310,7 +282,7 @@ class _Tally:
             kl=self.kl.result(),
             ratio=self.ratio.result(),
             alpha_by_position=self._band(),
-            disagreements=[_decoded_spot(spot, kl, decode) for kl, _, spot in spots],
+            disagreements=[decoded_spot(spot, kl, decode) for kl, _, spot in spots],
             teacher_tokens=self._leaning(decode, 1),
             theta_tokens=self._leaning(decode, -1),
             samples=samples,
@@ -394,97 +366,3 @@ def _figures(record: object) -> TokenFigures | None:
     if any(column.shape != fallback.shape or column.ndim != 1 for column in columns.values()):
         return None
     return TokenFigures(**columns, fallback=np.nan_to_num(fallback) != 0)
-
-
-def _pick(
-    row: _Identity, values: dict[str, Any], ids: NDArray[np.int64] | None, figures: TokenFigures | None
-) -> _Picked:
-    shown = {name: values.get(name) for name in ("prompt", "privileged_context", "completion", "finish_reason")}
-    cut = slice(0, SHOWN_TOKENS)
-    num_tokens = len(ids) if ids is not None else 0
-    return _Picked(row, shown, [] if ids is None else ids[cut].tolist(), num_tokens, figures[cut] if figures else None)
-
-
-def _decoded_sample(picked: _Picked, decode: pieces.Decode | None) -> Sample:
-    values = picked.values
-    ids = picked.token_ids
-    split = pieces.split(ids, decode) if decode is not None else pieces.split_unknown(ids)
-    reason = values["finish_reason"]
-    return Sample(
-        custom_id=picked.row.custom_id,
-        sample=picked.row.sample,
-        place=picked.row.place,
-        prompt=_messages(values["prompt"]),
-        privileged_context=None if values["privileged_context"] is None else _text(values["privileged_context"]),
-        completion=_text(completion_text(values["completion"])),
-        pieces=split,
-        figures=picked.figures if ids else None,
-        num_tokens=picked.num_tokens,
-        finish_reason=None if reason is None else str(reason),
-    )
-
-
-def _decoded_spot(spot: _Spot, kl: float, decode: pieces.Decode | None) -> Disagreement:
-    known = spot.token_ids[spot.position - spot.start] >= 0
-    if not known:  # a record without token ids
-        split = [pieces.Piece(f"token {spot.position + 1}", spot.position - spot.start, spot.position - spot.start + 1)]
-    elif decode is None:
-        split = pieces.split_unknown(spot.token_ids)
-    else:
-        split = pieces.split(spot.token_ids, decode)
-    at = next(number for number, piece in enumerate(split) if piece.stop > spot.position - spot.start)
-    starts = spot.start == 0 or not known
-    before = "".join(piece.text for piece in split[:at])
-    return Disagreement(
-        custom_id=spot.row.custom_id,
-        sample=spot.row.sample,
-        place=spot.row.place,
-        position=spot.position,
-        num_tokens=spot.num_tokens,
-        kl=kl,
-        alpha=float(spot.figures.alpha[0]),
-        logprob=float(spot.figures.logprob[0]),
-        teacher_logprob=float(spot.figures.teacher_logprob[0]),
-        theta_logprob=float(spot.figures.theta_logprob[0]),
-        before=before if starts else before.lstrip("\ufffd"),  # the window may begin within a character
-        token=split[at].text,
-        after="".join(piece.text for piece in split[at + 1 :]),
-        starts=starts,
-        ends=spot.start + len(spot.token_ids) == spot.num_tokens or not known,
-    )
-
-
-def _messages(prompt: object) -> list[tuple[str, str]]:
-    """A prompt as (role, text) of each message; a role of "" for text that is no chat."""
-    if not isinstance(prompt, list):
-        return [] if prompt is None else [("", _text(prompt))]
-    messages = []
-    for message in prompt[:50]:
-        if isinstance(message, dict):
-            content = message.get("content")
-            if isinstance(content, list):  # parts, as the OpenAI interface has them
-                content = "\n".join(
-                    part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)
-                )
-            messages.append((str(message.get("role", ""))[:50], _text(content)))
-        else:
-            messages.append(("", _text(message)))
-    return messages
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        value = "" if value is None else json.dumps(value, ensure_ascii=False, default=str)
-    return value if len(value) <= SHOWN_CHARACTERS else value[:SHOWN_CHARACTERS] + " …"
-
-
-def _check_tokenizer(samples: list[Sample], decode: pieces.Decode | None, name: str | None) -> list[str]:
-    """One sentence where the tokenizer is another than the one that the rows are made with."""
-    if decode is None:
-        return []
-    for sample in samples:
-        decoded = "".join(piece.text for piece in sample.pieces)
-        begin = sample.completion.strip()[:40]
-        if begin and sample.pieces and begin not in decoded:
-            return [f"The tokenizer of {name!r} does not give the text of the completions; it may be another model's."]
-    return []

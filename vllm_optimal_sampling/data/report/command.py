@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+from vllm_optimal_sampling.data.options import Once
+
 DESCRIPTION = """\
 Write one HTML file about the output of `optimal-sampling generate`: counts and failures, distributions of alpha, KL,
 lengths and log-probability ratios, alpha along the sequence, the tokens where the models disagree most, samples with
@@ -16,8 +18,9 @@ every token coloured, and the run's settings. The file needs no network and noth
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """Add the command `report`; its `handler` takes the parsed arguments and returns the exit code."""
     parser = subparsers.add_parser(
-        "report", help="write an HTML report about what was sampled", description=DESCRIPTION
+        "report", help="write an HTML report about what was sampled", description=DESCRIPTION, allow_abbrev=False
     )
+    parser.register("action", None, Once)
     parser.add_argument("input", type=Path, metavar="OUTPUT", help="what generate wrote: a file, or a folder of shards")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the report (default: OUTPUT.report.html)")
     parser.add_argument(
@@ -45,6 +48,11 @@ def run(arguments: argparse.Namespace) -> int:
     source: Path = arguments.input
     output: Path = arguments.output or source.with_name(source.name + ".report.html")
     try:
+        if output.suffix != ".html":
+            raise ValueError(f"--output {output} does not end in .html, which the report is; rename it")
+        for option, number in (("--samples", arguments.samples), ("--disagreements", arguments.disagreements)):
+            if number < 0:
+                raise ValueError(f"{option} {number} is less than 0")
         if output.exists() and (output.is_dir() or os.path.samefile(output, source)):
             raise ValueError(
                 f"--output {output} is {'a folder' if output.is_dir() else 'the input'}; name another file"

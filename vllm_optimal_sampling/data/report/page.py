@@ -36,6 +36,18 @@ class Token:
     said: str
 
 
+class Report(Summary):
+    """A summary that shows itself as the report in a notebook."""
+
+    def to_html(self) -> str:
+        """The report: one page that needs nothing else."""
+        return render(self)
+
+    def _repr_html_(self) -> str:
+        """The report in a frame of its own, so that neither styles nor sampled text reach the notebook."""
+        return render_in_frame(self)
+
+
 def render(summary: Summary) -> str:
     """The report as an HTML document."""
     script = _file("page.js")

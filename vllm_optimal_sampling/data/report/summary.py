@@ -136,7 +136,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Summary:
-    """What is in the output of `optimal-sampling generate`; shows itself as the report in a notebook.
+    """What is in the output of `optimal-sampling generate`.
 
     Attributes:
         source: the file or folder.
@@ -200,18 +200,6 @@ class Summary:
     def mean_kl(self) -> float:
         """Over the recorded tokens whose kl is finite; NaN without any."""
         return self.kl.mean
-
-    def to_html(self) -> str:
-        """The report: one page that needs nothing else."""
-        from vllm_optimal_sampling.data.report.page import render
-
-        return render(self)
-
-    def _repr_html_(self) -> str:
-        """The report in a frame of its own, so that neither styles nor sampled text reach the notebook."""
-        from vllm_optimal_sampling.data.report.page import render_in_frame
-
-        return render_in_frame(self)
 
     def __repr__(self) -> str:
         alpha = "no records" if math.isnan(self.mean_alpha) else f"mean alpha {self.mean_alpha:.3f}"
