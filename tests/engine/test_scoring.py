@@ -30,7 +30,7 @@ FEW_TOKENS = {"allowed_token_ids": [5, 6, 7]}
 
 @pytest.fixture(scope="module", params=RUN_MODES)
 def scoring_engines(request: pytest.FixtureRequest) -> Iterator[Callable[..., LLM]]:
-    """Engines by their options, eagerly and with graphs where there is a GPU; the last one stays up until another is asked for."""
+    """Engines by their options, on a GPU with graphs too; the last one stays up until another is asked for."""
     running: dict[str, LLM] = {}
 
     def engine(*models: str, **options: Any) -> LLM:
