@@ -10,8 +10,9 @@
 #   make pair         trains the example pair again
 #   make distillation  what data from q* teaches beside other data: the short form, under an hour; goes on where interrupted
 #
-# On a machine without a GPU, VLLM=0.33.0 puts that version's Python code on vLLM 0.32.0's CPU build (scripts/vllm_on_cpu.sh):
-#   make test VLLM=0.33.0
+# On a machine without a GPU, VLLM=newest puts the newest supported vLLM's Python code on the CPU build of an older one
+# (scripts/vllm_on_cpu.sh); a version's number does the same for that version:
+#   make test VLLM=newest
 #
 # TESTS=tests/engine runs these tests only.
 
@@ -19,16 +20,19 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 VLLM ?= installed
+newest = $$(.venv/bin/python vllm_optimal_sampling/config/versions.py newest)
 TESTS ?= tests
 WORKERS ?= 2
 
 # vLLM's own environment variables where there is no GPU; empty where there is one.
-run = env $$(cat .venv/environment) $(site) .venv/bin/python
+run = env $$(cat .venv/environment) $(if $(path),PYTHONPATH=$(path)) .venv/bin/python
+path :=
 ifneq ($(VLLM),installed)
-site = PYTHONPATH=$(CURDIR)/.venv/vllm-$(VLLM)
+version = $(if $(filter newest,$(VLLM)),$(newest),$(VLLM))
+path := $(CURDIR)/.venv/vllm-$(version)
 endif
 
-other_version = $$([ -s .venv/environment ] && echo --site .venv/vllm-0.33.0)
+other_version = $$([ -s .venv/environment ] && echo --site .venv/vllm-$(newest))
 
 .PHONY: help setup demo test test-full soak lint format bench pair distillation clean
 
@@ -38,11 +42,11 @@ help:
 setup:
 	@scripts/setup.sh
 ifneq ($(VLLM),installed)
-	@scripts/vllm_on_cpu.sh $(VLLM)
+	@scripts/vllm_on_cpu.sh $(version)
 endif
 
 demo: setup
-	$(run) examples/demo.py
+	@$(run) examples/demo.py
 
 # One engine is shared by the tests of a module, so a module stays on one worker.
 test: setup
@@ -50,10 +54,11 @@ test: setup
 
 # Without a GPU also on the other supported release; the outcome goes to tests/full.json.
 test-full: setup
-	@if [ -s .venv/environment ]; then scripts/vllm_on_cpu.sh 0.33.0; fi
+	@if [ -s .venv/environment ]; then scripts/vllm_on_cpu.sh $(newest); fi
 	$(run) scripts/test_full.py $(other_version) --tests $(TESTS)
 
 # Each leaves its result in tests/reliability/results; the first three go on where they were interrupted.
+soak: path := $(CURDIR)/tests:$(CURDIR)/examples/pair$(if $(path),:$(path))
 soak: setup
 	$(run) tests/reliability/alpha_rows.py
 	$(run) tests/reliability/fuzz.py

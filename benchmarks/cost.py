@@ -12,16 +12,23 @@ those too.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-MAX_DRAFTS = 8
+from vllm_optimal_sampling.worker.draft_advice import MOST_DRAFTS as MAX_DRAFTS
+from vllm_optimal_sampling.worker.draft_advice import between, tokens_per_round
 
-
-def tokens_per_round(acceptance: float, drafts: int) -> float:
-    """Expected tokens of a round: in [1, drafts + 1]."""
-    return sum(acceptance**i for i in range(drafts + 1))
+__all__ = [
+    "MAX_DRAFTS",
+    "Line",
+    "acceptance_for",
+    "best_drafts",
+    "between",
+    "break_even",
+    "schedule",
+    "seconds",
+    "tokens_per_round",
+]
 
 
 def acceptance_for(length: float, drafts: int) -> float | None:
@@ -91,22 +98,6 @@ class Line:
 
     def __call__(self, drafts: int) -> float:
         return self.fixed + (drafts + 1) * self.per_row
-
-
-def between(points: Mapping[int, float]) -> Callable[[float], float]:
-    """The piecewise linear function through the points; beyond them the outer pieces go on."""
-    if not points:
-        raise ValueError("points is empty; interpolation needs at least one")
-    xs = sorted(points)
-    if len(xs) == 1:
-        return lambda x: points[xs[0]]
-
-    def value(x: float) -> float:
-        right = min(max(bisect_left(xs, x), 1), len(xs) - 1)
-        a, b = xs[right - 1], xs[right]
-        return points[a] + (points[b] - points[a]) * (x - a) / (b - a)
-
-    return value
 
 
 def best_drafts(round_seconds: Callable[[int], float], acceptance: float, most: int = MAX_DRAFTS) -> int:

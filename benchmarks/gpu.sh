@@ -1,148 +1,155 @@
 #!/usr/bin/env bash
-# All benchmarks that need a GPU, in parts that each end within 8 minutes; needs no internet.
+# What only a GPU shows, in two calls of at most 8 minutes each, on a machine without internet.
 #
-#   benchmarks/gpu.sh                  every part that is not done yet, then the table
-#   benchmarks/gpu.sh kernel-32000     these parts, done or not
-#   benchmarks/gpu.sh --list           the parts
-#   BUDGET=540 benchmarks/gpu.sh       starts no part that could end later than so many seconds from now; call it again
-#   DRY_RUN=1 benchmarks/gpu.sh        prints the commands
-#   SMALL=1 benchmarks/gpu.sh          tiny shapes, on a CPU too: shows that every part runs, and measures nothing
+#   benchmarks/gpu.sh 1     are kernels and rows right there; Qwen2.5 3B with 1.5B, by drafts and batch; the kernel's times
+#   benchmarks/gpu.sh 2     7B with 0.5B; vLLM's own draft model; the example pair, also as its own theta; the sanitizer
+#   SMALL=1 benchmarks/gpu.sh 1|2     tiny shapes, on a CPU too: shows that every part runs, and measures nothing
 #
-# vLLM, torch, transformers and this package must be importable by $PYTHON (python3); the package is installed in place,
-# without its requirements, if it is not. Results go to benchmarks/results, logs and marks of what is done to build/gpu.
+# Engines start side by side, and the checks run meanwhile; then the machine is quiet, and the kernel and each program's
+# engines are timed one after the other. A part that fails says so, and the others go on. Results and logs are written as it
+# goes, to RESULTS (benchmarks/results) and STATE (build/gpu): what an interruption leaves behind can be read.
+#
+# vLLM, torch, transformers and pytest must be importable by $PYTHON (python3); the package is installed in place, without its
+# requirements, if it is not. LIMIT (470) seconds in all. The engines of a call take 65 GiB together.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
+CALL=${1:-}
 PYTHON=${PYTHON:-python3}
-BUDGET=${BUDGET:-0}
 LIMIT=${LIMIT:-470}
+START_LIMIT=${START_LIMIT:-250} # engines that are not up by then, and checks that are not done, are given up
 SMALL=${SMALL:-}
-DRY_RUN=${DRY_RUN:-}
 if [ -n "$SMALL" ]; then
   STATE=${STATE:-build/gpu-small} RESULTS=${RESULTS:-$STATE/results} # measures nothing worth keeping
 else
   STATE=${STATE:-build/gpu} RESULTS=${RESULTS:-benchmarks/results}
 fi
-mkdir -p "$STATE"
-
-export VLLM_USE_V2_MODEL_RUNNER=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_USE_FLASHINFER_SAMPLER=0
-export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 TVM_FFI_DISABLE_TORCH_C_DLPACK=1 VLLM_LOGGING_LEVEL=${VLLM_LOGGING_LEVEL:-WARNING}
 
 stop() { echo "gpu.sh: $*" >&2; exit 1; }
+say() { echo "[$SECONDS s] $*"; }
+left() { echo $((LIMIT - SECONDS > 1 ? LIMIT - SECONDS : 1)); }
 
-# 1. The parts: a name, then a command.
-names=()
-declare -A commands
-part() { names+=("$1"); commands[$1]="${*:2}"; }
+case $CALL in 1 | 2) ;; *) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 2 ;; esac
 
-bench() { echo "$PYTHON benchmarks/$1"; }
-out() { echo "--output $RESULTS/$1.json --logs $STATE/logs-$1"; }
-
-if [ -n "$SMALL" ]; then
-  part kernel "$(bench kernel.py) --check"
-  pairs=(random-tiny)
-  configurations=(2x8)
-  rates="0.7 0.9"
-  sweep="--repeats 1"
-  model="--drafts 0 1 2 --fit 1 2 --batches 1 2 --max-tokens 24"
-  eager="--drafts 1 2 --fit 1 2 --batches 1 2 --max-tokens 24"
-  growth="--lengths 4 8 --length-batch 2 --batches 1 2 --max-tokens 8 --repeats 1"
-  waits="--batch 2 --steps 4"
-  peers="2x8"
-else
-  for vocab in 32000 128256 151936 262144; do
-    part "kernel-$vocab" "$(bench kernel.py) --vocabularies $vocab --seconds 0.3 --output $RESULTS/kernel-$vocab.json"
-  done
-  pairs=(qwen2.5-3b-1.5b qwen2.5-7b-0.5b)
-  configurations=(8x256 16x512 32x512 16x1024 8x2048)
-  rates="0.6 0.7 0.8 0.9 0.95"
-  sweep="--repeats 2"
-  model="--drafts 1 4 8 --fit 1 4 --batches 1 8 32 128 --max-tokens 64"
-  eager="--drafts 1 4 --fit 1 4 --batches 1 8 32 --max-tokens 64"
-  growth="--lengths 64 256 512 1024 2048 4096 --length-batch 8 --batches 1 4 16 64 256 --max-tokens 64 --repeats 2"
-  waits="--batch 8 --steps 100"
-  peers="8x256"
-fi
-
-engines="--methods teacher theta draft_model optimal"
-for pair in "${pairs[@]}"; do
-  for one in "${configurations[@]}"; do
-    repeats=$sweep
-    [ "$one" = 8x2048 ] && repeats="--repeats 1" # as many batches as the original published
-    part "heavy-$pair-$one" "$(bench heavy_benchmark.py) --pair $pair --acceptance $rates --configurations $one" \
-      "$engines $repeats $(out "heavy-$pair-$one")"
-  done
-  # The slow peers in one configuration, against the same teacher: the original would take minutes for each batch of the others.
-  part "heavy-$pair-peers" "$(bench heavy_benchmark.py) --pair $pair --acceptance 0.9 --configurations $peers" \
-    "--methods teacher original lockstep --repeats 1 --together 3 $(out "heavy-$pair-peers")"
-  part "model-$pair" "$(bench model.py) --pair $pair --acceptance 0.9 $model $(out "model-$pair")"
-  part "model-$pair-eager" "$(bench model.py) --pair $pair --acceptance 0.9 --eager $eager $(out "model-$pair-eager")"
-  part "growth-$pair" "$(bench growth.py) --pair $pair --acceptance 0.9 $growth $(out "growth-$pair")"
-  part "waits-$pair" "$(bench waits.py) --pair $pair --acceptance 0.9 $waits $(out "waits-$pair")"
-done
-if [ -z "$SMALL" ]; then
-  part sanitizer-memcheck "compute-sanitizer --tool memcheck --error-exitcode 9 $PYTHON -m pytest -q -x tests/kernels/test_mix.py"
-  part sanitizer-racecheck "compute-sanitizer --tool racecheck --error-exitcode 9 $PYTHON benchmarks/kernel.py --check"
-fi
-
-# 2. What was asked.
-if [ "${1:-}" = --list ]; then
-  for name in "${names[@]}"; do
-    [ -e "$STATE/$name.done" ] && echo "$name (done)" || echo "$name"
-  done
-  exit 0
-fi
-asked=("$@")
-for name in "${asked[@]}"; do
-  [ -n "${commands[$name]:-}" ] || stop "there is no part $name; --list names them."
-done
-
-if [ -n "$DRY_RUN" ]; then
-  for name in "${names[@]}"; do echo "$name: ${commands[$name]}"; done
-  exit 0
-fi
-
-# 3. What has to be there. One sentence for what is not.
+# 1. What has to be there. One sentence for what is not.
+export VLLM_USE_V2_MODEL_RUNNER=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_USE_FLASHINFER_SAMPLER=0
+export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 TVM_FFI_DISABLE_TORCH_C_DLPACK=1 VLLM_LOGGING_LEVEL=${VLLM_LOGGING_LEVEL:-INFO}
+export PYTHONUNBUFFERED=1
+[ -n "$SMALL" ] || export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 "$PYTHON" -c 'import vllm' 2> /dev/null || stop "$PYTHON cannot import vllm; put it on PYTHONPATH or name another PYTHON."
 if ! "$PYTHON" -c 'import vllm_optimal_sampling.kernels' 2> /dev/null; then
   "$PYTHON" -m pip install -q --no-deps --no-build-isolation --no-index -e . || stop "the package could not be installed."
 fi
 [ -n "$SMALL" ] || "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
   stop "torch sees no GPU; SMALL=1 tries the parts on a CPU."
+mkdir -p "$STATE" "$RESULTS"
+rm -f "$STATE"/*.gate "$STATE"/*.ready
 
-# 4. The parts, one after the other. One that fails does not keep the others from running.
 failed=()
-left=()
-todo=("${asked[@]}")
-[ ${#asked[@]} -gt 0 ] || todo=("${names[@]}")
-for name in "${todo[@]}"; do
-  if [ ${#asked[@]} -eq 0 ] && [ -e "$STATE/$name.done" ]; then continue; fi
-  if [ "$BUDGET" -gt 0 ] && [ $((SECONDS + LIMIT)) -gt "$BUDGET" ]; then
-    left+=("$name")
-    continue
-  fi
-  case ${commands[$name]} in compute-sanitizer*)
-    if ! command -v compute-sanitizer > /dev/null; then
-      echo "$name: left out, there is no compute-sanitizer on this machine"
-      continue
-    fi ;;
-  esac
-  echo "$name: begins"
-  begin=$SECONDS
-  # shellcheck disable=SC2086  # a command's words
-  timeout --kill-after=10 "$LIMIT" ${commands[$name]} > "$STATE/$name.log" 2>&1
-  code=$?
-  if [ $code -eq 0 ]; then
-    touch "$STATE/$name.done"
-    echo "$name: done in $((SECONDS - begin)) s"
+declare -A pids
+trap 'kill "${pids[@]}" 2> /dev/null' EXIT # nothing outlives an interruption; what has ended is not there to be killed
+ended() { # ended NAME CODE: says how a part ended
+  if [ "$2" -eq 0 ]; then
+    say "$1: done"
   else
-    failed+=("$name")
-    echo "$name: failed with $code after $((SECONDS - begin)) s; the end of $STATE/$name.log:"
-    tail -n 5 "$STATE/$name.log"
+    failed+=("$1")
+    say "$1: failed with $2; the end of $STATE/$1.log:"
+    tail -n 5 "$STATE/$1.log" | cut -c1-300
   fi
-done
+}
+begin() { # begin NAME COMMAND...: in the background
+  local name=$1
+  shift
+  timeout --kill-after=10 "$(left)" "$@" > "$STATE/$name.log" 2>&1 &
+  pids[$name]=$!
+}
+finish() { # finish NAME: waits for it
+  wait "${pids[$1]}"
+  local code=$?
+  unset "pids[$1]"
+  ended "$1" $code
+}
+engines() { # engines NAME PROGRAM ARGUMENTS...: started now, timed later
+  local name=$1 program=$2
+  shift 2
+  programs+=("$name")
+  begin "$name" "$PYTHON" "benchmarks/$program" "$@" --gate "$STATE/$name.gate" --logs "$STATE/$name" --output "$RESULTS/$name.json"
+}
+check() { # check NAME COMMAND...: runs while engines start
+  checks+=("$1")
+  begin "$1" timeout --kill-after=10 "$START_LIMIT" "${@:2}"
+}
 
-# 5. The table, and what is missing from it.
+# 2. Engines side by side, and what is checked meanwhile.
+programs=()
+checks=()
+tests="$PYTHON -m pytest -q -p no:cacheprovider"
+inductor=--inductor suffix=-inductor
+if [ -n "$SMALL" ]; then
+  pairs=("${PAIR:-random-tiny}" "${PAIR:-random-tiny}")
+  inductor='' suffix=''
+  configurations=2x8 more=2x8 rates=0.9 batches=2 tokens=8 several="teacher optimal:1" problems=2
+else
+  pairs=(qwen2.5-3b-1.5b qwen2.5-7b-0.5b)
+  configurations="8x256 16x512 32x512 16x1024 8x2048" more="8x256 32x512 128x96" rates="0.7 0.8 0.9"
+  batches="8 32 128 256" tokens=96 several="teacher optimal:1 optimal:2 optimal:4" problems=500
+fi
+# shellcheck disable=SC2086  # lists of words
+if [ "$CALL" = 1 ]; then
+  engines "heavy-${pairs[0]}$suffix" heavy_benchmark.py --pair "${pairs[0]}" $inductor --acceptance $rates \
+    --configurations $configurations --methods teacher optimal --repeats 1
+  if [ -z "$SMALL" ]; then
+    engines "speed-${pairs[0]}$suffix" speed.py --pair "${pairs[0]}" $inductor --acceptance 0.8 0.9 --engines $several \
+      --batches $batches --max-tokens $tokens --profile 8 128
+    check kernel-tests $tests tests/kernels/test_mix.py tests/kernels/test_relax_top_p.py
+    check row-tests $tests tests/engine/test_rows.py tests/engine/test_scoring.py -m "not full"
+  fi
+  check gpu-tests $tests tests/engine/test_gpu.py
+elif [ -n "$SMALL" ]; then
+  engines "speed-${pairs[0]}" speed.py --pair "${pairs[0]}" --acceptance $rates --engines $several --batches $batches \
+    --max-tokens $tokens --profile $batches
+else
+  engines "heavy-${pairs[1]}$suffix" heavy_benchmark.py --pair "${pairs[1]}" $inductor --acceptance $rates \
+    --configurations $more --methods teacher optimal --repeats 1
+  engines "speed-${pairs[0]}-draft-model" speed.py --pair "${pairs[0]}" $inductor --acceptance 0.8 \
+    --engines teacher draft_model:4 optimal:4 --batches 8 16 32 --max-tokens 128
+  check example-pair-self "$PYTHON" benchmarks/example_pair.py --theta teacher --problems 200 \
+    --output "$RESULTS/example-pair-self.json"
+fi
+if [ "$CALL" = 2 ]; then
+  check example-pair "$PYTHON" benchmarks/example_pair.py --problems $problems --output "$RESULTS/example-pair.json"
+fi
+say "started: ${programs[*]}; checks: ${checks[*]}"
+for name in "${checks[@]}"; do finish "$name"; done
+for name in "${programs[@]}"; do
+  until [ -e "$STATE/$name.gate.ready" ] || ! kill -0 "${pids[$name]}" 2> /dev/null; do
+    [ $SECONDS -gt "$START_LIMIT" ] && kill "${pids[$name]}" && say "$name: not up after $START_LIMIT s, given up" && break
+    sleep 0.5
+  done
+done
+say "engines are up, checks are done: the machine is quiet"
+
+# 3. One thing at a time.
+if [ "$CALL" = 1 ]; then
+  if [ -n "$SMALL" ] || ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    begin kernel "$PYTHON" benchmarks/kernel.py --check
+  else
+    begin kernel timeout 90 "$PYTHON" benchmarks/kernel.py --vocabularies 151936 --rows 1 8 40 160 640 1280 --noise 1.0 2.8 \
+      --seconds 0.12 --peers batched --output "$RESULTS/kernel.json"
+  fi
+  finish kernel
+fi
+for name in "${programs[@]}"; do
+  touch "$STATE/$name.gate"
+  finish "$name"
+done
+if [ "$CALL" = 2 ] && [ -z "$SMALL" ] && [ "$(left)" -gt 45 ] && command -v compute-sanitizer > /dev/null; then
+  begin sanitizer timeout "$(($(left) - 10))" compute-sanitizer --tool memcheck --error-exitcode 9 "$PYTHON" benchmarks/kernel.py --check
+  finish sanitizer
+fi
+
+# 4. What there is now.
 "$PYTHON" benchmarks/table.py --results "$RESULTS"
-[ ${#left[@]} -eq 0 ] || echo "not begun for lack of time, call again: ${left[*]}"
+grep -h "Theta .* takes\|Timed at start\|requests: theta's decode\|JIT compil" -r "$STATE" --include='*.log' 2> /dev/null | cut -c1-220 | sort | uniq | head -n 40
+say "end"
 [ ${#failed[@]} -eq 0 ] || { echo "failed: ${failed[*]}"; exit 1; }

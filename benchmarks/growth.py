@@ -80,6 +80,7 @@ def turns(
     for method in METHODS:
         processes[method] = MethodProcess(method, settings, logs / f"growth-{method}.log")
         stack.callback(processes[method].close)
+        processes[method].wait_until_ready()
         if chosen.acceptance and method == "optimal":
             processes[method].call("set_acceptance", chosen.acceptance[0])
         processes[method].generate(make_prompts(tokenizer, 1, seed=7), 8, seed=0)

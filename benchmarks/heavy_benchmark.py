@@ -20,11 +20,12 @@ import dataclasses
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from gate import wait_at
 from recording import RESULTS, Spread, header, set_cpu_environment, write
 from selection import add_selection, engines_at, select
 
@@ -155,24 +156,37 @@ class Run:
         size = max(1, together - 1)
         return [["teacher", *others[i : i + size]] for i in range(0, len(others), size)] or [["teacher"]]
 
-    def measure(self, configurations: Sequence[Configuration], repeats: int, together: int) -> None:
+    def measure(
+        self,
+        configurations: Sequence[Configuration],
+        repeats: int,
+        together: int,
+        gate: Path | None,
+        keep: Callable[[], object],
+    ) -> None:
+        """Measure every configuration, and call `keep` after each."""
         for group in self.groups(together):
             with ExitStack() as stack:
-                processes: dict[str, MethodProcess] = {}
+                starting: dict[str, MethodProcess] = {}
                 for method in group:
+                    starting[method] = MethodProcess(method, self.settings, self.logs / f"{method}.log")
+                    stack.callback(starting[method].close)
+                processes: dict[str, MethodProcess] = {}
+                for method, process in starting.items():
                     try:
-                        process = MethodProcess(method, self.settings, self.logs / f"{method}.log")
+                        seconds = process.wait_until_ready()
                     except RuntimeError as error:
                         if method == "teacher":
                             raise
                         self.failed[method] = str(error)
                         print(error)
                         continue
-                    stack.callback(process.close)
                     processes[method] = process
-                    self.starts.setdefault(method, {"start_seconds": process.start_seconds})
+                    self.starts.setdefault(method, {"start_seconds": seconds, "started_together": len(group)})
+                wait_at(gate)
                 for configuration in configurations:
                     self._configuration(configuration, processes, repeats)
+                    keep()
                 for method, process in processes.items():
                     self.starts[method].setdefault("memory_gib", process.call("memory"))
                 if not self.rates and configurations:
@@ -313,16 +327,22 @@ def main() -> None:
                 "repeats": given.repeats,
                 "together": given.together,
                 "set_acceptance": given.acceptance,
+                "compilation": chosen.compilation,
                 **{key: value for key, value in dataclasses.asdict(settings).items() if key not in left_out},
             },
             "published_seconds": PUBLISHED_SECONDS,
         }
         run = Run(settings, methods, given.acceptance, given.logs or Path(folder) / "logs")
         begin = time.perf_counter()
-        run.measure(given.configurations, given.repeats, given.together)
-        result |= run.as_json() | {"run_seconds": time.perf_counter() - begin}
-        show(result)
-        write(given.output or RESULTS / f"heavy-{chosen.slug}.json", result)
+        output = given.output or RESULTS / f"heavy-{chosen.slug}.json"
+
+        def keep() -> dict[str, Any]:
+            whole = result | run.as_json() | {"run_seconds": time.perf_counter() - begin}
+            write(output, whole)
+            return whole
+
+        run.measure(given.configurations, given.repeats, given.together, given.gate, keep)
+        show(keep())
 
 
 if __name__ == "__main__":

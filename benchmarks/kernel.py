@@ -1,6 +1,7 @@
 """The mix kernel against its floor, a copy in the same run, and three ways to write it in torch.
 
     python benchmarks/kernel.py            on a GPU: check, time, print a table, write benchmarks/results/kernel.json
+    python benchmarks/kernel.py --noise 1.0 2.8     rows as they come, and rows so far apart that alpha is refined
     python benchmarks/kernel.py --check    only check, on small shapes; without a GPU this is all that runs
 
 Every row is KL symmetry over bf16 theta logits. The floor is the time to read the teacher's rows and theta's once and
@@ -12,14 +13,15 @@ write the teacher's once, at the speed of a device-to-device copy of the same si
     compiled   the same through torch.compile
 
 A peer that would need more than --peer-seconds for a call (it is timed once first) is left out of the table, and said
-so.
+so. Beside them single calls from Python, of every way to find alpha and of vLLM's top-p: those count the host's time too.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -32,12 +34,21 @@ set_cpu_environment()
 
 import torch  # noqa: E402
 from bisection import batched, original  # noqa: E402
-from vllm_optimal_sampling.kernels import Method, MixRecord, MixScratch, MixSettings, mix_, reference  # noqa: E402
+from vllm_optimal_sampling.kernels import (  # noqa: E402
+    Method,
+    MixRecord,
+    MixScratch,
+    MixSettings,
+    mix_,
+    reference,
+    relax_top_p_,
+)
 
 ROWS = (1, 8, 32, 64, 160, 320, 1280)
 VOCABULARIES = (32_000, 128_256, 151_936, 262_144)
 NUM_POSITIONS = 5
 SEED = 0
+PEERS = ("original", "batched", "compiled")
 
 KL_GAP = 1e-3
 TOTAL_VARIATION = 1e-4
@@ -116,7 +127,7 @@ def errors(case: Case, log_q: torch.Tensor, sample: int = 4) -> tuple[float, flo
         q = log_q[row].double().softmax(0)
         gap = max(gap, abs(float((q * (v - u)).sum())))
         if row < sample:
-            wanted = reference.mix(case.teacher[row], case.theta_rows[row]).log_q.exp()
+            wanted = reference.mix(case.teacher[row].cpu(), case.theta_rows[row].cpu()).log_q.exp().to(q.device)
             variation = max(variation, float((q - wanted).abs().sum()) / 2)
     return gap, variation
 
@@ -193,7 +204,58 @@ def copy_time(num_bytes: int, seconds: float) -> Time:
     return timed(graph_of(lambda: target.copy_(source)), seconds)
 
 
-def measure(case: Case, seconds: float, peer_seconds: float) -> dict[str, Any]:
+def host_microseconds(call: Callable[[], object], calls: int = 100) -> float:
+    """What a call takes the host, which does not wait for the device."""
+    torch.cuda.synchronize()
+    begin = perf_counter()
+    for _ in range(calls):
+        call()
+    taken = perf_counter() - begin
+    torch.cuda.synchronize()
+    return taken / calls * 1e6
+
+
+def single_calls(seconds: float, rows: int = 40, vocab: int = 151_936) -> dict[str, Any]:
+    """Microseconds of one call from Python for every way to find alpha, and of what stands beside the mix in a step."""
+    from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
+
+    device = torch.device("cuda")
+    ways: dict[str, dict[str, Any]] = {method.name.lower(): {"method": method} for method in Method}
+    ways |= {
+        "support_top_k=50": {"support_top_k": 50},
+        "support_top_p=0.9": {"support_top_p": 0.9},
+        "max_js_divergence=0.3": {"max_js_divergence": 0.3},
+    }
+    found = {}
+    for name, changes in ways.items():
+        case = Case.make(rows, vocab, 1.0, device)
+        for field, value in changes.items():
+            getattr(case.settings, field).fill_(value)
+        mixed = case.teacher.clone()
+        case.mix(mixed)
+        found[name] = timed(
+            lambda case=case, mixed=mixed: case.mix(mixed),
+            seconds,
+            prepare=lambda case=case, mixed=mixed: mixed.copy_(case.teacher),
+        ).median
+    case = Case.make(rows, vocab, 1.0, device)
+    top_p = torch.full((rows,), 0.95, device=device)
+    flat = 0.05 * torch.randn(rows, vocab, device=device)
+    logits = case.teacher.clone()
+    found["relax_top_p"] = timed(
+        lambda: relax_top_p_(logits, None, top_p), seconds, prepare=lambda: top_p.fill_(0.95)
+    ).median
+    for name, source in (("peaked", case.teacher), ("flat", flat)):
+        apply_top_k_top_p(logits, None, top_p)
+        found[f"vLLM's top-p=0.95, {name} rows"] = timed(
+            lambda: apply_top_k_top_p(logits, None, top_p),
+            seconds,
+            prepare=lambda source=source: logits.copy_(source),
+        ).median
+    return {"rows": rows, "vocab": vocab, "microseconds": found}
+
+
+def measure(case: Case, seconds: float, peer_seconds: float, peers_asked: Sequence[str]) -> dict[str, Any]:
     """One line of the table."""
     # Graphs are replayed, so that the device is timed and not the host's launches. The kernel works in place: its rows
     # are restored before each call, or it would soon mix theta with itself.
@@ -202,6 +264,7 @@ def measure(case: Case, seconds: float, peer_seconds: float) -> dict[str, Any]:
     times = {
         "copy": copy_time(case.floor_bytes, seconds),
         "kernel": timed(replay, seconds, prepare=lambda: rows.copy_(case.teacher)),
+        "eager": timed(lambda: case.mix(rows), seconds, prepare=lambda: rows.copy_(case.teacher)),
     }
     eager = case.teacher.clone()
     case.mix(eager)
@@ -214,7 +277,7 @@ def measure(case: Case, seconds: float, peer_seconds: float) -> dict[str, Any]:
         "compiled": torch.compile(batched, dynamic=False),
     }
     left_out = []
-    for name, peer in peers.items():
+    for name, peer in ((name, peers[name]) for name in peers_asked):
         try:
             peer(case.teacher, case.theta_rows)
             torch.cuda.synchronize()
@@ -235,6 +298,7 @@ def measure(case: Case, seconds: float, peer_seconds: float) -> dict[str, Any]:
         "vocab": case.teacher.shape[1],
         "floor_bytes": case.floor_bytes,
         "microseconds": {name: asdict(time) for name, time in times.items()},
+        "host_microseconds": host_microseconds(lambda: case.mix(rows)),
         "gigabytes_per_second": {name: gigabytes / times[name].median for name in ("copy", "kernel")},
         "times_floor": times["kernel"].median / floor,
         "graph_equals_eager": torch.equal(eager, rows),
@@ -247,7 +311,10 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="only check, on small shapes")
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
     parser.add_argument("--vocabularies", type=int, nargs="+", default=VOCABULARIES)
-    parser.add_argument("--noise", type=float, default=1.0, help="nats between each model and what they share")
+    parser.add_argument(
+        "--noise", type=float, nargs="+", default=[1.0], help="nats between each model and what they share"
+    )
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS), help="other ways to time beside it")
     parser.add_argument("--seconds", type=float, default=0.5, help="time for each measurement")
     parser.add_argument("--peer-seconds", type=float, default=1.0, help="leave out a peer that takes longer for a call")
     parser.add_argument("--output", type=Path, default=RESULTS / "kernel.json")
@@ -256,22 +323,29 @@ def main() -> None:
     if arguments.check or not torch.cuda.is_available():
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         for num_rows, vocab in ((1, 997), (8, 2048), (33, 515)):
-            gap, variation = check(Case.make(num_rows, vocab, arguments.noise, device))
+            gap, variation = check(Case.make(num_rows, vocab, arguments.noise[0], device))
             print(f"{num_rows:>5} rows of {vocab:>6}: KL gap {gap:.1e}, TV {variation:.1e}")
         if not arguments.check:
             sys.exit("No GPU here: the kernel was checked, but not timed; times of Triton's interpreter mean nothing.")
         return
 
     device = torch.device("cuda")
-    lines = []
+    lines: list[dict[str, Any]] = []
+    result = header("kernel") | {
+        "seed": SEED,
+        "theta_dtype": "bfloat16",
+        "rows_per_request": NUM_POSITIONS,
+        "l2_flushed_between_calls": True,
+        "lines": lines,
+    }
     titles = ("kernel us", "p20", "p80", "GB/s", "copy GB/s", "x floor", "original", "batched", "compiled")
     print(f"{'rows':>6} {'vocab':>8} " + " ".join(f"{title:>9}" for title in titles))
-    for vocab in arguments.vocabularies:
+    for noise, vocab in itertools.product(arguments.noise, arguments.vocabularies):
         for num_rows in arguments.rows:
-            case = Case.make(num_rows, vocab, arguments.noise, device)
+            case = Case.make(num_rows, vocab, noise, device)
             gap, variation = check(case)
-            line = measure(case, arguments.seconds, arguments.peer_seconds)
-            line |= {"kl_gap": gap, "total_variation": variation}
+            line = measure(case, arguments.seconds, arguments.peer_seconds, arguments.peers)
+            line |= {"noise": noise, "kl_gap": gap, "total_variation": variation}
             lines.append(line)
             times, speed = line["microseconds"], line["gigabytes_per_second"]
             kernel = times["kernel"]
@@ -285,15 +359,8 @@ def main() -> None:
             )
             del case
             torch.cuda.empty_cache()
-    result = header("kernel") | {
-        "seed": SEED,
-        "noise": arguments.noise,
-        "theta_dtype": "bfloat16",
-        "rows_per_request": NUM_POSITIONS,
-        "l2_flushed_between_calls": True,
-        "lines": lines,
-    }
-    write(arguments.output, result)
+            write(arguments.output, result)
+    write(arguments.output, result | {"calls": single_calls(arguments.seconds)})
 
 
 if __name__ == "__main__":

@@ -73,6 +73,7 @@ def run(
         settings = engines_at(chosen, max(batches), max_tokens, number)
         process = MethodProcess(method, settings, logs / f"{method}-{number}.log")
         try:
+            process.wait_until_ready()
             if chosen.acceptance and method == "optimal" and number:
                 process.call("set_acceptance", chosen.acceptance[0])
             process.generate(make_prompts(tokenizer, 1, seed=99), max_tokens, seed=0)

@@ -16,6 +16,7 @@ from typing import Any
 
 BENCHMARKS = Path(__file__).parent
 RESULTS = BENCHMARKS / "results"
+PREDICTIONS = BENCHMARKS / "predictions"
 CPU_ENVIRONMENT = BENCHMARKS.parent / "scripts" / "cpu.env"
 PACKAGES = ("vllm", "torch", "triton", "transformers", "numpy")
 

@@ -25,8 +25,16 @@ class Selection:
     load_format: str
     dtype: str
     eager: bool
+    inductor: bool
     temperature: float
     acceptance: tuple[float, ...]
+
+    @property
+    def compilation(self) -> str:
+        """How the models' code is run, as results name it."""
+        if self.eager:
+            return "eager"
+        return "vLLM's defaults (Inductor)" if self.inductor else "graphs, no Inductor"
 
     @property
     def slug(self) -> str:
@@ -51,6 +59,8 @@ def add_selection(parser: argparse.ArgumentParser, is_cpu_build: bool) -> None:
     parser.add_argument("--temperature", type=float, default=0.8)
     parser.add_argument("--dtype", default="float32" if is_cpu_build else "bfloat16")
     parser.add_argument("--eager", action="store_true", default=is_cpu_build, help="no CUDA graphs")
+    parser.add_argument("--inductor", action="store_true", help="vLLM's default compilation; else graphs without it")
+    parser.add_argument("--gate", type=Path, help="a file to wait for once all engines are started")
     parser.add_argument("--logs", type=Path, help="folder for what the engines print")
 
 
@@ -72,7 +82,15 @@ def select(parser: argparse.ArgumentParser, given: argparse.Namespace, folder: P
         teacher, theta = write_shapes(given.pair, folder)
         load_format = "dummy"
     return Selection(
-        name, teacher, theta, load_format, given.dtype, given.eager, given.temperature, tuple(given.acceptance)
+        name,
+        teacher,
+        theta,
+        load_format,
+        given.dtype,
+        given.eager,
+        given.inductor,
+        given.temperature,
+        tuple(given.acceptance),
     )
 
 
@@ -106,6 +124,7 @@ def engines_at(chosen: Selection, batch: int, max_tokens: int, drafts: int) -> S
         temperature=chosen.temperature,
         dtype=chosen.dtype,
         enforce_eager=chosen.eager,
+        inductor=chosen.inductor,
         load_format=chosen.load_format,
         synthetic_acceptance=bool(chosen.acceptance),
     )

@@ -1,8 +1,10 @@
-"""README's table, from the result files and nothing else.
+"""The tables of README and of benchmarks/README.md, from the result files and nothing else.
 
-python benchmarks/table.py             prints it
-python benchmarks/table.py --write     puts it between README's markers
-python benchmarks/table.py --check     fails where README says something else
+    python benchmarks/table.py             prints them
+    python benchmarks/table.py --write     puts them between the documents' markers
+    python benchmarks/table.py --check     fails where a document says something else
+
+README has one table, of what GPUs gave; benchmarks/README.md has every result.
 """
 
 from __future__ import annotations
@@ -11,16 +13,12 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-DOCUMENTS = {
-    HERE.parent / "README.md": ("heavy",),
-    HERE / "README.md": ("model", "growth", "kernel", "waits", "roofline"),
-}
-"""Where the results of which benchmarks stand."""
+SHOWN_RATES = (0.7, 0.8, 0.9)
 BEGIN = "<!-- benchmarks: written by benchmarks/table.py -->"
 END = "<!-- benchmarks: end -->"
 
@@ -29,14 +27,18 @@ SHOWN = {
     "theta": "theta alone, vLLM",
     "draft_model": "the teacher with theta as vLLM's draft model",
     "optimal": "**optimal sampling**",
-    "original": "the original's algorithm (approximates q\\*)",
+    "original": "the reference implementation's algorithm (approximates q\\*)",
     "lockstep": "transformers, both models in lockstep (q\\*)",
 }
 
 
-def load(folder: Path) -> list[dict[str, Any]]:
+FOLDERS = (HERE / "results", HERE / "predictions")
+
+
+def load(*folders: Path) -> list[dict[str, Any]]:
     """All results, with the name of their file as `file`."""
-    return [json.loads(path.read_text()) | {"file": path.name} for path in sorted(folder.glob("*.json"))]
+    paths = [path for folder in folders or FOLDERS for path in sorted(folder.glob("*.json"))]
+    return [json.loads(path.read_text()) | {"file": path.name} for path in paths]
 
 
 def number(value: float) -> str:
@@ -45,9 +47,15 @@ def number(value: float) -> str:
 
 
 def spread(value: dict[str, float]) -> str:
-    """A median with its extremes, to two digits behind the point."""
+    """A median with its extremes, to two digits behind the point; one value alone where there is no other."""
     digits = 1 if value["median"] >= 10 else 2
+    if value.get("count") == 1:
+        return f"{value['median']:.{digits}f}"
     return f"{value['median']:.{digits}f} ({value['low']:.{digits}f} to {value['high']:.{digits}f})"
+
+
+def millions(count: float) -> str:
+    return f"{count / 1e9:.3g} G" if count >= 1e9 else f"{count / 1e6:.3g} M"
 
 
 def of(value: float | None, missing: str = "") -> str:
@@ -73,16 +81,105 @@ def machine_line(result: dict[str, Any]) -> str:
     else:
         place = machine["device"]
     versions = result["versions"]
-    return (
-        f"{place}; vLLM {versions['vllm']}, torch {versions['torch']}; {result['date']}; load of the machine "
-        f"{result['load_before'][0]:.1f} before and {result['load_after'][0]:.1f} after; `benchmarks/results/{result['file']}`"
-    )
+    parts = [place, f"vLLM {versions['vllm']}, torch {versions['torch']}", result["date"]]
+    if result["load_before"] and result["load_after"]:
+        parts.append(
+            f"load of the machine {result['load_before'][0]:.1f} before and {result['load_after'][0]:.1f} after"
+        )
+    parts.append(f"`benchmarks/results/{result['file']}`")
+    if "provenance" in result:
+        parts.append(f"commit {result['commit'][:7]}, {result['provenance']}")
+    return "; ".join(parts)
+
+
+def is_on_gpu(result: dict[str, Any]) -> bool:
+    return "machine" in result and result["machine"]["device"] != "cpu"
+
+
+def ratios(results: Sequence[dict[str, Any]]) -> list[str]:
+    """README's table: optimal sampling over the teacher alone on GPUs, beside what else there is to compare with."""
+    measured = [one for one in results if one["benchmark"] == "heavy" and is_on_gpu(one)]
+    if not measured:
+        return ["Nothing has been measured on a GPU yet; `benchmarks/gpu.sh` is the one command that does.", ""]
+    ours = [f"**optimal sampling**, acceptance {rate:g}" for rate in SHOWN_RATES]
+    title = ["teacher and theta", "compiled by", "batch x tokens", "teacher alone, tokens/s", *ours]
+    title += ["vLLM's draft model, acceptance 0.8", "reference implementation, published"]
+    lines = [f"| {' | '.join(title)} |", f"|{' --- |' * len(title)}"]
+    shown = []
+    for result in sorted(measured, key=lambda one: (one["pair"]["name"], one["file"])):
+        rows = [ratio_row(result, one, results) for one in result["configurations"] if has_ratios(one)]
+        lines += rows
+        shown += [result] if rows else []
+    places = sorted({f"{one['machine']['device']}, vLLM {one['versions']['vllm']}, {one['date']}" for one in shown})
+    files = ", ".join(f"`{one['file']}`" for one in shown)
+    return [
+        *lines,
+        "",
+        f"{'; '.join(places)}. Tokens per second over those of the teacher alone in the same run: above 1 is faster.",
+        "*Set*: how often a draft is accepted, by vLLM's synthetic verification, since these are the published shapes with "
+        "made-up weights. *Measured*: everything else. The reference implementation's column is its published ratio on one "
+        f"A100. Files, with how each was measured: {files} in `benchmarks/results`.",
+        "",
+    ]
+
+
+def has_ratios(configuration: dict[str, Any]) -> bool:
+    methods = configuration["methods"]
+    return "teacher" in methods and any(f"optimal at {rate:g}" in methods for rate in SHOWN_RATES)
+
+
+def ratio_row(result: dict[str, Any], configuration: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
+    methods = configuration["methods"]
+    compared = [methods.get(f"optimal at {rate:g}") for rate in SHOWN_RATES]
+    draft = methods.get("draft_model at 0.8")
+    of_draft = draft["of_teacher"]["median"] if draft else drafted_beside(result, configuration["batch"], results)
+    cells = [
+        pair_of(result),
+        "Inductor" if "Inductor)" in compilation(result) else "nothing",
+        f"{configuration['batch']} x {configuration['max_tokens']}",
+        number(methods["teacher"]["tokens_per_second"]["median"]),
+        *(f"{one['of_teacher']['median']:.2f}" if one else "" for one in compared),
+        of(of_draft),
+        f"{configuration['published']['of_teacher']:.3f}" if "published" in configuration else "",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def drafted_beside(result: dict[str, Any], batch: int, results: Sequence[dict[str, Any]]) -> float | None:
+    """vLLM's own draft model over the teacher alone at this batch, where a `speed` result of the same card has both."""
+    for one in results:
+        if (
+            one["benchmark"] != "speed"
+            or one["pair"]["name"] != result["pair"]["name"]
+            or one["machine"]["device"] != result["machine"]["device"]
+        ):
+            continue
+        speeds: dict[str, list[float]] = {}
+        for line in one["lines"]:
+            engine = one["engines"][line["engine"]]
+            same = engine["compilation"] == compilation(result) and line["batch"] == batch
+            if same and line["set_acceptance"] in (None, 0.8):
+                speeds.setdefault(engine["method"], []).append(line["tokens_per_second"])
+        if "draft_model" in speeds and "teacher" in speeds:
+            return statistics.median(speeds["draft_model"]) / statistics.median(speeds["teacher"])
+    return None
+
+
+def pair_of(result: dict[str, Any]) -> str:
+    """A pair by its sizes: "Qwen2.5 3B with 1.5B"."""
+    name = result["pair"] if isinstance(result["pair"], str) else result["pair"]["name"]
+    family, _, sizes = name.partition("-")
+    return f"{family.capitalize()} {sizes.upper().replace('-', ' with ')}" if family.startswith("qwen") else name
+
+
+def compilation(result: dict[str, Any]) -> str:
+    return result["settings"].get("compilation", "graphs, no Inductor")
 
 
 def heavy(result: dict[str, Any]) -> list[str]:
     """One table for each configuration, in the order of tokens per second."""
     pair = result["pair"]
-    sizes = f"{pair['teacher_parameters'] / 1e6:,.3g} M and {pair['theta_parameters'] / 1e6:,.3g} M parameters"
+    sizes = f"{millions(pair['teacher_parameters'])} and {millions(pair['theta_parameters'])} parameters"
     weights = "" if pair["weights"] == "trained" else ", made-up weights"
     lines = []
     for configuration in result["configurations"]:
@@ -100,7 +197,7 @@ def heavy(result: dict[str, Any]) -> list[str]:
                 shown_method(label),
                 number(one["tokens_per_second"]["median"]),
                 "1" if label == "teacher" else spread(one["of_teacher"]),
-                "1" if label == "teacher" else spread(one["of_teacher_by_cpu_time"]),
+                by_cpu_time(label, one),
                 of(one.get("acceptance")),
                 even,
                 of(one.get("first_over_later")),
@@ -110,8 +207,8 @@ def heavy(result: dict[str, Any]) -> list[str]:
         if "published" in configuration:
             old = configuration["published"]
             lines += [
-                f"Published by the original, on an A100 with trained weights: {old['original']} tokens/s against "
-                f"{old['teacher']} for the teacher alone, {old['of_teacher']:.3f}.",
+                f"Published by the reference implementation, on an A100 with trained weights: {old['original']} tokens/s "
+                f"against {old['teacher']} for the teacher alone, {old['of_teacher']:.3f}.",
                 "",
             ]
         lines += losses(configuration)
@@ -124,6 +221,12 @@ def heavy(result: dict[str, Any]) -> list[str]:
     for name, why in result.get("failed", {}).items():
         lines += [f"Failed: {name} ({why.splitlines()[0]}).", ""]
     return lines
+
+
+def by_cpu_time(label: str, one: dict[str, Any]) -> str:
+    if label == "teacher":
+        return "1"
+    return spread(one["of_teacher_by_cpu_time"]) if "of_teacher_by_cpu_time" in one else ""
 
 
 def memory(result: dict[str, Any]) -> list[str]:
@@ -143,22 +246,21 @@ def memory(result: dict[str, Any]) -> list[str]:
 
 
 def published(results: Sequence[dict[str, Any]]) -> list[str]:
-    """One table for the original's configurations of a pair, whose results lie in a file each."""
+    """One table for the published configurations of a pair, whose results lie in a file or in several."""
     first = results[0]
     rates = first["settings"]["set_acceptance"]
     at = [f" at {rate:g}" for rate in rates] or [""]
     weights = "made-up weights, so acceptance is set, and sets the ratio" if rates else "trained weights"
-    ours = [f"optimal sampling{rate.replace(' at ', ', acceptance ')}" for rate in at]
     title = [
         "batch x tokens",
         "teacher alone, tokens/s",
-        *ours,
-        "draft model" + at[-1].replace(" at ", ", acceptance "),
+        *(f"optimal sampling{rate.replace(' at ', ', acceptance ')}" for rate in at),
+        "vLLM's draft model, at acceptance",
     ]
-    title += ["break-even acceptance", "first batch / later", "published by the original"]
+    title += ["break-even acceptance", "first batch / later", "published by the reference implementation"]
     lines = [
-        f"**The original's configurations, {shown_pair(first)} ({weights}), {first['settings']['num_speculative_tokens']} "
-        f"drafts; ratios to the teacher alone in the same run.** {machine_line(first)}",
+        f"**The published configurations, {shown_pair(first)} ({weights}), {first['settings']['num_speculative_tokens']} "
+        f"drafts, {compilation(first)}; ratios to the teacher alone in the same run.** {machine_line(first)}",
         "",
         f"| {' | '.join(title)} |",
         f"|{' --- |' * len(title)}",
@@ -166,21 +268,27 @@ def published(results: Sequence[dict[str, Any]]) -> list[str]:
     for result in results:
         for configuration in result["configurations"]:
             methods = configuration["methods"]
-            if "published" not in configuration or not {f"optimal{rate}" for rate in at} <= methods.keys():
+            ours = [methods.get(f"optimal{rate}") for rate in at]
+            if "published" not in configuration or not any(ours):
                 continue
-            best, draft = methods[f"optimal{at[-1]}"], methods.get(f"draft_model{at[-1]}")
-            ratios = [spread(methods[f"optimal{rate}"]["of_teacher"]) for rate in at]
+            best, first_rate, draft = [one for one in ours if one][-1], ours[0] or {}, drafted(methods)
             old = configuration["published"]
             cells = [f"{configuration['batch']} x {configuration['max_tokens']}"]
-            cells += [number(methods["teacher"]["tokens_per_second"]["median"]), *ratios]
-            cells += [spread(draft["of_teacher"]) if draft else ""]
-            cells += [
-                of(best.get("break_even_acceptance"), "none"),
-                of(methods[f"optimal{at[0]}"].get("first_over_later")),
-            ]
+            cells += [number(methods["teacher"]["tokens_per_second"]["median"])]
+            cells += [spread(one["of_teacher"]) if one else "" for one in ours]
+            cells += [f"{spread(draft[1]['of_teacher'])} at {draft[0]}" if draft else ""]
+            cells += [of(best.get("break_even_acceptance"), "none"), of(first_rate.get("first_over_later"))]
             cells += [f"{old['of_teacher']:.3f} ({old['original']} of {old['teacher']}, A100)"]
             lines.append(f"| {' | '.join(cells)} |")
     return [*lines, "", *memory(results[-1])]
+
+
+def drafted(methods: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """vLLM's own draft-model speculation at the largest acceptance it was measured at."""
+    found = {
+        name.partition(" at ")[2] or "its own": one for name, one in methods.items() if name.startswith("draft_model")
+    }
+    return max(found.items()) if found else None
 
 
 def losses(configuration: dict[str, Any]) -> list[str]:
@@ -266,38 +374,125 @@ def kernel(result: dict[str, Any]) -> list[str]:
     lines = [
         f"**The mix kernel.** {machine_line(result)}",
         "",
-        "| rows | vocabulary | us | GB/s | of a copy's time |",
-        "| --- | --- | --- | --- | --- |",
+        "| rows | vocabulary | noise, nats | us | GB/s | of a copy's time |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for line in result["lines"]:
         cells = (
             line["rows"],
             line["vocab"],
+            line["noise"],
             f"{line['microseconds']['kernel']['median']:.1f}",
             f"{line['gigabytes_per_second']['kernel']:.0f}",
             f"{line['times_floor']:.2f}",
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    return [*lines, ""]
+    return [*lines, "", *calls(result)]
 
 
-def waits(result: dict[str, Any]) -> list[str]:
-    if result["machine"]["device"] == "cpu":
+def calls(result: dict[str, Any]) -> list[str]:
+    """One sentence on what else was timed as single calls."""
+    found = result.get("calls")
+    if not found:
         return []
-    lines = [f"**Calls per step that wait for the device.** {machine_line(result)}", ""]
-    for method, counts in result["per_step"].items():
-        said = ", ".join(f"{name} {count:.2f}" for name, count in counts.items() if name != "steps" and count)
-        lines.append(f"- {method}: {said or 'none'}")
+    said = ", ".join(f"{name} {number(value)}" for name, value in found["microseconds"].items())
+    return [
+        f"Single calls from Python at {found['rows']} rows of {found['vocab']:,}, us, launches included: {said}.",
+        "",
+    ]
+
+
+def speed(result: dict[str, Any]) -> list[str]:
+    """Steps and tokens per second by batch and number of drafts; the teacher's line is that of the same compilation."""
+    engines = result["engines"]
+    plain = [line for line in result["lines"] if "kind" not in line]
+    alone: dict[tuple[str, int], list[float]] = {}
+    for line in plain:
+        if engines[line["engine"]]["method"] == "teacher":
+            alone.setdefault((engines[line["engine"]]["compilation"], line["batch"]), []).append(
+                line["tokens_per_second"]
+            )
+    lines = [
+        f"**Batch sizes and numbers of drafts, {shown_pair(result)}.** {machine_line(result)}",
+        "",
+        "| engine | compilation | requests | acceptance (set) | tokens/s | ms a step | of the teacher alone |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for line in plain:
+        engine = engines[line["engine"]]
+        against = alone.get((engine["compilation"], line["batch"]))
+        is_teacher = engine["method"] == "teacher"
+        cells = [
+            line["engine"],
+            engine["compilation"],
+            str(line["batch"]),
+            "" if line["set_acceptance"] is None else f"{line['set_acceptance']:g}",
+            number(line["tokens_per_second"]),
+            f"{line['seconds_per_step'] * 1e3:.2f}",
+            f"{line['tokens_per_second'] / statistics.median(against):.2f}" if against and not is_teacher else "",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, "", *profiles(result), *memory({"starts": engines})]
+
+
+def profiles(result: dict[str, Any]) -> list[str]:
+    """Where the device's time goes, the largest kernels first."""
+    lines = []
+    for one in result["profiles"]:
+        drafts = "" if one["drafts"] is None else f", {one['drafts']} drafts"
+        largest = ", ".join(
+            f"`{kernel['name'][:40]}` {kernel['microseconds']:.0f} us in {kernel['calls']:.0f}"
+            for kernel in one["kernels"][:4]
+        )
+        waits = ", ".join(f"{name} {count:g}" for name, count in one["host_calls"].items() if "ynchronize" in name)
+        lines.append(
+            f"- {SHOWN[one['method']]}, {one['batch']} requests{drafts}: {one['wall_microseconds'] / 1e3:.2f} ms a step under "
+            f"the profiler, the device busy for {one['device_microseconds'] / 1e3:.2f}; {largest or 'no kernels'}"
+            f"{f'; waits of the host: {waits}' if waits else ''}."
+        )
+    return [*lines, ""] if lines else []
+
+
+def example_pair(result: dict[str, Any]) -> list[str]:
+    """The trained pair on a GPU: how often each way of sampling is right, and how fast."""
+    lines = [
+        f"**The example pair's problems.** {machine_line(result)}",
+        "",
+        "| sampled from | right | mean alpha | tokens/s | tokens a round |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, one in result["sampled"].items():
+        rate = f"{one['right']} of {one['problems']} ({one['right'] / one['problems']:.1%})"
+        cells = (
+            name,
+            rate,
+            f"{one['mean_alpha']:.3f}",
+            number(one["tokens_per_second"]),
+            f"{one['tokens_per_round']:.2f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
+
+
+def fit(result: dict[str, Any]) -> list[str]:
+    """The figures of a GPU that predictions are made from."""
+    one = result["hardware"]
+    return [
+        f"**Fitted, not measured: the figures of one {result['device']} behind the predictions below.** "
+        f"{one['efficiency']:.0%} of {one['bandwidth'] / 1e12:g} TB/s, {one['peak_efficiency']:.0%} of "
+        f"{one['peak'] / 1e12:g} TFLOP/s, {one['layer_floor'] * 1e6:.0f} us a layer beside reading its weights and "
+        f"{one['layer_per_request'] * 1e6:.2f} us more a request; the host takes {one['host_step'] * 1e3:.1f} ms a step "
+        f"and {one['host_per_request'] * 1e6:.0f} us a request. Seconds of the {len(result['batches'])} batches it was "
+        f"fitted to: {result['median_error']:.1%} off (median), {result['largest_error']:.0%} at most; "
+        f"`benchmarks/results/{result['file']}`",
+        "",
+    ]
 
 
 def roofline(result: dict[str, Any]) -> list[str]:
-    hardware = result["hardware"]
     lines = [
-        f"**Predicted, not measured: the {result['pair']} pair** on a machine of {hardware['bandwidth'] / 1e12:g} TB/s and "
-        f"{hardware['peak'] / 1e12:g} TFLOP/s, both used to {hardware['efficiency']:.0%}, with {hardware['launch'] * 1e3:g} ms "
-        f"a step and {hardware['graph_launch'] * 1e6:g} us a forward of theta beside the kernels, {result['context']} tokens "
-        f"a request; `benchmarks/results/{result['file']}`",
+        f"**Predicted, not measured: {pair_of(result)}**, {result['context']} tokens a request, steady state, at the best "
+        f"number of drafts; {result['what'].removeprefix('PREDICTED ')}; `benchmarks/predictions/{result['file']}`",
         "",
         "| acceptance | of the teacher alone, batch 1, 8, 32, 128 | break-even | `num_speculative_tokens_per_batch_size` |",
         "| --- | --- | --- | --- |",
@@ -310,7 +505,16 @@ def roofline(result: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-SECTIONS = {"heavy": heavy, "model": model, "growth": growth, "kernel": kernel, "waits": waits, "roofline": roofline}
+SECTIONS = {
+    "heavy": heavy,
+    "speed": speed,
+    "example-pair": example_pair,
+    "kernel": kernel,
+    "model": model,
+    "growth": growth,
+    "fit": fit,
+    "roofline": roofline,
+}
 
 
 def methods_of(result: dict[str, Any]) -> set[str]:
@@ -321,27 +525,39 @@ def sizes_of(result: dict[str, Any]) -> list[tuple[int, int]]:
     return [(one["max_tokens"], one["batch"]) for one in result["configurations"]]
 
 
-def render(results: Iterable[dict[str, Any]], benchmarks: Sequence[str]) -> str:
-    """The text between a document's markers."""
-    chosen = [result for result in results if result["benchmark"] in benchmarks]
+def render(results: Iterable[dict[str, Any]], benchmarks: Sequence[str] = tuple(SECTIONS)) -> str:
+    """Every result of these benchmarks, GPUs' before CPUs'."""
+    chosen = sorted(
+        (result for result in results if result["benchmark"] in benchmarks), key=lambda result: not is_on_gpu(result)
+    )
     lines: list[str] = []
-    by_pair: dict[str, list[dict[str, Any]]] = {}
+    together: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for result in chosen:
         if result["benchmark"] == "heavy" and any("published" in one for one in result["configurations"]):
-            by_pair.setdefault(result["pair"]["name"], []).append(result)
-    for together in by_pair.values():
+            machine = result["machine"]["device"]
+            together.setdefault((result["pair"]["name"], compilation(result), machine), []).append(result)
+    for group in together.values():
         # The slow peers have a file of their own, in one of the configurations.
-        main = [one for one in together if any(name.startswith("optimal") for name in methods_of(one))]
+        main = [one for one in group if any(name.startswith("optimal") for name in methods_of(one))]
         lines += published(sorted(main, key=sizes_of)) if main else []
-        lines += [line for one in together if one not in main for line in heavy(one)]
-    grouped = [one for together in by_pair.values() for one in together]
+        lines += [line for one in group if one not in main for line in heavy(one)]
+    grouped = [one for group in together.values() for one in group]
     for name in benchmarks:
         for one in chosen:
             if one["benchmark"] == name and one not in grouped:
                 lines += SECTIONS[name](one)
-    if all(result["machine"]["device"] == "cpu" for result in chosen if "machine" in result):
-        lines += ["None of this has been measured on a GPU yet; `benchmarks/gpu.sh` is the one command that does.", ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def first_table(results: Sequence[dict[str, Any]]) -> str:
+    return "\n".join(ratios(results)).rstrip() + "\n"
+
+
+DOCUMENTS: dict[Path, Callable[[Sequence[dict[str, Any]]], str]] = {
+    HERE.parent / "README.md": first_table,
+    HERE / "README.md": render,
+}
+"""What stands between the markers of which document."""
 
 
 def between_markers(text: str) -> tuple[int, int]:
@@ -360,13 +576,13 @@ def written_into(text: str, table: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--results", type=Path, nargs="*", default=FOLDERS)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args()
-    results = load(given.results)
-    for document, benchmarks in DOCUMENTS.items():
-        table = render(results, benchmarks)
+    results = load(*given.results)
+    for document, render_document in DOCUMENTS.items():
+        table = render_document(results)
         if not given.write and not given.check:
             print(table)
             continue

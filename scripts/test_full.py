@@ -1,10 +1,10 @@
 """The long matrix: every test file, `full` tests included, on every supported vLLM. `make test-full` runs it.
 
-Each file runs in a process of its own and its outcome is written at once to tests/full.json, so an interrupted run
-continues where it was: what passed with the same sources is not run again. The file is committed after a whole run.
+Each file runs in a process of its own and its outcome is written at once to tests/full.json, which git ignores. So an
+interrupted run continues where it was: what passed with the same sources is not run again.
 
     python scripts/test_full.py                                          on the installed vLLM
-    python scripts/test_full.py --site .venv/vllm-0.33.0 --tests tests/engine    and on another; these tests only
+    python scripts/test_full.py --site .venv/vllm-VERSION --tests tests/engine    and on another; these tests only
 """
 
 import argparse
@@ -33,7 +33,7 @@ WORKERS = int(os.environ.get("WORKERS", "2"))
 def tracked(*paths: str) -> list[Path]:
     listed = subprocess.run(["git", "ls-files", "-z", *paths], cwd=ROOT, capture_output=True, text=True, check=True)
     files = [ROOT / name for name in listed.stdout.split("\0") if name]
-    return sorted(file for file in files if file != RESULT and file.exists())
+    return sorted(file for file in files if file.exists())
 
 
 def fingerprint() -> str:

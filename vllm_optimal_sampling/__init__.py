@@ -6,8 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vllm_optimal_sampling.offline import OptimalSampler, OptimalSamplingOutput, OptimalSamplingV1
     from vllm_optimal_sampling.params import ArgumentError, OptimalSamplingParams
-    from vllm_optimal_sampling.sampler import OptimalSampler, OptimalSamplingOutput, OptimalSamplingV1
 
 __version__ = "0.1.0"
 
@@ -23,10 +23,10 @@ __all__ = [
 # vLLM imports this package in every process of every engine: a name is loaded when it is first used.
 _HOMES = {
     "ArgumentError": "vllm_optimal_sampling.params",
-    "OptimalSampler": "vllm_optimal_sampling.sampler",
-    "OptimalSamplingOutput": "vllm_optimal_sampling.sampler",
+    "OptimalSampler": "vllm_optimal_sampling.offline",
+    "OptimalSamplingOutput": "vllm_optimal_sampling.offline",
     "OptimalSamplingParams": "vllm_optimal_sampling.params",
-    "OptimalSamplingV1": "vllm_optimal_sampling.sampler",
+    "OptimalSamplingV1": "vllm_optimal_sampling.offline",
 }
 
 

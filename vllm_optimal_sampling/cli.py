@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from vllm_optimal_sampling import __version__
 
 COMMANDS = (
-    "vllm_optimal_sampling.generate.command",
-    "vllm_optimal_sampling.filter.command",
-    "vllm_optimal_sampling.report.command",
+    "vllm_optimal_sampling.data.generate.command",
+    "vllm_optimal_sampling.data.filter.command",
+    "vllm_optimal_sampling.data.report.command",
 )
 """Modules of the subcommands, in the order of `--help`."""
 

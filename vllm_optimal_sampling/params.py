@@ -7,52 +7,34 @@ imported here: clients and front ends import this module first.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
-import math
-import numbers
-import reprlib
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_optimal_sampling.argument_checks import (
+    ArgumentError,
+    check_bool,
+    check_text,
+    checked_count,
+    checked_number,
+    checked_token_ids,
+    closest,
+    shown,
+)
+from vllm_optimal_sampling.chat_messages import messages_as_json
+
 ALPHA_METHODS = ("kl_symmetry", "fixed", "entropy", "ess_balance", "reverse_kl_symmetry", "arithmetic")
 """Ways to find alpha, the weight of the teacher. `arithmetic` mixes probabilities, the others are geometric."""
+
+ALPHA_READERS = ("fixed", "arithmetic")
+"""The methods that take `alpha`; the others find it."""
 
 THETA_PROMPTS = ("theta_prompt", "theta_prompt_token_ids", "theta_messages")
 """The three ways to give theta a prompt of its own. A request has at most one."""
 
 VLLM_EXTRA_ARGS = frozenset({"kv_transfer_params", "ec_transfer_params", "kv_cache_report_mode", "session_id"})
-"""Keys that vLLM 0.32 and 0.33 themselves read from `extra_args` or `vllm_xargs`; never ours to judge."""
-
-LARGEST_COUNT = 2**31 - 1
-"""Counts and token ids reach the device as int32."""
-
-DEEPEST_MESSAGE = 16
-"""Levels of lists and objects that `theta_messages` may have. A chat has 2, one with tool calls about 6."""
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 48
-_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 4
-_SHORT.maxlevel = 2
-
-
-class ArgumentError(ValueError):
-    """An argument was refused.
-
-    Attributes:
-        argument: its name, as a request spells it.
-        message: what was given, what is allowed and what to do.
-
-    """
-
-    def __init__(self, argument: str, message: str) -> None:
-        super().__init__(argument, message)
-        self.argument = argument
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
+"""Keys that vLLM itself reads from `extra_args` or `vllm_xargs`; never ours to judge."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +54,7 @@ class OptimalSamplingParams:
         >>> OptimalSamplingParams(alpha_min=0.9, alpha_max=0.5)
         Traceback (most recent call last):
         ...
-        vllm_optimal_sampling.params.ArgumentError: alpha_min=0.9 is above alpha_max=0.5; swap them or drop one
+        vllm_optimal_sampling.argument_checks.ArgumentError: alpha_min=0.9 is above alpha_max=0.5; swap them or drop one
 
     Raises:
         ArgumentError: (a ValueError) an argument has the wrong type, is out of range or contradicts another. It names
@@ -93,7 +75,7 @@ class OptimalSamplingParams:
     alpha_method: str = "kl_symmetry"
     """One of `ALPHA_METHODS`."""
     alpha: float = 0.5
-    """In [0, 1]: the weight of the teacher. Read by `fixed` and `arithmetic` only."""
+    """In [0, 1]: the weight of the teacher for `fixed` and `arithmetic`. Another method finds alpha, and takes none."""
     alpha_min: float = 0.0
     """In [0, alpha_max]: alpha is raised to it."""
     alpha_max: float = 1.0
@@ -112,10 +94,10 @@ class OptimalSamplingParams:
 
     def __post_init__(self) -> None:
         for name in ("optimal_sampling", "return_alpha"):
-            _check_bool(name, getattr(self, name))
-        _check_text("theta_prompt", self.theta_prompt)
-        self._set("theta_prompt_token_ids", _token_ids(self.theta_prompt_token_ids))
-        self._set("theta_messages", _messages_as_json(self.theta_messages))
+            check_bool(name, getattr(self, name))
+        check_text("theta_prompt", self.theta_prompt)
+        self._set("theta_prompt_token_ids", checked_token_ids(self.theta_prompt_token_ids))
+        self._set("theta_messages", messages_as_json(self.theta_messages))
         if self.alpha_method not in ALPHA_METHODS:
             raise ArgumentError(
                 "alpha_method",
@@ -123,19 +105,22 @@ class OptimalSamplingParams:
                 + closest(self.alpha_method, ALPHA_METHODS),
             )
         for name in ("alpha", "alpha_min", "alpha_max"):
-            value = self._set(name, _number(name, getattr(self, name)))
+            value = self._set(name, checked_number(name, getattr(self, name)))
             if not 0 <= value <= 1:
                 raise ArgumentError(name, f"{name}={value} is outside [0, 1]; 0 is theta alone, 1 is the teacher alone")
+        if self.alpha != _DEFAULTS["alpha"] and self.optimal_sampling:
+            self._check_alpha_is_read()
         if self.alpha_min > self.alpha_max:
             raise ArgumentError(
                 "alpha_min", f"alpha_min={self.alpha_min} is above alpha_max={self.alpha_max}; swap them or drop one"
             )
         if self.support_top_k is not None:
             self._set(
-                "support_top_k", _count("support_top_k", self.support_top_k, 1, "leave it out to mix over all tokens")
+                "support_top_k",
+                checked_count("support_top_k", self.support_top_k, 1, "leave it out to mix over all tokens"),
             )
         if self.support_top_p is not None:
-            value = self._set("support_top_p", _number("support_top_p", self.support_top_p))
+            value = self._set("support_top_p", checked_number("support_top_p", self.support_top_p))
             if not 0 < value <= 1:
                 raise ArgumentError(
                     "support_top_p",
@@ -144,10 +129,10 @@ class OptimalSamplingParams:
                 )
         self._set(
             "teacher_only_tokens",
-            _count("teacher_only_tokens", self.teacher_only_tokens, 0, "0 mixes from the first token on"),
+            checked_count("teacher_only_tokens", self.teacher_only_tokens, 0, "0 mixes from the first token on"),
         )
         if self.max_js_divergence is not None:
-            value = self._set("max_js_divergence", _number("max_js_divergence", self.max_js_divergence))
+            value = self._set("max_js_divergence", checked_number("max_js_divergence", self.max_js_divergence))
             if value < 0:
                 raise ArgumentError(
                     "max_js_divergence",
@@ -160,6 +145,14 @@ class OptimalSamplingParams:
     def _set(self, name: str, value: Any) -> Any:
         object.__setattr__(self, name, value)
         return value
+
+    def _check_alpha_is_read(self) -> None:
+        if self.alpha_method not in ALPHA_READERS:
+            raise ArgumentError(
+                "alpha",
+                f"alpha={self.alpha} has no effect with alpha_method={self.alpha_method!r}, which finds alpha for each "
+                f"token; ask for alpha_method={' or '.join(map(repr, ALPHA_READERS))}, or drop it",
+            )
 
     def _check_theta_prompts(self) -> None:
         given = [name for name in THETA_PROMPTS if getattr(self, name) is not None]
@@ -199,6 +192,8 @@ class OptimalSamplingParams:
             value = getattr(self, field.name)
             if value is not None and (with_defaults or value != field.default):
                 arguments[field.name] = list(value) if isinstance(value, tuple) else value
+        if self.alpha_method not in ALPHA_READERS:
+            arguments.pop("alpha", None)
         if with_defaults and not self.optimal_sampling:
             return {"optimal_sampling": False}
         return arguments
@@ -242,13 +237,26 @@ class OptimalSamplingParams:
             if value is None and _DEFAULTS[name] is not None:
                 raise ArgumentError(name, f"{name}=None is not a value; leave it out for the default")
         if defaults is None:
-            return cls(**given)
+            return cls._checked(given, given)
         if given.get("optimal_sampling", defaults.optimal_sampling) is False:
             return cls._opted_out(given)
         merged = {name: getattr(defaults, name) for name in _DEFAULTS}
         if any(given.get(name) is not None for name in THETA_PROMPTS):
             merged.update(dict.fromkeys(THETA_PROMPTS))
-        return cls(**merged | given)
+        if given.get("alpha_method", defaults.alpha_method) not in ALPHA_READERS:
+            merged["alpha"] = _DEFAULTS["alpha"]
+        try:
+            return cls._checked(merged | given, given)
+        except ArgumentError as error:
+            raise ArgumentError(error.argument, error.message + _defaults_in(error, given, defaults)) from None
+
+    @classmethod
+    def _checked(cls, arguments: Mapping[str, Any], given: Collection[str]) -> OptimalSamplingParams:
+        """The parameters, with an `alpha` that was given read by the method even where it is the default's value."""
+        params = cls(**arguments)
+        if "alpha" in given and params.optimal_sampling:
+            params._check_alpha_is_read()
+        return params
 
     @classmethod
     def _opted_out(cls, given: dict[str, Any]) -> OptimalSamplingParams:
@@ -274,212 +282,17 @@ ARGUMENTS = frozenset(_DEFAULTS)
 """The names of all request arguments."""
 
 
-def shown(value: object) -> str:
-    """A value as an error message quotes it: its repr, abbreviated when long."""
-    try:
-        return _SHORT.repr(value)
-    except ValueError:  # Python writes no integer of more than 4300 digits
-        return f"<{type(value).__name__}, too long to show>"
-
-
-def parse_messages(text: str) -> list[dict[str, Any]]:
-    """Theta's chat from its JSON, checked.
-
-    Returns:
-        Messages with `role`, `content` (text; parts are joined by newlines, as vLLM does), and what else they had.
-
-    Raises:
-        ArgumentError: not JSON, not a list of messages, a part that is not text, nested too deeply.
-
-    """
-    try:
-        messages = json.loads(text, parse_constant=_refuse_constant)
-    except RecursionError:
-        raise _too_deep() from None
-    except ValueError as error:
-        raise ArgumentError(
-            "theta_messages",
-            f"theta_messages={shown(text)} is not JSON ({error}); "
-            'give a list of messages such as [{"role": "user", "content": "..."}]',
-        ) from None
-    if "\\ud" in text.lower():  # an escape may hide half a surrogate pair
-        _check_text("theta_messages", json.dumps(messages, ensure_ascii=False))
-    return _check_messages(messages)
-
-
-def _messages_as_json(messages: object) -> str | None:
-    if messages is None:
-        return None
-    if isinstance(messages, str):
-        _check_text("theta_messages", messages)
-        parse_messages(messages)
-        return messages
-    if not isinstance(messages, Sequence) or isinstance(messages, bytes):
-        raise _wrong_type("theta_messages", messages, "a list of messages or that list as JSON text")
-    _check_messages(list(messages))
-    try:
-        text = json.dumps([dict(message) for message in messages], ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ArgumentError("theta_messages", f"theta_messages cannot be written as JSON ({error})") from None
-    _check_text("theta_messages", text)
-    return text
-
-
-def _check_messages(messages: object) -> list[dict[str, Any]]:
-    wanted = 'give a list of messages such as [{"role": "user", "content": "..."}]'
-    if not isinstance(messages, list):
-        raise ArgumentError("theta_messages", f"theta_messages is {_kind(messages)}, not a list; {wanted}")
-    if not messages:
-        raise ArgumentError("theta_messages", f"theta_messages is empty; {wanted}, or leave it out")
-    _check_depth(messages)
-    checked = []
-    for number, message in enumerate(messages):
-        name = f"theta_messages[{number}]"
-        if not isinstance(message, Mapping):
-            raise ArgumentError("theta_messages", f"{name} is {_kind(message)}, not a message; {wanted}")
-        role = message.get("role")
-        if not isinstance(role, str) or not role:
-            raise ArgumentError("theta_messages", f"{name} has role {shown(role)}; give a name such as 'user'")
-        checked.append({**message, "content": _content(name, message)})
-    return checked
-
-
-def _content(name: str, message: Mapping[str, Any]) -> str:
-    content = message.get("content")
-    if content is None and message.get("tool_calls"):
+def _defaults_in(error: ArgumentError, given: Collection[str], defaults: OptimalSamplingParams) -> str:
+    """The end of a sentence that contradicts a request: which of the arguments in it are the engine's defaults."""
+    found = [
+        f"{name}={shown(getattr(defaults, name))}"
+        for name in _DEFAULTS
+        if name not in given and getattr(defaults, name) != _DEFAULTS[name] and re.search(rf"\b{name}=", error.message)
+    ]
+    if not found:
         return ""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, Sequence) and content:
-        parts = [part["text"] for part in content if _is_text_part(part)]
-        if len(parts) == len(content):
-            return "\n".join(parts)
-    raise ArgumentError(
-        "theta_messages",
-        f"{name} has content {shown(content)}; give text, or a list of parts such as "
-        '{"type": "text", "text": "..."} (theta reads text only)',
-    )
-
-
-def _is_text_part(part: object) -> bool:
-    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
-
-
-def _check_depth(value: object) -> None:
-    """Without recursion, so that no nesting is too deep to be refused."""
-    level = [value]
-    for _ in range(DEEPEST_MESSAGE + 1):
-        level = [
-            child
-            for parent in level
-            if isinstance(parent, (Mapping, list, tuple))
-            for child in (parent.values() if isinstance(parent, Mapping) else parent)
-        ]
-        if not level:
-            return
-    raise _too_deep()
-
-
-def _too_deep() -> ArgumentError:
-    return ArgumentError(
-        "theta_messages", f"theta_messages is nested more than {DEEPEST_MESSAGE} levels deep; flatten it"
-    )
-
-
-def _refuse_constant(name: str) -> object:
-    raise ValueError(f"{name} is not a JSON value")
-
-
-def _check_bool(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise _wrong_type(name, value, "true or false")
-
-
-def _check_text(name: str, value: object) -> None:
-    if value is None:
-        return
-    if not isinstance(value, str):
-        raise _wrong_type(name, value, "text")
-    if not value:
-        raise ArgumentError(
-            name, f"{name} is empty; give theta at least one token, or leave it out for the teacher's prompt"
-        )
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ArgumentError(
-            name,
-            f"{name} has half a surrogate pair (U+{ord(value[error.start]):04X}) at character {error.start}; "
-            "send valid Unicode text",
-        ) from None
-
-
-def _token_ids(value: object) -> tuple[int, ...] | None:
-    name = "theta_prompt_token_ids"
-    if value is None:
-        return None
-    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
-        raise _wrong_type(name, value, "a list of token ids")
-    if not value:
-        raise ArgumentError(name, f"{name} is empty; give at least one token, or leave it out for the teacher's prompt")
-    if set(map(type, value)) == {int} and min(value) >= 0 and max(value) <= LARGEST_COUNT:
-        return tuple(value)  # a long prompt, without a Python loop
-    for position, token in enumerate(value):
-        if not _is_integer(token):
-            raise _wrong_type(f"{name}[{position}]", token, "a whole number", argument=name)
-        if not 0 <= token <= LARGEST_COUNT:
-            raise ArgumentError(
-                name,
-                f"{name}[{position}]={shown(token)} is not a token id; ids run from 0 to below the vocabulary size",
-            )
-    return tuple(int(token) for token in value)
-
-
-def _count(name: str, value: object, least: int, remedy: str) -> int:
-    if not _is_integer(value):
-        raise _wrong_type(name, value, "a whole number")
-    number = int(value)  # type: ignore[call-overload]
-    if not least <= number <= LARGEST_COUNT:
-        raise ArgumentError(name, f"{name}={shown(number)} is outside [{least}, {LARGEST_COUNT}]; {remedy}")
-    return number
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise _wrong_type(name, value, "a number")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise ArgumentError(name, f"{name}={shown(value)} is not a finite number; give an ordinary one")
-    return number
-
-
-def _is_integer(value: object) -> bool:
-    return type(value) is int or (isinstance(value, numbers.Integral) and not isinstance(value, bool))
-
-
-def _wrong_type(name: str, value: object, wanted: str, argument: str | None = None) -> ArgumentError:
-    hint = ""
-    if isinstance(value, str) and wanted in ("a number", "a whole number", "true or false"):
-        hint = f"; send it without quotes{f' ({value})' if len(value) <= 12 and value.isprintable() else ''}"
-    return ArgumentError(argument or name, f"{name}={shown(value)} is {_kind(value)}, not {wanted}{hint}")
-
-
-def _kind(value: object) -> str:
-    kinds = {
-        bool: "a bool",
-        str: "text",
-        bytes: "bytes",
-        int: "an integer",
-        float: "a float",
-        list: "a list",
-        tuple: "a tuple",
-        dict: "an object",
-        type(None): "null",
-    }
-    return kinds.get(type(value), f"a {type(value).__name__}")
+    are = "is this engine's default" if len(found) == 1 else "are this engine's defaults"
+    return f" ({' and '.join(found)} {are}; a request's own value comes before it)"
 
 
 def _unknown(key: object) -> ArgumentError:
@@ -490,11 +303,3 @@ def _unknown(key: object) -> ArgumentError:
         '--additional-config \'{"optimal_sampling": {"other_extra_args": ["..."]}}\''
     )
     return ArgumentError(name, f"{name} is not an argument of optimal sampling{remedy}")
-
-
-def closest(name: object, known: Collection[str]) -> str:
-    """The end of a sentence about an unknown name: ": did you mean ...?", or nothing where none is close."""
-    if not isinstance(name, str):
-        return ""
-    close = difflib.get_close_matches(name[:64].lower().replace("-", "_"), known, n=1, cutoff=0.7)
-    return f": did you mean {close[0]}?" if close else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 
@@ -18,13 +19,24 @@ def register() -> None:
     if _registered:
         return
     _registered = True
+    _log_as_vllm()
     _follow_front_end()
-    from vllm_optimal_sampling import hooks
+    from vllm_optimal_sampling.hooks import imports
     from vllm_optimal_sampling.interpreter import gaps, shortcuts
 
     gaps.fill()
     shortcuts.take()
-    hooks.install()
+    imports.install()
+
+
+def _log_as_vllm() -> None:
+    """Give this package's loggers the level, the handlers and the format of vLLM's, in whichever way those are set.
+
+    vLLM configures its own logger alone, and does so again when an engine has a logging configuration. Copies of its level and
+    handlers would be out of date then; as a child of its logger, ours always has what it has. The parent of a logger without a
+    dot in its name is changed by nobody else. Who names `vllm_optimal_sampling` in a logging configuration still decides.
+    """
+    logging.getLogger("vllm_optimal_sampling").parent = logging.getLogger("vllm")
 
 
 PR_SET_PDEATHSIG = 1

@@ -17,6 +17,8 @@ METHODS = {
     "optimal": "methods.engines:Optimal",
     "original": "methods.original:Original",
     "lockstep": "methods.lockstep:Lockstep",
+    "self": "methods.scoring:OneForward",
+    "self_apart": "methods.scoring:TwoForwards",
 }
 
 

@@ -26,6 +26,8 @@ class Settings:
     temperature: float = 0.8
     dtype: str = "float32"
     enforce_eager: bool = True
+    inductor: bool = False
+    """vLLM's default compilation where there are graphs; else graphs alone, which start sooner."""
     load_format: str = "auto"
     """"dummy": made-up weights."""
     synthetic_acceptance: bool = False

@@ -20,11 +20,13 @@ def engine_options(settings: Settings) -> dict[str, Any]:
         "max_model_len": settings.max_model_len,
         "max_num_seqs": settings.max_num_seqs,
         "kv_cache_memory_bytes": settings.kv_cache_bytes,
+        # Only checked where the cache is given in bytes, and engines that wait for their turn hold memory too.
+        "gpu_memory_utilization": 0.05,
         "load_format": settings.load_format,
         "enforce_eager": settings.enforce_eager,
         "disable_log_stats": False,
     }
-    if not settings.enforce_eager:
+    if not settings.enforce_eager and not settings.inductor:
         # Graphs of whole decode steps, without Inductor: the same for every method, and it starts in seconds.
         options["compilation_config"] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
     return options
@@ -134,6 +136,10 @@ class Engine(Method):
         held["beyond_weights_and_kv"] = held["peak"] - held["weights"] - held["kv_cache"]
         return held
 
+    def graph_sizes(self) -> list[int]:
+        """Tokens that a CUDA graph was captured for; none on a CPU."""
+        return list(self.llm.llm_engine.vllm_config.compilation_config.cudagraph_capture_sizes or [])
+
     def timed_steps(self, prompts: Sequence[Prompt], max_tokens: int, seed: int) -> list[Step]:
         """`generate` with its steps timed part by part, at the cost of being slower."""
         from methods.steps import StepTimer
@@ -146,11 +152,11 @@ class Engine(Method):
             steps = timer.stop()
         return steps
 
-    def count_waits(self, prompts: Sequence[Prompt], max_tokens: int, skip: int, count: int) -> dict[str, float]:
-        """Calls per step that make the host wait for the device; see `steps.count_waits`."""
-        from methods.steps import count_waits
+    def profile(self, prompts: Sequence[Prompt], max_tokens: int, skip: int, count: int) -> dict[str, Any]:
+        """Where the time of steps goes, by torch's profiler; see `steps.profile`."""
+        from methods.steps import profile
 
-        return count_waits(self.llm, lambda: self.generate(prompts, max_tokens, seed=0), skip, count)
+        return profile(self.llm, lambda: self.generate(prompts, max_tokens, seed=0), skip, count)
 
     def close(self) -> None:
         self.llm.llm_engine.engine_core.shutdown()

@@ -37,15 +37,14 @@ class Batch:
 
 
 class MethodProcess:
-    """Starts a method and passes calls on to it, one at a time.
+    """Starts a method and passes calls on to it, one at a time; several can start side by side.
 
     Args:
         name: of a method in `METHODS`.
         settings: it is started with.
         log: where its output goes.
 
-    Raises:
-        RuntimeError: the method failed; the message has the last line of its error, the log has the rest.
+    Calls raise RuntimeError where the method failed; the message has the last line of its error, the log has the rest.
     """
 
     def __init__(self, name: str, settings: Settings, log: Path) -> None:
@@ -54,11 +53,14 @@ class MethodProcess:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(name, settings, log, theirs))
-        begin = time.perf_counter()
+        self._begin = time.perf_counter()
         self._process.start()
         theirs.close()
+
+    def wait_until_ready(self) -> float:
+        """Seconds from its start until it was ready, its engine loaded. To be called once, before any other call."""
         self._receive()
-        self.start_seconds = time.perf_counter() - begin
+        return time.perf_counter() - self._begin
 
     def generate(self, prompts: Sequence[Prompt], max_tokens: int, seed: int) -> Batch:
         return self.call("generate", prompts, max_tokens, seed)

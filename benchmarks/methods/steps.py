@@ -55,7 +55,7 @@ class StepTimer:
             self._wrap(speculator, "propose", self._part("theta_round"))
             if hasattr(speculator, "_run_model"):
                 self._wrap(speculator, "_run_model", self._part("theta_forward"))
-        from vllm_optimal_sampling.processor import OptimalSamplingLogitsProcessor
+        from vllm_optimal_sampling.worker.processor import OptimalSamplingLogitsProcessor
 
         self._wrap(OptimalSamplingLogitsProcessor, "apply", self._part("mix"))
         if not torch.cuda.is_available():
@@ -116,7 +116,7 @@ def _now() -> float:
     return time.process_time()
 
 
-# Each makes the host wait for the device.
+# Calls of the host: those that wait for the device, and those that give it work.
 WAITS = (
     "cudaStreamSynchronize",
     "cudaDeviceSynchronize",
@@ -124,26 +124,37 @@ WAITS = (
     "cudaMemcpy",
     "aten::_local_scalar_dense",
 )
+LAUNCHES = (
+    "cudaMemcpyAsync",
+    "cudaLaunchKernel",
+    "cudaLaunchKernelExC",
+    "cuLaunchKernel",
+    "cuLaunchKernelEx",
+    "cudaGraphLaunch",
+)
+LARGEST_KERNELS = 40
 
 
-def count_waits(llm: Any, run: Callable[[], object], skip: int, count: int) -> dict[str, float]:
-    """Calls that make the host wait, per step, over `count` steps after the first `skip` of what `run` does.
+def profile(llm: Any, run: Callable[[], object], skip: int, count: int) -> dict[str, Any]:
+    """Where the time of `count` steps goes, after the first `skip` of what `run` does.
 
     Returns:
-        Mean calls per step by name (of WAITS, and copies to the host), and `steps`, how many were profiled.
+        Per step: `wall_microseconds` (under the profiler), `device_microseconds` (of all kernels), `host_calls` (of WAITS and
+        LAUNCHES, by name), and the largest `kernels`, each with its name, microseconds and calls.
     """
     activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     profiler = torch.profiler.profile(activities=activities)
     engine = llm.llm_engine
-    step, done = engine.step, [0]
+    step, done, clock = engine.step, [0], [0.0]
 
     def counted() -> Any:
-        if done[0] == skip:
-            profiler.start()
-        if done[0] == skip + count:
-            profiler.stop()
+        if done[0] in (skip, skip + count):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            clock[0] = time.perf_counter() - clock[0]
+            (profiler.start if done[0] == skip else profiler.stop)()
         done[0] += 1
         return step()
 
@@ -154,8 +165,19 @@ def count_waits(llm: Any, run: Callable[[], object], skip: int, count: int) -> d
         del engine.step
     if done[0] <= skip + count:
         raise ValueError(f"the run had {done[0]} steps; {skip + count + 1} are needed for {count} after {skip}")
-    found = dict.fromkeys(WAITS, 0.0)
-    for event in profiler.key_averages():
-        if event.key in WAITS or "Memcpy DtoH" in event.key:
-            found[event.key] = found.get(event.key, 0.0) + event.count / count
-    return found | {"steps": count}
+    events = profiler.key_averages()
+    kernels = sorted(
+        (
+            {"name": event.key[:90], "microseconds": event.self_device_time_total / count, "calls": event.count / count}
+            for event in events
+            if event.self_device_time_total and not event.self_cpu_time_total
+        ),
+        key=lambda kernel: -kernel["microseconds"],
+    )
+    return {
+        "steps": count,
+        "wall_microseconds": clock[0] / count * 1e6,
+        "device_microseconds": sum(kernel["microseconds"] for kernel in kernels),
+        "host_calls": {event.key: event.count / count for event in events if event.key in (*WAITS, *LAUNCHES)},
+        "kernels": kernels[:LARGEST_KERNELS],
+    }

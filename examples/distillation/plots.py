@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from distillation.intervals import t_interval
-from distillation.report import SETS, WAYS, marks, shares
+from distillation.report import SETS, WAYS, shares
 
 COLOURS = {
     "ends": "#555555",
@@ -58,13 +58,11 @@ def students(result: dict[str, Any]) -> plt.Figure:
     figure, grid = plt.subplots(2, 3, figsize=(12, 1.6 + 0.5 * len(result["students"])), sharey=True)
     names = list(result["students"])[::-1]
     for axes, (way, held_out) in zip(grid.flat, [(way, held_out) for way in WAYS for held_out in SETS], strict=True):
-        middle, low, high = t_interval(shares(marks(result["before"], held_out, way)))
+        middle, low, high = t_interval(shares(result["before"], held_out, way))
         axes.axvspan(100 * low, 100 * high, color="#cccccc", alpha=0.6)
         axes.axvline(100 * middle, color="#999999", linestyle="--", linewidth=1)  # greedy theta has no spread
         for place, name in enumerate(names):
-            middle, low, high = (
-                100 * value for value in t_interval(shares(marks(result["students"][name], held_out, way)))
-            )
+            middle, low, high = (100 * value for value in t_interval(shares(result["students"][name], held_out, way)))
             error = [[middle - low], [high - middle]]
             axes.errorbar(middle, place, xerr=error, fmt="o", color=colour(result, name), capsize=2)
         axes.set_title(f"{SETS[held_out]}, {way}", fontsize=9)

@@ -42,8 +42,46 @@ def share(string: str) -> float:
     return string.count("1") / len(string)
 
 
-def shares(strings: Iterable[str]) -> list[float]:
-    return [share(string) for string in strings]
+def summarised(result: dict[str, Any]) -> dict[str, Any]:
+    """A result without the marks of single problems: shares in their place, and the differences that need the marks.
+
+    Adds `problems`, the number in each held-out set, and `differences`, of the reference from each other source and from
+    theta `before` training: by column, the difference with its interval.
+    """
+
+    def of_run(run: dict[str, Any]) -> dict[str, Any]:
+        ends = {
+            held_out: {way: {what: share(string) for what, string in one.items()} for way, one in by_way.items()}
+            for held_out, by_way in run["end"].items()
+        }
+        return run | {"end": ends}
+
+    students, before = result["students"], result["before"]
+    found = result | {
+        "problems": {held_out: len(one["greedy"]["right"]) for held_out, one in before[0]["end"].items()},
+        "before": list(map(of_run, before)),
+        "students": {name: list(map(of_run, runs)) for name, runs in students.items()},
+    }
+    if REFERENCE in students:
+        others = {"before": before} | {name: runs for name, runs in students.items() if name != REFERENCE}
+        found["differences"] = {
+            name: [
+                bootstrap_difference(marks(students[REFERENCE], *column), marks(runs, *column)) for column in COLUMNS
+            ]
+            for name, runs in others.items()
+        }
+    if "second_round" in result:
+        second_students = {
+            name: {kind: list(map(of_run, runs)) for kind, runs in by_kind.items()}
+            for name, by_kind in result["second_round"]["students"].items()
+        }
+        found["second_round"] = result["second_round"] | {"students": second_students}
+    return found
+
+
+def shares(runs: Iterable[dict[str, Any]], held_out: str, way: str, what: str = "right") -> list[float]:
+    """For each run of a summarised result, the share of the problems."""
+    return [run["end"][held_out][way][what] for run in runs]
 
 
 def percent(values: Sequence[float], digits: int = 1) -> str:
@@ -114,8 +152,8 @@ def students(result: dict[str, Any]) -> list[str]:
     """What the students get right."""
 
     def row(label: str, rate: str, runs: Sequence[dict[str, Any]]) -> list[str]:
-        cells = [percent(t_interval(shares(marks(runs, *column)))) for column in COLUMNS]
-        sound = shares(marks(runs, "stories", "greedy", "sound"))
+        cells = [percent(t_interval(shares(runs, *column))) for column in COLUMNS]
+        sound = shares(runs, "stories", "greedy", "sound")
         return [label, rate, *cells, f"{100 * sum(sound) / len(sound):.1f}"]
 
     rows = [row("*theta, before training*", "", result["before"])]
@@ -127,16 +165,10 @@ def students(result: dict[str, Any]) -> list[str]:
 
 def differences(result: dict[str, Any]) -> list[str]:
     """Students of q* against the others."""
-    if REFERENCE not in result["students"]:
+    if "differences" not in result:
         return []
-    ours = result["students"][REFERENCE]
-    others = {"*theta, before training*": result["before"]} | {
-        result["labels"][name]: runs for name, runs in result["students"].items() if name != REFERENCE
-    }
-    rows = [
-        [label, *(points(bootstrap_difference(marks(ours, *column), marks(runs, *column))) for column in COLUMNS)]
-        for label, runs in others.items()
-    ]
+    labels = {"before": "*theta, before training*"} | result["labels"]
+    rows = [[labels[name], *map(points, columns)] for name, columns in result["differences"].items()]
     title = ["q*, KL symmetry, minus", *COLUMN_TITLES]
     return table(title, rows)
 
@@ -166,12 +198,12 @@ def second(result: dict[str, Any]) -> list[str]:
     for name, by_kind in found["students"].items():
         one = found["data"][name]
         first = result["students"][name][:1]
-        start = [f"{100 * shares(marks(first, *column))[0]:.1f}" for column in COLUMNS]
+        start = [f"{100 * shares(first, *column)[0]:.1f}" for column in COLUMNS]
         rows.append([f"{result['labels'][name]}: the student of round one", "", *start])
         for kind, runs in by_kind.items():
             right = f"{100 * one['right'] / one['rows']:.1f}" if kind == "new" else ""
             rows.append(
-                [f"… {kinds[kind]}", right, *(percent(t_interval(shares(marks(runs, *column)))) for column in COLUMNS)]
+                [f"… {kinds[kind]}", right, *(percent(t_interval(shares(runs, *column))) for column in COLUMNS)]
             )
     title = ["trained on", "new rows right, %", *COLUMN_TITLES]
     return table(title, rows)
@@ -189,7 +221,7 @@ def draws(results: dict[str, dict[str, Any]]) -> list[str]:
         return []
 
     def means(result: dict[str, Any], name: str) -> list[float]:
-        values = [shares(marks(result["students"][name], *column)) for column in COLUMNS]
+        values = [shares(result["students"][name], *column) for column in COLUMNS]
         return [sum(value) / len(value) for value in values]
 
     found = {name: [means(result, name) for result in by_draw] for name in names}
@@ -256,13 +288,15 @@ def load(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
 
 
 def write(folder: Path = RESULTS) -> None:
-    """Put the results of a folder into README, and draw their plots beside them."""
+    """Put the results of a folder into README, and draw the plots that it shows beside them."""
     from distillation.plots import draw  # needs matplotlib, the tables do not
 
     results = load(folder)
-    README.write_text(written_into(README.read_text(), results))
-    for result in results.values():
-        draw(result, folder)
+    text = written_into(README.read_text(), results)
+    README.write_text(text)
+    for form, result in results.items():
+        if f"]({RESULTS.name}/{form}-" in text:
+            draw(result, folder)
 
 
 def main() -> None:

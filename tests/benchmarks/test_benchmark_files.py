@@ -14,12 +14,13 @@ from recording import Spread, rounded
 from transformers import AutoConfig, AutoModelForCausalLM
 
 RESULTS = sorted((table.HERE / "results").glob("*.json"))
-MEASURED = [path for path in RESULTS if not path.name.startswith("predicted-")]
+MEASURED = [path for path in RESULTS if not path.name.startswith("fit-")]
+PREDICTIONS = sorted((table.HERE / "predictions").glob("*.json"))
 
 
 @pytest.mark.parametrize("document", table.DOCUMENTS, ids=lambda path: path.parent.name)
 def test_documents_have_what_the_files_say(document: Path) -> None:
-    wanted = table.render(table.load(table.HERE / "results"), table.DOCUMENTS[document])
+    wanted = table.DOCUMENTS[document](table.load())
     text = document.read_text()
     assert text == table.written_into(text, wanted), "run benchmarks/table.py --write"
 
@@ -75,6 +76,22 @@ def test_the_originals_configurations_share_a_table() -> None:
     assert "0.043 (57.7 of 1335.26, A100)" in text
 
 
+def test_the_first_table_is_of_gpus_alone() -> None:
+    """README's table has every configuration measured on a GPU, at the file's own figures, and none of a CPU's."""
+    results = table.load(table.HERE / "results")
+    text = table.first_table(results)
+    on_gpu = [one for one in results if one["benchmark"] == "heavy" and table.is_on_gpu(one)]
+    assert on_gpu
+    for result in on_gpu:
+        for configuration in result["configurations"]:
+            ratios = [configuration["methods"].get(f"optimal at {rate}") for rate in ("0.7", "0.8", "0.9")]
+            shown = " | ".join("" if one is None else f"{one['of_teacher']['median']:.2f}" for one in ratios)
+            assert f"| {configuration['batch']} x {configuration['max_tokens']} | " in text
+            assert f" | {shown} | " in text
+    assert "example" not in text
+    assert "on a GPU yet" in table.first_table([one for one in results if not table.is_on_gpu(one)])
+
+
 @pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
 def test_results_say_where_they_come_from(path: Path) -> None:
     result = json.loads(path.read_text())
@@ -83,9 +100,9 @@ def test_results_say_where_they_come_from(path: Path) -> None:
     assert result["machine"]["device"]
 
 
-@pytest.mark.parametrize("path", sorted(set(RESULTS) - set(MEASURED)), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*PREDICTIONS, *sorted(set(RESULTS) - set(MEASURED))], ids=lambda path: path.stem)
 def test_predictions_say_so(path: Path) -> None:
-    assert json.loads(path.read_text())["what"].startswith("PREDICTED")
+    assert json.loads(path.read_text())["what"].startswith(("PREDICTED", "FITTED"))
 
 
 @pytest.mark.parametrize("pair", SHAPES)

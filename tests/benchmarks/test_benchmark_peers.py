@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from bisection import CLAMP, batched, original, original_row
@@ -13,7 +11,7 @@ from prompts import make_prompts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from vllm_optimal_sampling.kernels import reference
 
-PAIR = Path(__file__).resolve().parents[2] / "examples" / "pair"
+from support.example_pair import PAIR, TEACHER, THETA
 
 # Twelve halvings leave alpha within 2^-13; its effect on q is at most that times half the range of the log-ratio.
 ORIGINAL_TV = 2e-3
@@ -57,8 +55,8 @@ def test_lockstep_draws_from_q() -> None:
     prompts = make_prompts(tokenizer, 5, seed=4)  # of different lengths
     assert len({len(prompt.theta) for prompt in prompts}) > 1
     settings = Settings(
-        str(PAIR / "teacher"),
-        str(PAIR / "theta"),
+        TEACHER,
+        THETA,
         max_num_seqs=5,
         max_model_len=256,
         kv_cache_bytes=0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import table
+from fit import MeasuredBatch, error, fit
 from growth import cost_at
 from methods.steps import Step
 from prompts import make_prompts
-from roofline import Hardware, predict
+from roofline import Hardware, alone_seconds, predict, round_seconds
 from selection import EXAMPLE
 from transformers import AutoTokenizer
 
@@ -73,3 +75,60 @@ def test_roofline_by_hand() -> None:
     assert line["round_seconds"] == pytest.approx(1e-3 + (2 * 3.086e9 + rows * 2 * 1.544e9) / 0.5e12, rel=5e-3)
     with pytest.raises(ValueError, match="efficiency"):
         Hardware(1e12, 1e15, 1.5, 0.0, 0.0)
+
+
+def test_a_layer_has_a_floor_and_the_host_its_time() -> None:
+    pair, base = "qwen2.5-7b-0.5b", Hardware(bandwidth=1e15, peak=1e20, efficiency=1.0, launch=0.0)
+    floored = dataclasses.replace(base, layer_floor=1e-5, layer_per_request=1e-7)
+    slow = dataclasses.replace(floored, host_step=0.5, host_per_request=0.01)
+    # 28 layers of the teacher once, and 24 of theta four times; the rest is below a tenth.
+    wanted = (28 + 4 * 24) * (1e-5 + 8e-7)
+    assert round_seconds(pair, floored, 8, 3, 0) - round_seconds(pair, base, 8, 3, 0) == pytest.approx(wanted)
+    assert round_seconds(pair, slow, 8, 3, 0) == pytest.approx(0.58)
+
+
+def test_the_fit_finds_the_figures_that_made_the_times() -> None:
+    truth = Hardware(4.8e12, 9.89e14, 0.7, 2e-4, 0.0, 5e-5, 2e-7, 0.6, host_step=2e-3, host_per_request=4e-5)
+    shapes = [
+        (method, drafts, batch)
+        for method, drafts in (("teacher", 0), ("optimal", 1), ("optimal", 4))
+        for batch in (1, 8, 64, 256)
+    ]
+    shapes += [("theta", 0, batch) for batch in (1, 8, 64)]
+    batches = [
+        MeasuredBatch("", "", "qwen2.5-3b-1.5b", batch, 256, method, drafts, 100.0, batch, 1.0)
+        for method, drafts, batch in shapes
+    ]
+    batches = [dataclasses.replace(one, seconds=one.predicted(truth)) for one in batches]
+    found = fit(batches, truth.bandwidth, truth.peak)
+    assert error(batches, found) < 0.02
+    for batch in (8, 128):
+        for drafts in (2, 7):  # not among those it saw
+            times = [round_seconds("qwen2.5-3b-1.5b", one, batch, drafts, 512) for one in (truth, found)]
+            assert times[1] == pytest.approx(times[0], rel=0.05)
+    with pytest.raises(ValueError, match="too few"):
+        fit(batches[:3], truth.bandwidth, truth.peak)
+
+
+def test_predictions_are_near_what_was_measured() -> None:
+    """Ratios in the middle of long batches; what a file predicts is made from the file of the fit."""
+    (result,) = (one for one in table.load(table.HERE / "results") if one["file"] == "fit-h200.json")
+    hardware = Hardware(**result["hardware"])
+    assert result["median_error"] < 0.05
+    for pair, file in (
+        ("qwen2.5-3b-1.5b", "heavy-qwen2.5-3b-1.5b.json"),
+        ("qwen2.5-7b-0.5b", "heavy-qwen2.5-7b-0.5b.json"),
+    ):
+        (measured,) = (one for one in table.load(table.HERE / "results") if one["file"] == file)
+        for one in measured["configurations"]:
+            if one["batch"] > 32:
+                continue  # ran without graphs
+            steps = [one["methods"][name]["seconds_per_step"]["median"] for name in ("teacher", "optimal at 0.9")]
+            context = 100 + one["max_tokens"] / 2
+            predicted = round_seconds(pair, hardware, one["batch"], 4, context) / alone_seconds(
+                pair, hardware, one["batch"], context
+            )
+            assert predicted == pytest.approx(steps[1] / steps[0], rel=0.12)
+    for one in table.load():
+        if one["benchmark"] == "roofline":
+            assert one["hardware"] == result["hardware"]

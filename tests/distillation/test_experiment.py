@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -92,8 +93,7 @@ def test_a_changed_result_changes_the_readme() -> None:
     text = report.README.read_text()
     for form in RESULTS:
         changed = copy.deepcopy(RESULTS)
-        run = changed[form]["students"][report.REFERENCE][0]["end"]["stories"]["greedy"]
-        run["right"] = "0" * len(run["right"])
+        changed[form]["students"][report.REFERENCE][0]["end"]["stories"]["greedy"]["right"] = 0.0
         assert report.written_into(text, changed) != text
 
 
@@ -101,15 +101,48 @@ def test_a_changed_result_changes_the_readme() -> None:
 def test_results_say_where_they_come_from_and_are_whole(form: str) -> None:
     result = RESULTS[form]
     assert len(result["commit"]) == 40, "begun with files that differ from the commit"
-    problems = {"stories": 500, "longer": 300, "sorting": 300}
+    assert result["problems"] == {"stories": 500, "longer": 300, "sorting": 300}
     for name, runs in result["students"].items():
         assert [run["seed"] for run in runs] == result["form"]["seeds"], name
         for run in runs:
             assert run["learning_rate"] == result["learning_rates"][name]
-            assert {held_out: len(one["greedy"]["right"]) for held_out, one in run["end"].items()} == problems
+            assert all(0 <= share <= 1 for column in report.COLUMNS for share in report.shares([run], *column))
         assert result["tuning"][name][f"{result['learning_rates'][name]:g}"] == max(result["tuning"][name].values())
-    for plot in ("data", "students", "curves", "alpha"):
-        assert (report.RESULTS / f"{form}-{plot}.png").stat().st_size > 5000
+
+
+def test_the_pictures_are_those_that_the_readme_shows() -> None:
+    shown = set(re.findall(r"\]\(results/([^)]*\.png)\)", report.README.read_text()))
+    assert (
+        shown
+        == {path.name for path in report.RESULTS.glob("*.png")}
+        == {f"full-{plot}.png" for plot in ("data", "students", "curves", "alpha")}
+    )
+    assert all((report.RESULTS / name).stat().st_size > 5000 for name in shown)
+
+
+def test_a_summary_says_what_the_marks_say() -> None:
+    """Shares and differences of a result with marks, computed here once more from them."""
+    rng = random.Random(0)
+
+    def run(seed: int) -> dict:
+        def one() -> dict:
+            return {what: "".join(rng.choice("01") for _ in range(40)) for what in ("right", "sound")}
+
+        return {"seed": seed, "end": {name: {way: one() for way in report.WAYS} for name in report.SETS}}
+
+    students = {name: [run(seed) for seed in range(3)] for name in (report.REFERENCE, "teacher")}
+    result = {"students": students, "before": [run(seed) for seed in range(3)]}
+    found = report.summarised(result)
+    assert found["problems"] == dict.fromkeys(report.SETS, 40)
+    for number, (held_out, way) in enumerate(report.COLUMNS):
+        marks = {name: [one["end"][held_out][way]["right"] for one in runs] for name, runs in students.items()}
+        shares = {name: [string.count("1") / 40 for string in strings] for name, strings in marks.items()}
+        for name, expected in shares.items():
+            assert report.shares(found["students"][name], held_out, way) == expected
+        middle, low, high = found["differences"]["teacher"][number]
+        assert middle == pytest.approx((sum(shares[report.REFERENCE]) - sum(shares["teacher"])) / 3)
+        assert low < middle < high
+    assert "01" not in json.dumps(found["students"])
 
 
 @pytest.mark.parametrize("form", RESULTS)

@@ -2,7 +2,7 @@
 
 What is exchanged, and nothing else: the two models' names for the example pair's folders, the server's address for that
 of the test's server, `vllm` and `optimal-sampling` for the modules behind them in this interpreter. Where an engine is
-started, the options of `serving.SMALL` are added.
+started, the options of `support.servers.SMALL_SERVER` are added.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from asking import TEACHER, THETA
-from serving import SMALL, VLLM
+from support.example_pair import TEACHER, THETA
+from support.servers import SMALL_SERVER, VLLM
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 MODELS = {"Qwen/Qwen2.5-3B-Instruct": TEACHER, "Qwen/Qwen2.5-1.5B-Instruct": THETA}
@@ -23,10 +23,10 @@ ADDRESS = "http://localhost:8000"
 
 FENCE = re.compile(r"(?:^<!-- test: (?P<mark>[a-z ]+) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
 
-SMALL_ARGUMENTS = {name.replace("-", "_"): value for name, value in SMALL.items()}
+SMALL_ARGUMENTS = {name.replace("-", "_"): value for name, value in SMALL_SERVER.items()}
 SMALL_OPTIONS = [
     option
-    for name, value in SMALL.items()
+    for name, value in SMALL_SERVER.items()
     for option in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
 ]
 
@@ -36,7 +36,7 @@ class Block:
     """One fenced block.
 
     Attributes:
-        mark: what a comment before it says: `full` (run in the long matrix only), `new process`, or nothing.
+        mark: what a comment before it says: `full` (run in the long matrix only), or nothing.
     """
 
     name: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,15 +13,19 @@ from pathlib import Path
 
 import pytest
 import yaml
-from asking import TEACHER
 from blocks import DOCS, SMALL_OPTIONS, Block, blocks
-from serving import Server, start_server
+
+from support.example_pair import TEACHER
+from support.servers import Server, start_server
 
 ENGINE_SECONDS = 420
 
 NAMED = {
+    "README.md": set(),
+    "architecture.md": set(),
     "generate.md": {"bash", "python", "yaml"},
     "how-it-works.md": {"python"},
+    "inputs.md": set(),
     "limits.md": set(),
     "offline.md": {"python"},
     "parameters.md": {"python"},
@@ -33,20 +38,14 @@ NAMED = {
 
 
 def test_no_block_is_left_out() -> None:
-    found = {path.name: set(re.findall(r"^```(\w+)$", path.read_text(), re.M)) - {"text"} for path in DOCS.glob("*.md")}
+    found = {
+        path.name: set(re.findall(r"^```(\w+)$", path.read_text(), re.M)) - {"text", "mermaid"}
+        for path in DOCS.glob("*.md")
+    }
     assert found == NAMED
     for path in DOCS.glob("*.md"):
         fences = re.findall(r"^```", path.read_text(), re.M)
-        assert len(fences) == 2 * len(blocks(path.name, "text", "bash", "python", "javascript", "yaml"))
-
-
-@pytest.mark.parametrize("path", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)
-def test_links_lead_somewhere(path: Path) -> None:
-    for target, anchor in re.findall(r"\]\(([\w.-]*)(?:#([\w-]+))?\)", path.read_text()):
-        page = path.parent / target if target else path
-        assert page.exists(), target
-        headings = re.findall("^#+ (.*)$", page.read_text(), re.M)
-        assert not anchor or anchor in {re.sub(r"[^\w -]", "", one).lower().replace(" ", "-") for one in headings}
+        assert len(fences) == 2 * len(blocks(path.name, "text", "mermaid", "bash", "python", "javascript", "yaml"))
 
 
 @pytest.mark.parametrize("document", ["how-it-works.md", "parameters.md", "troubleshooting.md"])
@@ -56,21 +55,19 @@ def test_python_without_an_engine(document: str) -> None:
         exec(compile(block.prepared(), block.name, "exec"), names)
 
 
-def offline_programs() -> list[list[Block]]:
-    """The blocks of offline.md that share an engine, as one program each."""
-    programs: list[list[Block]] = [[]]
-    for block in blocks("offline.md", "python"):
-        if block.mark == "new process":
-            programs.append([])
-        programs[-1].append(block)
-    return programs
-
-
-@pytest.mark.parametrize("program", offline_programs(), ids=lambda program: program[0].name)
-def test_offline(program: list[Block], tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", blocks("offline.md", "python"), ids=lambda block: block.name)
+def test_offline(block: Block, tmp_path: Path) -> None:
+    """Each block, saved as a file, is a program, with the engine in a process of its own as vLLM has it by default."""
     script = tmp_path / "program.py"
-    script.write_text("\n".join(block.starting_an_engine() for block in program))
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=ENGINE_SECONDS, check=False)
+    script.write_text(block.starting_an_engine())
+    done = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        timeout=ENGINE_SECONDS,
+        check=False,
+        env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"},
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.strip()
 
@@ -150,7 +147,7 @@ def test_generating(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_file_for_generating_is_read(tmp_path: Path) -> None:
     """Its options reach the command and vLLM, which the dry run and the engine's parser say."""
-    from vllm_optimal_sampling.generate.settings import engine_words, settings_from
+    from vllm_optimal_sampling.data.generate.settings_from import engine_words, settings_from
 
     (block,) = blocks("generate.md", "yaml")
     options = yaml.safe_load(block.prepared())
@@ -163,13 +160,41 @@ def test_the_file_for_generating_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_serving_with_defaults(tmp_path: Path) -> None:
-    (block,) = (b for b in blocks("serving.md", "bash") if "--additional-config" in b.text)
+    (block,) = (b for b in blocks("serving.md", "bash") if "alpha_max" in b.text and "--additional-config" in b.text)
     server = started(block, tmp_path)
     try:
         body = {"model": TEACHER, "prompt": "x", "max_tokens": 1, "vllm_xargs": {"alpha_min": 0.95}}
         status, answer = server.send("/v1/completions", body)
         assert status == 400
         assert "alpha_max=0.9" in answer["error"]["message"]
+    finally:
+        server.stop()
+
+
+@pytest.mark.full
+def test_serving_with_the_teacher_as_theta(tmp_path: Path) -> None:
+    (block,) = (b for b in blocks("serving.md", "bash") if '"theta": "self"' in b.text)
+    server = started(block, tmp_path)
+    try:
+        arguments = {"theta_prompt": "y", "return_alpha": True}
+        body = {"model": TEACHER, "prompt": "x", "max_tokens": 8, "vllm_xargs": arguments}
+        status, answer = server.send("/v1/completions", body)
+        assert status == 200, answer
+        assert any(0 < alpha < 1 for alpha in answer["choices"][0]["optimal_sampling"]["alpha"])
+    finally:
+        server.stop()
+
+
+@pytest.mark.full
+def test_a_server_that_requires_a_prompt_for_theta(tmp_path: Path) -> None:
+    (block,) = (b for b in blocks("serving.md", "bash") if "require_theta_prompt" in b.text)
+    server = started(block, tmp_path)
+    try:
+        body = {"model": TEACHER, "prompt": "x", "max_tokens": 1}
+        for arguments, expected in (({}, 400), ({"theta_prompt": "x"}, 200), ({"optimal_sampling": False}, 200)):
+            status, answer = server.send("/v1/completions", {**body, "vllm_xargs": arguments})
+            assert status == expected, answer
+            assert status == 200 or answer["error"]["param"] == "theta_prompt"
     finally:
         server.stop()
 

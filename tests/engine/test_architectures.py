@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from audit import Reference, RowAudit
-from conftest import start_engine, stop_engine
-from models import VOCAB_SIZE, save_model
-from requests_mix import generate, mixed_batch, theta_prompts
+
+from support.cases import generate, mixed_batch, theta_prompts
+from support.engines import start_engine, stop_engine
+from support.random_models import VOCAB_SIZE, save_model
+from support.reference_models import Reference
+from support.row_audit import RowAudit
 
 GEMMA = {
     "architecture": "gemma3_text",

@@ -6,12 +6,12 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
-from requests_mix import KL_SYMMETRY, Case, generate, token_ids
 from vllm import LLM
 
-from vllm_optimal_sampling.theta.speculator import ThetaSpeculator
+from support.cases import KL_SYMMETRY, Case, generate, token_ids
+from vllm_optimal_sampling.worker.theta.rows import Rows
+from vllm_optimal_sampling.worker.theta.scoring_pass import ScoringPass
 
 BLOCK_SIZE = 32
 PROMPT_LEN = 130
@@ -22,14 +22,14 @@ def test_theta_recomputes_at_most_a_block_more(
     theta_len: int, engines: Callable[..., LLM], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed = 0
-    prefill_pass = ThetaSpeculator._prefill_pass
+    run = ScoringPass.run
 
-    def counting(self: ThetaSpeculator, slots: np.ndarray, starts: np.ndarray, ends: np.ndarray, *args: Any) -> None:
+    def counting(self: ScoringPass, model: Any, rows: Rows, *args: Any) -> Any:
         nonlocal computed
-        computed += int((ends - starts).sum())
-        prefill_pass(self, slots, starts, ends, *args)
+        computed += rows.num_tokens
+        return run(self, model, rows, *args)
 
-    monkeypatch.setattr(ThetaSpeculator, "_prefill_pass", counting)
+    monkeypatch.setattr(ScoringPass, "run", counting)
     llm = engines()
     rng = random.Random(theta_len)
     case = Case(token_ids(rng, PROMPT_LEN), token_ids(rng, theta_len), KL_SYMMETRY)

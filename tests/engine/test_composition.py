@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from audit import Reference
-from models import EOS
-from processed_rows import MAX_TOTAL_VARIATION, ProcessedRows, expected_logits, total_variation
-from requests_mix import KL_SYMMETRY, OPTED_OUT, THETA_ALONE, Case
 from vllm import LLM, SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 
+from support.cases import KL_SYMMETRY, OPTED_OUT, THETA_ALONE, Case
+from support.processed_rows import MAX_TOTAL_VARIATION, ProcessedRows, expected_logits, total_variation
+from support.random_models import EOS
+from support.reference_models import Reference
 from vllm_optimal_sampling import OptimalSamplingParams
 
 MAX_TOKENS = 10

@@ -1,6 +1,7 @@
 """The parts of vLLM that this package replaces or builds on are what it takes them for, in the installed version.
 
-When vLLM moves one of them, the test of that name fails here, before anything subtler does elsewhere.
+When vLLM moves one of them, the test of that name fails here, before anything subtler does elsewhere. On a vLLM that is not
+supported the patches are not in place; what they would replace is held against the registry all the same (`.ci/newest-vllm`).
 """
 
 import dataclasses
@@ -12,21 +13,26 @@ import pytest
 import vllm
 from vllm.plugins import load_general_plugins
 
-from vllm_optimal_sampling import engine_config
-from vllm_optimal_sampling.hooks import PATCHES, Patch
+from vllm_optimal_sampling.config.versions import is_supported_version
+from vllm_optimal_sampling.hooks import imports  # noqa: F401  registers the patches
+from vllm_optimal_sampling.hooks.registry import PATCHES, Patch
+
+SUPPORTED = is_supported_version(vllm.__version__)
 
 SPECULATOR = "vllm.v1.worker.gpu.spec_decode.speculator"
-GRAPHS = "vllm.v1.worker.gpu.spec_decode.target_dependent_ar.cudagraph_utils"
+RUNNER = "vllm.v1.worker.gpu.model_runner:GPUModelRunner"
 
 # What is called or overridden without being patched: name -> parameters, in order; "..." ends the part that matters.
 CALLED: dict[str, str] = {
-    "vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator:StandaloneARSpeculator.__init__": "self vllm_config device",
-    "vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator:StandaloneARSpeculator._run_model": (
-        "self input_ids positions attn_metadata slot_mappings num_tokens_across_dp"
-    ),
-    "vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator:StandaloneARSpeculator.set_attn": (
+    f"{SPECULATOR}:DraftModelSpeculator.__init__": "self vllm_config device",
+    f"{SPECULATOR}:DraftModelSpeculator.load_draft_model": "self target_model target_attn_layer_names",
+    f"{SPECULATOR}:DraftModelSpeculator.set_attn": (
         "self model_state kv_cache_config block_tables target_input_buffers target_attn_groups"
     ),
+    f"{SPECULATOR}:DraftModelSpeculator._configure_decode_metadata_update": "self",
+    f"{SPECULATOR}:BaseSpeculator.init_cudagraph_manager": "self cudagraph_mode",
+    f"{SPECULATOR}:BaseSpeculator.capture": "self",
+    "vllm.model_executor.model_loader:get_model": "vllm_config ...",
     f"{SPECULATOR}:DraftModelSpeculator._build_attn_metadata": (
         "self num_reqs batch_desc query_start_loc_np seq_lens_cpu_upper_bound step causal dcp_local_seq_lens slot_mappings"
     ),
@@ -43,16 +49,36 @@ CALLED: dict[str, str] = {
         "last_sampled next_prefill_tokens temperature seeds dp_sync_state dummy_run skip_attn_for_dummy_run mm_inputs "
         "is_profile num_speculative_tokens"
     ),
-    f"{GRAPHS}:SpeculatorCudaGraphManager.capture": (
-        "self forward_fn model_state input_buffers block_tables attn_groups kv_cache_config progress_bar_desc ..."
-    ),
-    f"{GRAPHS}:SpeculatorCudaGraphManager.specialize_spec_tokens": "self desc num_speculative_tokens",
+    "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.needs_capture": "self",
     "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.__init__": (
         "self vllm_config device cudagraph_mode decode_query_len ..."
     ),
     "vllm.v1.worker.gpu.cudagraph_utils:prepare_inputs_to_capture": (
         "num_reqs num_tokens model_state input_buffers block_tables attn_groups kv_cache_config full_cudagraph ..."
     ),
+    # What a theta that scores runs with.
+    "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.dispatch": (
+        "self num_reqs num_tokens uniform_token_count num_active_loras ..."
+    ),
+    "vllm.v1.worker.gpu.cudagraph_utils:ModelCudaGraphManager.run_fullgraph": "self desc",
+    "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.run_pw_graph": "self model model_inputs",
+    "vllm.v1.worker.gpu.attn_utils:build_attn_metadata": (
+        "attn_groups num_reqs num_tokens query_start_loc_gpu query_start_loc_cpu max_query_len seq_lens max_seq_len "
+        "block_tables slot_mappings kv_cache_config seq_lens_cpu_upper_bound ..."
+    ),
+    "vllm.v1.worker.gpu.attn_utils:init_attn_backend": ("kv_cache_config vllm_config device active_layer_names ..."),
+    "vllm.forward_context:set_forward_context": (
+        "attn_metadata vllm_config num_tokens num_tokens_across_dp cudagraph_runtime_mode batch_descriptor ubatch_slices "
+        "slot_mapping ..."
+    ),
+    "vllm.v1.worker.utils:get_uniform_decode_token_count": "num_reqs num_tokens max_query_len decode_graph_eligible",
+    "vllm.v1.worker.utils:clear_layer_kv_caches": "layers",
+    "vllm.v1.worker.gpu.input_batch:InputBatch.make_dummy": "cls num_reqs num_tokens input_buffers max_query_len ...",
+    "vllm.v1.worker.gpu.lora_utils:get_lora_capture_cases": "lora_config compilation_config",
+    "vllm.v1.worker.gpu.lora_utils:create_lora_capture_hook": "lora_config runner",
+    "vllm.v1.worker.gpu.lora_utils:LoraState.make_lora_inputs": "self req_ids idx_mapping num_scheduled_tokens",
+    "vllm.v1.worker.gpu.lora_utils:LoraState.get_activate_loras": "self req_ids",
+    "vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin.add_lora": "self lora_request",
     "vllm.v1.worker.gpu.dp_utils:dispatch_cg_and_sync_dp": (
         "cudagraph_manager num_reqs num_tokens uniform_token_count dp_size dp_rank ..."
     ),
@@ -83,16 +109,55 @@ CALLED: dict[str, str] = {
     "vllm.v1.worker.gpu.sample.logits_processor.interface:LogitsProcessor.apply": "self logits ctx",
 }
 
+# What our subclasses override (`subclasses`, `worker/model_runner.py`, `worker/samplers.py`).
+OVERRIDDEN: dict[str, str] = {
+    "vllm.v1.core.sched.scheduler:Scheduler.__init__": (
+        "self vllm_config kv_cache_config structured_output_manager block_size hash_block_size mm_registry "
+        "include_finished_set log_stats"
+    ),
+    "vllm.v1.core.sched.scheduler:Scheduler.update_from_output": "self scheduler_output model_runner_output",
+    "vllm.v1.worker.gpu_worker:Worker.init_device": "self",
+    "vllm.v1.worker.cpu_worker:CPUWorker.init_device": "self",
+    "vllm.v1.worker.gpu_worker:Worker._set_draft_weight_update_target": "self",
+    f"{RUNNER}.load_model": "self load_dummy_weights args model kwargs",
+    f"{RUNNER}.initialize_kv_cache": "self kv_cache_config is_profiling kv_cache_allocation_context",
+    f"{RUNNER}.execute_model": (
+        "self scheduler_output intermediate_tensors dummy_run skip_attn_for_dummy_run is_profile context_len "
+        "valid_dummy_state_slots randomize_inputs"
+    ),
+    f"{RUNNER}.prepare_attn": "self input_batch",
+    f"{RUNNER}.capture_model": "self profile_only",
+    f"{RUNNER}.profile_cudagraph_memory": "self",
+    f"{RUNNER}._dummy_sampler_run": "self hidden_states",
+    f"{RUNNER}.shutdown": "self",
+    "vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin._set_active_loras": (
+        "self prompt_lora_mapping token_lora_mapping lora_requests mapping_type"
+    ),
+    f"{RUNNER}.sample": "self hidden_states input_batch grammar_output",
+    f"{RUNNER}.reload_weights": "self weights_iterator weights_path is_checkpoint_format",
+    "vllm.v1.worker.gpu.sample.sampler:Sampler.sample": (
+        "self logits expanded_idx_mapping idx_mapping idx_mapping_np pos input_ids expanded_local_pos "
+        "seq_lens_upper_bound_np return_logprobs"
+    ),
+    "vllm.v1.worker.gpu.spec_decode.rejection_sampler:RejectionSampler._verify": (
+        "self logits draft_logits draft_sampled pos cu_num_logits idx_mapping idx_mapping_np expanded_idx_mapping "
+        "expanded_local_pos seq_lens_upper_bound_np verify_draft_sampled"
+    ),
+}
+
 FIELDS: dict[str, str] = {
     "vllm.v1.worker.gpu.sample.logits_processor.interface:LogitsContext": (
         "expanded_idx_mapping idx_mapping idx_mapping_np expanded_local_pos input_ids pos seq_lens_upper_bound_np"
     ),
     "vllm.v1.worker.gpu.input_batch:InputBatch": (
-        "req_ids num_reqs idx_mapping idx_mapping_np num_scheduled_tokens num_tokens seq_lens_cpu_upper_bound "
-        "num_computed_tokens_np prefill_len_np is_prefilling_np has_prefill"
+        "req_ids num_reqs idx_mapping idx_mapping_np num_scheduled_tokens num_tokens num_tokens_after_padding "
+        "query_start_loc_np seq_lens_cpu_upper_bound num_computed_tokens_np prefill_len_np is_prefilling_np has_prefill "
+        "input_ids positions cu_num_logits_np"
     ),
     "vllm.v1.metrics.stats:SchedulerStats": "kv_connector_stats",
-    f"{GRAPHS}:SpeculatorBatchDescriptor": "cg_mode num_tokens num_reqs num_speculative_tokens",
+    "vllm.v1.worker.gpu.cudagraph_utils:BatchExecutionDescriptor": (
+        "cg_mode num_tokens num_reqs uniform_token_count max_query_len"
+    ),
 }
 
 
@@ -107,6 +172,8 @@ def find(name: str) -> Any:
 def parameters(function: Any) -> list[str]:
     if hasattr(function, "arg_names"):  # a Triton kernel
         return list(function.arg_names)
+    if inspect.isclass(function) and "is_patched" in vars(function):  # ours extends the one that it replaces
+        function = function.__base__
     return list(inspect.signature(inspect.unwrap(function)).parameters)
 
 
@@ -125,16 +192,17 @@ def registered() -> None:
 def test_patched(patch: Patch) -> None:
     found = find(f"{patch.module}:{patch.name}")
     if patch.parameters is None:
-        assert isinstance(found, property) and hasattr(found.fget, "__wrapped__"), f"{patch.name} is not in place"
+        assert isinstance(found, property)
+        assert hasattr(found.fget, "__wrapped__") or not SUPPORTED, f"{patch.name} is not in place"
         return
-    assert found._optimal_sampling, f"{patch.name} is not in place"
+    assert getattr(found, "is_patched", False) or not SUPPORTED, f"{patch.name} is not in place"
     # The original, as vLLM wrote it: our replacements pass on what they do not name.
     assert takes(found, list(patch.parameters))
 
 
-@pytest.mark.parametrize("name", CALLED)
-def test_called(name: str) -> None:
-    assert takes(find(name), CALLED[name].split())
+@pytest.mark.parametrize("name", [*CALLED, *OVERRIDDEN])
+def test_called_and_overridden(name: str) -> None:
+    assert takes(find(name), (CALLED | OVERRIDDEN)[name].split())
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -143,5 +211,4 @@ def test_fields(name: str) -> None:
 
 
 def test_the_installed_version_is_supported() -> None:
-    assert engine_config.is_supported_version(vllm.__version__)
-    assert not engine_config.is_supported_version("0.31.9") and not engine_config.is_supported_version("0.34.0")
+    assert SUPPORTED

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from audit import Reference, expected_log_q
-from requests_mix import KL_SYMMETRY, OPTED_OUT, Case, generate, token_ids
 from vllm import LLM
+
+from support.cases import KL_SYMMETRY, OPTED_OUT, Case, generate, token_ids
+from support.reference_models import Reference, expected_log_q
 
 NUM_DRAWS = 2000
 BINS = 20

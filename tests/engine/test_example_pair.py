@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-from audit import Reference, find_runner, greedy_tokens
-from conftest import start_engine, stop_engine
-from requests_mix import KL_SYMMETRY, Case
+from task import read_rows, teacher_messages, theta_messages
 from vllm import SamplingParams
 
-PAIR = Path(__file__).parents[2] / "examples" / "pair"
-sys.path.insert(0, str(PAIR))
-
-from task import read_rows, teacher_messages, theta_messages  # noqa: E402  examples/pair
+from support.cases import KL_SYMMETRY, Case
+from support.engines import find_runner, start_engine, stop_engine
+from support.example_pair import PAIR, TEACHER, THETA
+from support.reference_models import Reference, greedy_tokens
 
 NUM_DRAFTS = 4
 
 
 def test_greedy_and_the_forwards_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Greedy completions end where brute force ends; rounds and forwards are as few as the design says."""
-    llm = start_engine(str(PAIR / "teacher"), str(PAIR / "theta"), num_speculative_tokens=NUM_DRAFTS)
+    llm = start_engine(TEACHER, THETA, num_speculative_tokens=NUM_DRAFTS)
     try:
         tokenizer = llm.get_tokenizer()
         eos = tokenizer.eos_token_id
@@ -63,7 +59,7 @@ def test_greedy_and_the_forwards_it_takes(monkeypatch: pytest.MonkeyPatch) -> No
     finally:
         stop_engine(llm)
 
-    reference = Reference(str(PAIR / "teacher"), str(PAIR / "theta"))
+    reference = Reference(TEACHER, THETA)
     num_tokens = 0
     ended_inside = 0
     for case, output in zip(cases, outputs, strict=True):

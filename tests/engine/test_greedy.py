@@ -4,9 +4,10 @@ import re
 from collections.abc import Callable
 
 import pytest
-from audit import Reference, greedy_tokens
-from requests_mix import KL_SYMMETRY, OPTED_OUT, TEACHER_ALONE, THETA_ALONE, Case, generate, mixed_batch
 from vllm import LLM, SamplingParams
+
+from support.cases import KL_SYMMETRY, OPTED_OUT, TEACHER_ALONE, THETA_ALONE, Case, generate, mixed_batch
+from support.reference_models import Reference, greedy_tokens
 
 # 12 requests x 84 tokens
 MAX_TOKENS = 84

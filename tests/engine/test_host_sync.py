@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from audit import find_runner
-from requests_mix import Case, generate, token_ids
 from torch.overrides import TorchFunctionMode
 from vllm import LLM
 
 import vllm_optimal_sampling
+from support.cases import Case, generate, token_ids
+from support.engines import find_runner
 from vllm_optimal_sampling import kernels
-from vllm_optimal_sampling.theta.speculator import ThetaSpeculator
+from vllm_optimal_sampling.worker.theta.speculator import ThetaSpeculator
 
 OURS = tuple(str(Path(module.__file__).parent) for module in (vllm_optimal_sampling, kernels) if module.__file__)
 

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from audit import Reference, RowAudit
-from requests_mix import Case, generate, theta_prompts, token_ids
 from vllm import LLM
 from vllm_optimal_sampling.kernels import Method
 
-from vllm_optimal_sampling.records import TokenRecords
+from support.cases import Case, generate, theta_prompts, token_ids
+from support.reference_models import Reference
+from support.row_audit import RowAudit
+from vllm_optimal_sampling.front_end.records import TokenRecords
 
 ARGUMENTS: list[dict[str, Any]] = [
     *({"alpha_method": method.name.lower()} for method in Method),

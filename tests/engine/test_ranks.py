@@ -9,12 +9,13 @@ import asyncio
 import random
 
 import pytest
-from audit import Reference, greedy_tokens
-from conftest import engine_options, start_engine, stop_engine
-from requests_mix import Case, generate, mixed_batch
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
+
+from support.cases import Case, generate, mixed_batch
+from support.engines import engine_options, start_engine, stop_engine
+from support.reference_models import Reference, greedy_tokens
 
 RANKS: dict[str, dict[str, int]] = {
     "one rank": {},

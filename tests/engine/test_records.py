@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from audit import Reference, expected_log_q, greedy_tokens
-from requests_mix import KL_SYMMETRY, OPTED_OUT, TEACHER_ALONE, THETA_ALONE, Case, generate, token_ids
 from vllm import LLM, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.output_processor import RequestOutputCollector
 from vllm_optimal_sampling.kernels import Method
 
-from vllm_optimal_sampling.records import FIELDS, TokenRecords
+from support.cases import KL_SYMMETRY, OPTED_OUT, TEACHER_ALONE, THETA_ALONE, Case, generate, token_ids
+from support.reference_models import Reference, expected_log_q, greedy_tokens
+from vllm_optimal_sampling.front_end.records import TokenRecords
+from vllm_optimal_sampling.wire import RECORD_FIELDS
 
 K = 3
-# float32 models through other attention kernels against float64 (see `audit`): up to 3e-5 nats on likely tokens, more
+# float32 models through other attention kernels against float64 (see `row_audit`): up to 3e-5 nats on likely tokens, more
 # on the rare ones that sampling also draws. A record of a neighbouring token or row is off by 0.1 and more.
 TOLERANCES = {"alpha": 2e-3, "kl": 2e-3, "logprob": 2e-3, "teacher_logprob": 2e-3, "theta_logprob": 2e-3}
 ASKED = {"return_alpha": True}
@@ -35,7 +36,7 @@ BOUNDED = {"alpha_max": 0.3}
 def check(reference: Reference, case: Case, tokens: list[int], records: Any) -> None:
     """Compare the record of every token of an output with both models in float64."""
     assert tokens
-    assert all(len(getattr(records, name)) == len(tokens) for name in FIELDS)
+    assert all(len(getattr(records, name)) == len(tokens) for name in RECORD_FIELDS)
     arguments = {name: value for name, value in case.arguments.items() if name in ("alpha", "alpha_min", "alpha_max")}
     method = Method[case.arguments.get("alpha_method", "kl_symmetry").upper()]
     plain = case.arguments.get("teacher_only_tokens", 0)
@@ -245,7 +246,7 @@ def server(pair: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def as_records(choice: dict[str, Any]) -> TokenRecords:
-    assert set(choice["optimal_sampling"]) == set(FIELDS)
+    assert set(choice["optimal_sampling"]) == set(RECORD_FIELDS)
     return TokenRecords(**choice["optimal_sampling"])
 
 

@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from audit import Reference, RowAudit, greedy_tokens
-from requests_mix import KL_SYMMETRY, OPTED_OUT, TEACHER_ALONE, THETA_ALONE, Case, generate, theta_prompts, token_ids
 from vllm import LLM
+
+from support.cases import KL_SYMMETRY, OPTED_OUT, TEACHER_ALONE, THETA_ALONE, Case, generate, theta_prompts, token_ids
+from support.reference_models import Reference, greedy_tokens
+from support.row_audit import RowAudit
 
 BLOCK_SIZE = 32
 PROMPT_LEN = 70

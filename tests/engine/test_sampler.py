@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
-from audit import Reference, greedy_tokens
-from requests_mix import KL_SYMMETRY, OPTED_OUT, Case
+from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 
+from support.cases import KL_SYMMETRY, OPTED_OUT, Case
+from support.reference_models import Reference, greedy_tokens
 from vllm_optimal_sampling import ArgumentError, OptimalSampler, OptimalSamplingV1
 
 PROMPTS = ["the quick brown fox jumps over two numbers and", "add up the lazy dog"]
@@ -119,6 +122,89 @@ def test_a_refused_call_leaves_the_sampler_usable(sampler: OptimalSampler) -> No
         sampler.generate(PROMPTS, ["the", "the lazy dog " * 600], max_tokens=4)
     assert sampler.generate([]).generated_texts == []
     assert sampler.generate(PROMPTS, max_tokens=2).num_tokens == [2, 2]
+
+
+class InterruptedSteps:
+    """The engine's steps, with Ctrl-C in the middle of one of them."""
+
+    def __init__(self, sampler: OptimalSampler, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+        self.step, self.left = sampler.llm.llm_engine.step, at
+        monkeypatch.setattr(sampler.llm.llm_engine, "step", self)
+
+    def __call__(self) -> Any:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return self.step()
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_after_ctrl_c_the_next_call_has_its_own_outputs(
+    sampler: OptimalSampler, reference: Reference, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """At c2787b4 it had those of the interrupted call before its own."""
+    with monkeypatch.context() as patch:
+        InterruptedSteps(sampler, patch, at)
+        with pytest.raises(KeyboardInterrupt):
+            sampler.generate(PROMPTS * 4, max_tokens=64, temperature=0, ignore_eos=True)
+    output = sampler.generate(PROMPTS[:1], THETA_PROMPTS[:1], max_tokens=8, temperature=0, ignore_eos=True)
+    texts = [(f"{TEACHER_SYSTEM}\n\n{PROMPTS[0]}", f"{THETA_SYSTEM}\n\n{THETA_PROMPTS[0]}")]
+    assert output.generated_ids == expected(sampler, reference, texts)
+
+
+def test_requests_of_others_are_not_mixed_with_its_own(sampler: OptimalSampler) -> None:
+    sampler.llm.enqueue(["theirs"], SamplingParams(max_tokens=2))
+    with pytest.raises(RuntimeError, match="at work on 1 requests that are not this sampler's"):
+        sampler.generate(PROMPTS)
+    assert len(sampler.llm.wait_for_completion()) == 1
+    assert sampler.generate(PROMPTS, max_tokens=2).num_tokens == [2, 2]
+
+
+def test_two_threads_have_their_own_outputs(sampler: OptimalSampler) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(sampler.generate, PROMPTS[:1] * number, max_tokens=2) for number in (1, 3, 2)]
+        assert [len(call.result().num_tokens) for call in calls] == [1, 3, 2]
+
+
+CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"fixed_alpha": 0.7}, "^fixed_alpha=0.7 has no effect with alpha_method='kl_symmetry'"),
+    ({"enable_chat_template": "no"}, "enable_chat_template='no' is text, not true or false"),
+    ({"track_alpha_stats": 1}, "track_alpha_stats=1 is an integer"),
+    ({"theta_system_prompt": ""}, "theta_system_prompt='' is not text"),
+    ({"teacher_system_prompt": 3}, "teacher_system_prompt=3 is not text"),
+    ({"model": "another"}, "model is model_teacher here"),
+    ({"speculative_config": {"model": "another"}}, "speculative_config has another model"),
+    ({"num_speculative_tokens": 3, "speculative_config": {"num_speculative_tokens": 2}}, "give one of them"),
+    ({"additional_config": {"optimal_sampling": {"alpha_max": 0.5}}}, "additional_config has alpha_max"),
+    ({"additional_config": {"optimal_sampling": {"theta_prompt": "x"}}}, "additional_config has theta_prompt"),
+    ({"additional_config": {"optimal_sampling": {"theta_system_prompt": "x"}}}, "which has no effect here"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"), CONTRADICTIONS, ids=[str(arguments) for arguments, _ in CONTRADICTIONS]
+)
+def test_arguments_without_effect_are_refused(arguments: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ArgumentError, match=reason):
+        OptimalSampler("no teacher", "no theta", **arguments)
+
+
+def test_a_closed_sampler_says_so(pair: tuple[str, str]) -> None:
+    teacher, theta = pair
+    with OptimalSampler(teacher, theta, alpha_method="fixed", fixed_alpha=0.5, **SMALL) as sampler:
+        assert sampler.generate(PROMPTS[:1], max_tokens=1).num_tokens == [1]
+        for arguments, reason in (
+            ({"extra_args": {"alpha": 1}}, "extra_args are made of"),
+            ({"use_optimal_sampling": "no"}, "use_optimal_sampling='no' is text"),
+        ):
+            with pytest.raises(ArgumentError, match=reason):
+                sampler.generate(PROMPTS, **arguments)
+        with pytest.raises(TypeError, match="repetition_penalti"):
+            sampler.generate(PROMPTS, repetition_penalti=1.1)
+    for _ in range(2):
+        sampler.close()
+        with pytest.raises(RuntimeError, match="this sampler is closed; make a new one"):
+            sampler.generate(PROMPTS)
 
 
 @pytest.mark.parametrize(

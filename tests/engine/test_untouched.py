@@ -32,7 +32,7 @@ for prompt, output in zip(prompts, outputs):
 runner = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
 speculator = getattr(runner, "speculator", None)
 print("RUNNER", type(runner).__module__, "SPECULATOR", type(speculator).__name__)
-assert "vllm_optimal_sampling.theta" not in "".join(sys.modules), "theta's modules were loaded for nothing"
+assert "vllm_optimal_sampling.worker.theta" not in "".join(sys.modules), "theta's modules were loaded for nothing"
 """
 
 

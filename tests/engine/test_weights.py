@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from audit import Reference, RowAudit, find_runner
-from conftest import start_engine, stop_engine
-from models import save_model
-from requests_mix import generate, mixed_batch, theta_prompts
 from safetensors.torch import load_file
+from vllm.compilation.caching import aot_compile_hash_factors
 from vllm.config import WeightTransferConfig
 from vllm.distributed.weight_transfer.base import WeightTransferEngine
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from support.cases import generate, mixed_batch, theta_prompts
+from support.engines import find_runner, start_engine, stop_engine
+from support.random_models import save_model
+from support.reference_models import Reference
+from support.row_audit import RowAudit
 from vllm_optimal_sampling.weights import reload_weights
 
 
@@ -71,6 +73,13 @@ def test_self_distillation_keeps_one_copy_of_the_weights(tmp_path: Path) -> None
             assert mine.mlp is teachers.mlp and mine.self_attn.qkv_proj is teachers.self_attn.qkv_proj
             assert mine.self_attn.attn is not teachers.self_attn.attn
             assert mine.self_attn.attn.kv_cache.data_ptr() != teachers.self_attn.attn.kv_cache.data_ptr()
+        # Code that torch.compile made for the teacher has its layers' names in it: neither is to find the other's.
+        keys = [aot_compile_hash_factors(model.model.vllm_config) for model in (teacher, theta)]
+        assert keys[0] != keys[1]
+        layers = runner.vllm_config.compilation_config.static_forward_context
+        for mine in theta.model.layers:
+            assert mine.self_attn.attn.layer_name.startswith("draft_model.")
+            assert layers[mine.self_attn.attn.layer_name] is mine.self_attn.attn
         cases = mixed_batch(seed=51, long=70)
         with RowAudit(llm) as audit:
             outputs = generate(llm, cases, max_tokens=8)

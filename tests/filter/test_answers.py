@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_optimal_sampling.filter import answers
-from vllm_optimal_sampling.filter.answers import AnswerPattern, PatternError, as_number, boxed, same
+from vllm_optimal_sampling.data.filter import answers
+from vllm_optimal_sampling.data.filter.answers import AnswerPattern, PatternError, as_number, boxed, contains, same
 
 BALANCED = st.recursive(
     st.text(alphabet="ab1 +-,", max_size=6),
@@ -124,7 +124,7 @@ def test_a_pattern_gives_its_last_match() -> None:
 
 
 def test_no_regular_expression_is_said() -> None:
-    with pytest.raises(PatternError, match=r"--answer-regex '\(' is no regular expression"):
+    with pytest.raises(PatternError, match=r"--answer-regex '\(' is not a regular expression"):
         AnswerPattern("--answer-regex", "(")
 
 
@@ -139,3 +139,43 @@ def test_backtracking_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PatternError, match="on each of 3 completions"):
         pattern.find("a" * 80 + "b")
     assert time.perf_counter() - start < 30
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "found"),
+    [
+        ("The answer is 72.", "72", True),
+        ("72", "72", True),
+        ("so 72, not 71", "72", True),
+        ("$72$ apples", "72", True),
+        (r"\\boxed{72}", "72", True),
+        ("x=72", "72", True),
+        ("is 172", "72", False),
+        ("is 72.5", "72", False),
+        ("is 1,072", "72", False),
+        ("is 72,000", "72", False),
+        ("is 3.72", "72", False),
+        ("is -72", "72", False),
+        ("(-72)", "72", False),
+        ("100-72", "72", True),
+        ("is -72", "-72", True),
+        ("72nd", "72", False),
+        ("the  New\nYork way", "New York", True),
+        ("the new york way", "New York", False),
+        ("state of the art", "art", True),
+        ("start", "art", False),
+        ("anything", "", False),
+        ("a (b) c", "(b)", True),
+        ("x+1", "x+1", True),
+        ("xx1", "x+1", False),
+    ],
+)
+def test_an_answer_in_a_text(text: str, answer: str, found: bool) -> None:
+    assert contains(text, answer) is found
+
+
+def test_answers_without_regard_to_case() -> None:
+    assert contains("the new york way", "New York", ignore_case=True)
+    assert same("YES.", "yes", numeric=False, ignore_case=True)
+    assert not same("YES.", "yes", numeric=False)
+    assert not same("no", "yes", numeric=False, ignore_case=True)

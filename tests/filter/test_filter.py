@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from written_rows import command, row, write
 
-from vllm_optimal_sampling.filter import writing
-from vllm_optimal_sampling.filter.rules import FilterSettings, Rules
-from vllm_optimal_sampling.sampled_rows import settings_path
+from support.written_rows import command, row, write
+from vllm_optimal_sampling.data.filter import writing
+from vllm_optimal_sampling.data.filter.rules import FilterSettings, Rules
+from vllm_optimal_sampling.data.rows import settings_path
 
 
 def kept(path: Path) -> list[dict[str, Any]]:
@@ -140,10 +140,15 @@ def test_the_settings_go_along(tmp_path: Path) -> None:
         (["--max-per-prompt", "0"], "--max-per-prompt is 0"),
         (["--min-tokens", "9", "--max-tokens", "8"], "nothing would stay"),
         (["--boxed", "--answer-regex", "x"], "give one of them"),
-        (["--answer-column", "answer"], "needs --boxed or --answer-regex"),
+        (["--answer-column", "answer"], "needs --boxed, --answer-regex or --contains-answer"),
         (["--boxed", "--numeric"], "give --answer-column too"),
-        (["--answer-regex", "("], "is no regular expression"),
+        (["--answer-regex", "("], "is not a regular expression"),
         (["--answer-regex", "answer", "--answer-column", "anwser"], "no row has a column 'anwser'"),
+        (["--contains-answer", "--answer-column", "anwser"], "no row has a column 'anwser'"),
+        (["--contains-answer"], "--contains-answer is about the right answer; give --answer-column too"),
+        (["--contains-answer", "--answer-column", "answer", "--boxed"], "--boxed and --contains-answer both say"),
+        (["--contains-answer", "--answer-column", "answer", "--numeric"], "and --contains-answer reads none"),
+        (["--boxed", "--ignore-case"], "--ignore-case is about the right answer"),
     ],
 )
 def test_wrong_options_are_one_sentence(
@@ -237,3 +242,31 @@ def test_rows_without_a_common_schema_are_one_sentence(tmp_path: Path, capsys: p
     assert command("filter", path, "--output", tmp_path / "kept.parquet") == 1
     assert "no common parquet schema" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_rows_that_contain_the_right_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = ["It is Paris.", "it is paris", "In Parisian style", "Comparisons"]
+    rows = [row(number) | {"completion": text, "answer": "Paris"} for number, text in enumerate(texts)]
+    path, kept = write(tmp_path / "rows.jsonl", rows), tmp_path / "kept.jsonl"
+    options = ("filter", path, "--output", kept, "--overwrite", "--contains-answer", "--answer-column", "answer")
+    assert command(*options) == 0
+    assert [json.loads(line)["completion"] for line in kept.read_text().splitlines()] == texts[:1]
+    assert command(*options, "--ignore-case") == 0
+    assert [json.loads(line)["completion"] for line in kept.read_text().splitlines()] == texts[:2]
+    assert command(*options, "--max-tokens", "0") == 0
+    assert f"no row is left; {kept} is empty" in capsys.readouterr().err
+
+
+def test_an_option_with_two_values_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "rows.jsonl", [row(1)])
+    with pytest.raises(SystemExit) as ended:
+        command("filter", path, "--output", tmp_path / "kept.jsonl", "--min-tokens", "1", "--min-tokens", "2")
+    assert ended.value.code == 2
+    assert "--min-tokens is given twice, with 1 and with 2" in capsys.readouterr().err
+
+
+def test_an_option_is_not_shortened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "rows.jsonl", [row(1)])
+    with pytest.raises(SystemExit):
+        command("filter", path, "--output", tmp_path / "kept.jsonl", "--drop-trunc")
+    assert "unrecognized arguments: --drop-trunc" in capsys.readouterr().err

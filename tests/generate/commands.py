@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PAIR = Path(__file__).resolve().parents[2] / "examples" / "pair"
-TEACHER, THETA = str(PAIR / "teacher"), str(PAIR / "theta")
+from support.example_pair import PAIR, TEACHER, THETA
+
 COMMAND = [sys.executable, "-m", "vllm_optimal_sampling", "generate"]
 
 THETA_TEMPLATE = "{{ problem }}"

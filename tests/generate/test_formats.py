@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from commands import THETA
 
-from vllm_optimal_sampling.generate.errors import RunError
-from vllm_optimal_sampling.generate.formats import write
-from vllm_optimal_sampling.generate.inputs import InputRow
-from vllm_optimal_sampling.generate.jobs import Sample, jobs
-from vllm_optimal_sampling.generate.output import FinishedSamples, line_of
-from vllm_optimal_sampling.generate.settings import Settings, settings_from
+from vllm_optimal_sampling.data.generate.errors import RunError
+from vllm_optimal_sampling.data.generate.formats import write
+from vllm_optimal_sampling.data.generate.input_row import InputRow
+from vllm_optimal_sampling.data.generate.jobs import Sample, jobs
+from vllm_optimal_sampling.data.generate.output import FinishedSamples
+from vllm_optimal_sampling.data.generate.output_row import line_of
+from vllm_optimal_sampling.data.generate.settings import Settings
+from vllm_optimal_sampling.data.generate.settings_from import settings_from
 
 pytest.importorskip("pyarrow")
 datasets = pytest.importorskip("datasets")

@@ -28,9 +28,9 @@ from commands import (
     start,
     write_rows,
 )
-from serving import SMALL as SERVER_OPTIONS
-from serving import VLLM, Server, start_server
 from transformers import AutoTokenizer
+
+from support.servers import SMALL_SERVER, VLLM, Server, start_server
 
 NUM_PROBLEMS, NUM_SAMPLES = 12, 2
 ENDS = ("kill", "kill the engine", "stop")
@@ -111,6 +111,14 @@ def test_a_signal_lets_running_samples_finish(drawn: Drawn) -> None:
     assert "stopped by SIGTERM; run the same command again to go on" in drawn.log
 
 
+def test_the_log_holds_the_commands_own_lines(drawn: Drawn) -> None:
+    """Neither vLLM's configuration nor what the interpreter's numpy says of infinities stands between them."""
+    assert "starting the engine: " in drawn.log
+    assert "theta is not shown: answer" in drawn.log
+    assert " INFO " not in drawn.log
+    assert "RuntimeWarning" not in drawn.log
+
+
 def test_an_engine_that_dies_is_one_sentence(drawn: Drawn) -> None:
     said = [line for line in drawn.log.splitlines() if line.startswith("optimal-sampling generate: ")]
     assert len(said) == 1
@@ -185,7 +193,7 @@ def test_a_signal_while_the_engine_starts_ends_the_command(tmp_path: Path) -> No
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     speculative = json.dumps({"model": THETA, "num_speculative_tokens": 3})
     command = [*VLLM, "serve", TEACHER, "--logits-processor", "optimal_sampling", "--speculative-config", speculative]
-    small = [word for name, value in SERVER_OPTIONS.items() for word in (f"--{name}", str(value)) if word != "True"]
+    small = [word for name, value in SMALL_SERVER.items() for word in (f"--{name}", str(value)) if word != "True"]
     server = start_server([*command, *small], tmp_path_factory.mktemp("server") / "server.log")
     yield server
     server.stop()
@@ -250,7 +258,8 @@ def test_a_server_alone_gives_rows_from_raw_text(server: Server, tmp_path: Path)
 def test_a_server_that_cannot_do_it(server: Server, tmp_path: Path, change: list[str], reason: str) -> None:
     source = write_rows(tmp_path / "in.jsonl", problems(1))
     output = tmp_path / "rows.jsonl"
-    done = run("--endpoint", server.url, "--input", str(source), "--output", str(output), *TEMPLATES, *change)
+    endpoint = [] if "--endpoint" in change else ["--endpoint", server.url]
+    done = run(*endpoint, "--input", str(source), "--output", str(output), *TEMPLATES, *change)
     assert done.returncode == 2, done.stderr
     assert reason in done.stderr
     assert not output.exists()

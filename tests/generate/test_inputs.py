@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from vllm_optimal_sampling.generate import inputs
-from vllm_optimal_sampling.generate.errors import SettingsError
-from vllm_optimal_sampling.generate.inputs import InputRow, count, open_inputs, read
+from vllm_optimal_sampling.data.generate import input_files, inputs
+from vllm_optimal_sampling.data.generate.errors import SettingsError
+from vllm_optimal_sampling.data.generate.input_row import InputRow
+from vllm_optimal_sampling.data.generate.inputs import count, open_inputs, read
 
 ROWS = [{"problem": f"What is {i} + 1,\n“please”?", "answer": str(i + 1)} for i in range(7)]
 
@@ -78,7 +79,7 @@ def test_json_lines_under_the_name_json(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [1, 7, 64])
 def test_a_json_array_over_many_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr(inputs, "JSON_CHUNK", size)
+    monkeypatch.setattr(input_files, "JSON_CHUNK", size)
     rows = [*ROWS, {"nested": [{"a": [1, 2, {"b": "]}"}]}], "number": 12345}]
     path = tmp_path / "a.json"
     path.write_text(json.dumps(rows, indent=1))
@@ -125,7 +126,7 @@ def test_data_sets_by_name_are_streamed(tmp_path: Path, monkeypatch: pytest.Monk
 BAD_LINES = [
     (b'{"a": 1', "not JSON: Expecting ',' delimiter at column 8"),
     (b'{"a": "\xff"}', "not UTF-8: byte 0xff at position 7"),
-    (b'{"a": NaN}', "not JSON: NaN is no JSON number"),
+    (b'{"a": NaN}', "not JSON: NaN is not a JSON number"),
     (b'{"a": "\\ud800"}', "not text: half a surrogate pair"),
     (b"[1, 2]", "not an object with columns but list"),
     (b"[" * 100_000, "not JSON"),
@@ -173,7 +174,7 @@ def test_a_broken_array_says_that_the_rest_is_lost(tmp_path: Path) -> None:
     [
         ("missing.jsonl", "input='missing.jsonl' does not exist"),
         ("./missing", "input='./missing' does not exist"),
-        ("a.txt", "input='.*a.txt' is of no known kind"),
+        ("a.txt", "input='.*a.txt' is not a kind of file that is read"),
         ("empty", "has no file that ends with one of .jsonl"),
         ("bad.parquet", "input='.*bad.parquet' is not a parquet file"),
         ("owner/name", "input='owner/name' is a data set of the hub, if anything; give its split"),
@@ -199,7 +200,7 @@ def test_shards_divide_the_rows(tmp_path: Path) -> None:
 READ_ALL = """
 import re, sys
 from pathlib import Path
-from vllm_optimal_sampling.generate.inputs import open_inputs, read
+from vllm_optimal_sampling.data.generate.inputs import open_inputs, read
 number = sum(row.error is None for row in read(open_inputs(sys.argv[1:])))
 # Not ru_maxrss, which begins with the parent's.
 print(number, re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

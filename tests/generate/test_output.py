@@ -12,16 +12,18 @@ from typing import Any
 
 import pytest
 
-from vllm_optimal_sampling.generate.errors import SettingsError
-from vllm_optimal_sampling.generate.inputs import InputRow
-from vllm_optimal_sampling.generate.jobs import jobs, seed_of
-from vllm_optimal_sampling.generate.output import FinishedSamples, Output, line_of
-from vllm_optimal_sampling.generate.settings import settings_from
+from vllm_optimal_sampling.data.generate.errors import SettingsError
+from vllm_optimal_sampling.data.generate.formats import check_available
+from vllm_optimal_sampling.data.generate.input_row import InputRow
+from vllm_optimal_sampling.data.generate.jobs import Sample, jobs, seed_of
+from vllm_optimal_sampling.data.generate.output import FinishedSamples, Output
+from vllm_optimal_sampling.data.generate.output_row import line_of
+from vllm_optimal_sampling.data.generate.settings_from import settings_from
 
 
 def opened(folder: Path, *, retry_errors: bool = False, **identity: Any) -> Output:
     sidecar = folder / "rows.jsonl.settings.json"
-    return Output(folder / "rows.jsonl", sidecar, identity, {"vllm": "0.32.0"}, retry_errors=retry_errors)
+    return Output(folder / "rows.jsonl", sidecar, identity, {"vllm": "1.0"}, retry_errors=retry_errors)
 
 
 def row(custom_id: str, sample: int | None = 0, error: str | None = None) -> dict[str, Any]:
@@ -78,7 +80,7 @@ def test_damage_in_the_middle_is_named(tmp_path: Path) -> None:
     output.close()
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"garbage\n" + path.read_bytes())
-    with pytest.raises(SettingsError, match=r"rows.jsonl line 1 is no row of this command"):
+    with pytest.raises(SettingsError, match=r"rows.jsonl line 1 is not a row that this command wrote"):
         opened(tmp_path)
 
 
@@ -150,7 +152,7 @@ def test_what_json_cannot_say() -> None:
 
 def settings(**changes: Any) -> Any:
     return settings_from(
-        {"input": "i.jsonl", "output": "o", "teacher": "t", "theta": "s", "theta_template": "{{ a }}"} | changes
+        {"input": "i.jsonl", "output": "o.jsonl", "teacher": "t", "theta": "s", "theta_template": "{{ a }}"} | changes
     )
 
 
@@ -198,3 +200,57 @@ def test_seeds_belong_to_the_sample() -> None:
     assert len(seeds) == 12
     assert all(seed is not None and 0 <= seed < 1 << 63 for seed in seeds)
     assert seed_of(1, "a", 0) == seed_of(1, "a", 0)
+
+
+def test_a_row_that_failed_keeps_no_more_than_the_beginning_of_its_texts() -> None:
+    """A prompt may be too long for the models by megabytes."""
+    columns = {"a": "x" * 10_000_000, "deep": [{"b": "y" * 3000}], "short": "z", "n": 1}
+    (job,) = jobs([InputRow("i.jsonl", 1, columns)], settings(), FinishedSamples())
+    row = job.error_row("too long")
+    assert len(json.dumps(row)) < 10_000
+    assert row["prompt"].endswith("x... (10000000 characters)")
+    assert row["a"].endswith("x... (10000000 characters)")
+    assert row["deep"][0]["b"].endswith("y... (3000 characters)")
+    assert (row["short"], row["n"], row["error"]) == ("z", 1, "i.jsonl line 1: too long")
+    assert job.sample_row(0, Sample("t", [1], "stop"), None, False)["a"] == columns["a"]
+
+
+def test_settings_may_change_as_long_as_no_sample_is_there(tmp_path: Path) -> None:
+    """At c2787b4 an output of errors alone, from a misspelt column, took no other settings."""
+    output = opened(tmp_path, theta_template="{{ problm }}")
+    for number in range(3):
+        output.write(row(f"p{number}", None, "'problm' is undefined"))
+    output.close()
+    opened(tmp_path, theta_template="{{ problm }}").close()
+    assert len(written(tmp_path)) == 3
+    output = opened(tmp_path, theta_template="{{ problem }}")
+    assert output.finished.missing("p0", 1) == [0]
+    assert written(tmp_path) == []
+    output.write(row("p0"))
+    output.write(row("p1", None, "too long"))
+    output.close()
+    with pytest.raises(SettingsError, match="was begun with other settings"):
+        opened(tmp_path, theta_template="{{ problm }}")
+    assert len(written(tmp_path)) == 2
+
+
+def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    folder = tmp_path / "rows.jsonl"
+    folder.mkdir()
+    (tmp_path / "file").touch()
+    for path in (folder, tmp_path / "file" / "rows.jsonl", Path("/proc/rows.jsonl"), Path("/dev/null")):
+        with pytest.raises(SettingsError, match=r"output .* cannot be written: .*; give --output the name of a file"):
+            Output(path, path.with_name("settings.json"), {}, {})
+
+
+def test_what_was_not_written_by_a_run_is_not_replaced(tmp_path: Path) -> None:
+    """At c2787b4 `--format hf --output FOLDER` deleted whatever the folder held."""
+    folder, table = tmp_path / "mine", tmp_path / "mine.parquet"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("all of it")
+    table.write_text("mine")
+    for output, kind in ((folder, "hf"), (table, "parquet")):
+        with pytest.raises(SettingsError, match="was not written by this command, which would replace it"):
+            check_available(settings(output=str(output), format=kind))
+        output.with_name(f"{output.name}.jsonl").touch()
+        check_available(settings(output=str(output), format=kind))

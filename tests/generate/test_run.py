@@ -7,21 +7,22 @@ import io
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vllm_optimal_sampling.generate.errors import RowError, RunError
-from vllm_optimal_sampling.generate.inputs import InputRow
-from vllm_optimal_sampling.generate.jobs import Sample, jobs
-from vllm_optimal_sampling.generate.output import Output
-from vllm_optimal_sampling.generate.progress import Figures, Progress
-from vllm_optimal_sampling.generate.run import Run
-from vllm_optimal_sampling.generate.samplers import Prepared
-from vllm_optimal_sampling.generate.settings import settings_from
-from vllm_optimal_sampling.generate.templates import Prompts
+from vllm_optimal_sampling.data.generate.errors import RowError, RunError
+from vllm_optimal_sampling.data.generate.input_row import InputRow
+from vllm_optimal_sampling.data.generate.jobs import Sample, jobs
+from vllm_optimal_sampling.data.generate.output import Output
+from vllm_optimal_sampling.data.generate.progress import Figures, Progress
+from vllm_optimal_sampling.data.generate.run import Run
+from vllm_optimal_sampling.data.generate.samplers import Prepared
+from vllm_optimal_sampling.data.generate.settings_from import settings_from
+from vllm_optimal_sampling.data.generate.templates import Prompts
 
 
 class Scripted:
@@ -67,7 +68,7 @@ class Bench:
     """A run over given prompts."""
 
     def __init__(self, folder: Path, prompts: Iterator[str] | list[str], **changes: Any) -> None:
-        given = {"input": "i", "output": "o", "teacher": "t", "theta": "s", "theta_template": "{{ a }}"}
+        given = {"input": "i", "output": "o.jsonl", "teacher": "t", "theta": "s", "theta_template": "{{ a }}"}
         settings = settings_from(given | changes)
         self.path = folder / "rows.jsonl"
         self.output = Output(self.path, folder / "sidecar", {}, {})
@@ -235,3 +236,35 @@ def test_each_sample_has_its_own_seed(tmp_path: Path) -> None:
     again.go()
     assert first.sampler.seeds == again.sampler.seeds
     assert len(set(first.sampler.seeds.values())) == 6
+
+
+def test_tokens_are_counted_as_they_are_drawn() -> None:
+    """At c2787b4 a log said 0.0 tok/s until the first samples were finished."""
+    progress = Progress(10, io.StringIO())
+    progress.begin()
+    progress.figures = Figures(tokens=500)
+    assert float(progress._words()[0].removesuffix(" tok/s")) > 0
+    progress.sample_done(600)  # the engine's own count is behind
+    assert progress._tokens == 600
+
+
+@pytest.mark.parametrize(
+    ("rows", "in_flight", "drawn", "left"),
+    [
+        (0, 4, 900, []),
+        (5, 4, 1000, ["0:00:10 left"]),  # 5 of 10 rows with 1000 tokens in 10 s
+        (5, 4, 1500, ["0:00:03 left"]),  # half of what is left is drawn already
+        (5, 4, 3000, ["0:00:00 left"]),
+        (6, 4, 1500, ["nothing left to begin"]),
+        (10, 0, 2000, ["0:00:00 left"]),
+    ],
+)
+def test_the_time_left_counts_what_is_in_flight(rows: int, in_flight: int, drawn: int, left: list[str]) -> None:
+    progress = Progress(10, io.StringIO())
+    progress.total, progress.in_flight = 10, in_flight
+    for _ in range(rows):
+        progress.sample_done(200)
+        progress.row_done(failed=False)
+    progress.figures = Figures(tokens=drawn)
+    progress._start = time.monotonic() - 10
+    assert progress._left() == left

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from vllm_optimal_sampling.generate.errors import RowError, SettingsError
-from vllm_optimal_sampling.generate.templates import Templates
+from vllm_optimal_sampling.data.generate.errors import RowError, SettingsError
+from vllm_optimal_sampling.data.generate.templates import Templates
 
 ROW = {"problem": "What is 1 + 1?", "answer": "2", "reference answer": "two", "nothing": None, "steps": [1, 2]}
 
@@ -75,12 +75,20 @@ def test_a_privileged_column_in_thetas_template_is_refused(theta: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "theta", ['{{ row["answer"] }}', "{{ row.answer }}", "{% set name = 'ans' ~ 'wer' %}{{ row[name] }}"]
+    "theta",
+    [
+        '{{ row["answer"] }}',
+        "{{ row.answer }}",
+        "{% set name = 'ans' ~ 'wer' %}{{ row[name] }}",
+        "{% set name = 'ans' ~ 'wer' %}{{ problem }}{{ row.get(name, '') }}",
+        "{{ problem }}{{ row.get('answer', '') }}",
+        "{% set all = row %}{{ all.answer }}",
+        "{{ problem }}{{ row['answer'] | default('') }}",
+    ],
 )
 def test_a_privileged_column_is_not_found_in_another_way(theta: str) -> None:
-    templates = Templates(theta, "{{ answer }}", privileged=("answer",))
     with pytest.raises(SettingsError, match="theta_template renders the privileged column answer"):
-        templates.render(ROW)
+        Templates(theta, "{{ answer }}", privileged=("answer",)).render(ROW)
 
 
 @pytest.mark.parametrize(
@@ -101,8 +109,77 @@ def test_the_whole_row_is_without_it(theta: str) -> None:
     assert "the secret" in prompts.teacher
 
 
+UNPROTECTED: list[tuple[str | None, str | None, dict[str, Any], str]] = [
+    (
+        "{{ problem }} {{ answer }}",
+        "{{ problem }} {{ answer }}",
+        {},
+        r"nothing that .* shown \(answer, problem\) is hidden",
+    ),
+    (
+        "{{ problem }} {{ answer }}",
+        "{{ problem }}: {{ answer }}",
+        {"privileged": ("steps",)},
+        "names steps, which teacher",
+    ),
+    ("{{ row.problem }} {{ row['answer'] }}", "{{ problem }} {{ answer }}", {}, "is hidden from theta"),
+    ("{{ problem }}", "{{ row }}", {}, "teacher_template uses the whole row"),
+    ("{{ problem }}", "{% for name in row %}{{ row[name] }}{% endfor %}", {}, "teacher_template uses the whole row"),
+    ("{{ problem }}", "{{ problem }}", {}, "is hidden from theta"),
+    ("{{ problem }} {{ Answer }}", "{{ problem }} {{ answer }}", {}, "renders the privileged column Answer"),
+    ("{{ problem }}", None, {"privileged": ("answer",)}, "without a teacher_template"),
+    (None, "{{ content }}!", {"chat": True, "chat_column": "messages"}, "is hidden from theta"),
+    (
+        None,
+        "{{ content }} {{ answer }}",
+        {"chat": True, "chat_column": "messages", "privileged": ("messages",)},
+        "renders",
+    ),
+    ("Q: {problem}", "Q: {{ problem }} {{ answer }}", {}, "theta_template reads no column.*two braces"),
+    ("Q: {{ problem }}", "Q: {problem} {answer}", {}, "teacher_template reads no column"),
+]
+"""Theta's template, the teacher's, other settings: theta would be shown all that the teacher is, or nobody knows."""
+
+
+@pytest.mark.parametrize(("theta", "teacher", "options", "reason"), UNPROTECTED)
+def test_nothing_privileged_is_refused(
+    theta: str | None, teacher: str | None, options: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(SettingsError, match=reason):
+        Templates(theta, teacher, **options)
+
+
+def test_nothing_privileged_may_be_asked_for() -> None:
+    both = "{{ problem }} {{ answer }}"
+    assert Templates(both, f"{both}!", privileged=()).render(ROW).theta == "What is 1 + 1? 2"
+    assert Templates(both).render(ROW).teacher == "What is 1 + 1? 2"
+
+
+@pytest.mark.parametrize(
+    "teacher", ['{{ row["answer"] }}', "{{ row.answer }}", "{{ row.get('answer') }}", "{{ answer or 'none' }}"]
+)
+def test_what_only_the_teacher_names_is_privileged_however_it_names_it(teacher: str) -> None:
+    prompts = Templates("{{ row }}", teacher).render(
+        {"problem": "1 + 1", "answer": "the secret", " ANSWER": "the secret"}
+    )
+    assert prompts.teacher == "the secret"
+    assert "1 + 1" in prompts.theta
+    assert "secret" not in prompts.theta
+
+
+def test_a_column_called_content_is_privileged_like_any_other() -> None:
+    prompts = Templates("{{ row }}", "{{ problem }} {{ content }}").render(
+        {"problem": "1 + 1", "content": "the secret"}
+    )
+    assert "secret" not in prompts.theta
+
+
 def test_templates_are_sandboxed() -> None:
-    for text in ("{{ ''.__class__.__mro__ }}", "{{ problem.__init__.__globals__ }}", "{{ steps.append(3) }}"):
+    for text in (
+        "{{ problem }}{{ ''.__class__.__mro__ }}",
+        "{{ problem.__init__.__globals__ }}",
+        "{{ steps.append(3) }}",
+    ):
         with pytest.raises(RowError, match="theta's template failed"):
             Templates(text).render(ROW)
 
@@ -113,7 +190,7 @@ def test_templates_are_sandboxed() -> None:
         ("{{ question }}", "theta's template failed: 'question' is undefined"),
         ("{{ nothing }}", "theta's template failed: a column that it writes is null"),
         ("{{ problem + 1 }}", "theta's template failed: can only concatenate str"),
-        ("{{ 1 / 0 }}", "theta's template failed: division by zero"),
+        ("{{ problem }}{{ 1 / 0 }}", "theta's template failed: division by zero"),
         ("{% if not problem %}x{% endif %}", "theta's template gives an empty prompt"),
     ],
 )
@@ -124,7 +201,7 @@ def test_a_row_that_does_not_fit(text: str, reason: str) -> None:
 
 
 def test_no_template() -> None:
-    with pytest.raises(SettingsError, match=r"theta_template is no Jinja template: .* \(line 2\)"):
+    with pytest.raises(SettingsError, match=r"theta_template is not a Jinja template: .* \(line 2\)"):
         Templates("\n{{ problem")
 
 

@@ -1,6 +1,7 @@
 """A wheel and an editable install of a copy of the tree carry the entry points and the kernels."""
 
 import configparser
+import re
 import shutil
 import subprocess
 import sys
@@ -9,12 +10,18 @@ from email.parser import HeaderParser
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from vllm_optimal_sampling.config.versions import RANGE
 
 ROOT = Path(__file__).parent.parent.parent
 IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info")
 
 ENTRY_POINTS = {
-    "vllm.logits_processors": {"optimal_sampling": "vllm_optimal_sampling.processor:OptimalSamplingLogitsProcessor"},
+    "vllm.logits_processors": {
+        "optimal_sampling": "vllm_optimal_sampling.worker.processor:OptimalSamplingLogitsProcessor"
+    },
     "vllm.general_plugins": {"optimal_sampling": "vllm_optimal_sampling.plugin:register"},
     "triton.backends": {"cpu": "vllm_optimal_sampling.interpreter"},
 }
@@ -76,9 +83,13 @@ def test_wheel_has_every_module_and_entry_point(tree: Path, wheel: Path) -> None
 
     assert metadata["Name"] == "vllm-optimal-sampling"
     assert metadata["Requires-Python"] == ">=3.11"
+    links = re.findall(r"]\(([^)]*)\)", metadata.get_payload())
+    assert links and all(link.startswith("https://") for link in links), (
+        "a registry has no files beside the description"
+    )
     required = {line for line in metadata.get_all("Requires-Dist") if "extra" not in line}
     assert {"torch<3,>=2.11", "transformers<6,>=5", "triton<4,>=3.5"} < required
-    assert {"vllm<0.34,>=0.32"} == {line for line in required if line.startswith("vllm")}
+    assert {SpecifierSet(RANGE)} == {Requirement(line).specifier for line in required if line.startswith("vllm")}
 
 
 def test_wheel_installs_the_kernels_inside_the_package(wheel: Path, tmp_path: Path) -> None:

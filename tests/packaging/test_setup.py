@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
+VERSIONS = "vllm_optimal_sampling/config/versions.py"
 TOOLS = ["awk", "bash", "cat", "cksum", "df", "dirname", "flock", "grep", "mkdir", "rm", "tail", "touch", "uname"]
 
 OLD_PYTHON = '[ "$1" = -V ] && echo "Python 3.9.2"; [ "$1" = -V ]'
@@ -24,6 +25,8 @@ def clone(tmp_path: Path) -> Path:
     """A folder with what setup.sh reads, and bin/ with the machine's tools but no Python and no GPU."""
     shutil.copytree(ROOT / "scripts", tmp_path / "clone/scripts", ignore=shutil.ignore_patterns("build", "*.egg-info"))
     shutil.copy(ROOT / "setup.py", tmp_path / "clone")
+    (tmp_path / "clone" / VERSIONS).parent.mkdir(parents=True)
+    shutil.copy(ROOT / VERSIONS, tmp_path / "clone" / VERSIONS)
     (tmp_path / "bin").mkdir()
     for tool in TOOLS:
         path = shutil.which(tool)

@@ -1,12 +1,10 @@
-"""The example pair's modules are scripts in their own folder: put it on the path, as running them does."""
+"""The example pair, as the tests of this folder name it."""
 
-import sys
 from pathlib import Path
 
 import pytest
 
-PAIR = Path(__file__).resolve().parents[2] / "examples" / "pair"
-sys.path.insert(0, str(PAIR))
+from support.example_pair import PAIR
 
 
 @pytest.fixture(scope="session")

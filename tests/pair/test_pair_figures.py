@@ -57,6 +57,15 @@ def test_figures_are_of_the_shipped_weights(pair: Path, figures: dict, model: st
     assert hashlib.sha256(weights).hexdigest() == figures["sha256"][model]
 
 
+def test_the_first_page_quotes_the_figures(pair: Path, figures: dict) -> None:
+    words = " ".join((pair.parents[1] / "README.md").read_text().split())
+    right = {name: 100 * figures["problems"][name]["rate"] for name in ("theta", "q_star", "teacher")}
+    said = f"theta is right on {right['theta']:.0f} % of problems, q\\* on {right['q_star']:.0f} %, "
+    assert f"{said}the teacher with the answer on {right['teacher']:.1f} %" in words
+    acceptance = figures["problems"]["q_star"]["acceptance_against_q"]
+    assert f"on the example pair it is {acceptance:.2f}" in words
+
+
 def test_the_readme_quotes_the_figures(pair: Path, figures: dict) -> None:
     readme = (pair / "README.md").read_text()
     rows = {

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parent))
-
 from questions import Question, make_questions
-from serving import Server
 from small_server import small_server
+
+from support.servers import Server
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ Those places are uniform if the draws are exact. They are counted in bins by sli
 drafts, draft position, ...), each slice has its chi-square test, and Holm's procedure over all of them keeps the chance
 that exact draws fail anywhere in a run below `FALSE_ALARM`, however the slices hang together.
 
+    export PYTHONPATH=tests:examples/pair
     python tests/reliability/distribution.py       # 100,000 rows; state and result: results/distribution.json
 """
 
@@ -26,15 +27,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import questions  # noqa: F401  puts tests/engine on the path
 import torch
-from audit import MAX_LOG_PROB_ERROR, MIN_PROBABILITY, AuditError, RowAudit
-from models import save_model
-from processed_rows import BORDER, ProcessedRows
 from record import Record
-from requests_mix import token_ids
 from rows import Models, closest_drawn, mixtures, place_in_distribution, processed
 from vllm import LLM, SamplingParams
+
+from support.cases import token_ids
+from support.processed_rows import BORDER, ProcessedRows
+from support.random_models import save_model
+from support.row_audit import MAX_LOG_PROB_ERROR, MIN_PROBABILITY, AuditError, RowAudit
 
 BINS = 20
 EXPECTED = 15

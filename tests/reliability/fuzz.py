@@ -5,6 +5,7 @@ arbitrary) either of the two. Whatever it is, the server gives no 5xx and no tra
 
 As a command it asks 10,000 times, in rounds that each have a seed of their own, and continues where it was interrupted:
 
+    export PYTHONPATH=tests:examples/pair
     python tests/reliability/fuzz.py                     # state and result: tests/reliability/results/fuzz.json
     python tests/reliability/fuzz.py --replay 17         # the round with seed 17 alone, on a new server
 """
@@ -296,6 +297,8 @@ def sound(draw: st.DrawFn) -> Attempt:
     prompt = draw(
         st.sampled_from([{}, {"theta_prompt": "x\0 \U0001f600"}, {"theta_prompt_token_ids": [VOCAB_SIZE - 1, 0]}])
     )
+    if not {"alpha_method"} <= kept or arguments["alpha_method"] not in ("fixed", "arithmetic"):
+        kept -= {"alpha"}  # refused where it has no effect
     chosen = {name: arguments[name] for name in kept} | prompt
     return _xargs("sound", draw(paths), chosen, "answered", temperature=draw(st.sampled_from([0, 1])))
 

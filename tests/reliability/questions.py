@@ -7,20 +7,14 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-for folder in ("tests/engine", "tests/server", "examples/pair"):
-    if str(ROOT / folder) not in sys.path:
-        sys.path.append(str(ROOT / folder))
+from task import problems, teacher_messages, theta_messages
 
-from asking import TEACHER, THETA, chat_tokens, up_to_end  # noqa: E402
-from audit import Reference, greedy_tokens  # noqa: E402
-from requests_mix import Case  # noqa: E402
-from task import problems, teacher_messages, theta_messages  # noqa: E402
+from support.cases import Case
+from support.example_pair import TEACHER, THETA, chat_tokens, up_to_end
+from support.reference_models import Reference, greedy_tokens
 
 MAX_TOKENS = 16
 

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import questions  # noqa: F401  puts tests/server on the path
 import yaml
-from asking import TEACHER, THETA
-from serving import VLLM, Server, start_server
+
+from support.example_pair import TEACHER, THETA
+from support.servers import VLLM, Server, start_server
 
 MAX_MODEL_LEN = 256
 MAX_NUM_SEQS = 4

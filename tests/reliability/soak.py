@@ -4,6 +4,7 @@ Clients stream and don't, chat and complete, sample several, give up (by closing
 time-out of their own), and come in bursts beyond `max_num_seqs`; the cache has so few blocks that long requests preempt
 one another. Each greedy answer is compared with brute force. Memory comes from /proc, the rest from /metrics.
 
+    export PYTHONPATH=tests:examples/pair
     python tests/reliability/soak.py                    # 30 minutes; result: tests/reliability/results/soak.json
     python tests/reliability/soak.py --minutes 0.7      # what CI runs
 """
@@ -30,8 +31,9 @@ from typing import Any
 import psutil
 from questions import Question, make_questions, tokens_of
 from record import Record
-from serving import Server
 from small_server import MAX_NUM_SEQS, NUM_BLOCKS, small_server
+
+from support.servers import Server
 
 CLIENTS = 2 * MAX_NUM_SEQS + 2
 SAMPLE_SECONDS = 5.0
@@ -298,6 +300,16 @@ def trend(times: Sequence[float], values: Sequence[float], batches: int = 10) ->
     return {"slope": round(slope, 3), "low": round(slope - reach, 3), "high": round(slope + reach, 3)}
 
 
+def by_minute(samples: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """The memory of each process at the first sample of every fifth minute, and at the last sample."""
+    found: dict[str, dict[str, float]] = {}
+    for sample in samples:
+        found.setdefault(f"{int(sample['second'] // 300) * 5}", sample["memory"])
+    if samples:
+        found[f"{samples[-1]['second'] / 60:.0f}"] = samples[-1]["memory"]
+    return found
+
+
 def soak(server: Server, seconds: float, seed: int = 0, record: Record | None = None) -> dict[str, Any]:
     """Traffic for so long; what was done, measured and found at the end.
 
@@ -309,7 +321,7 @@ def soak(server: Server, seconds: float, seed: int = 0, record: Record | None = 
 
     Returns:
         JSON: `counts`, `wrong` (empty where all went well), `idle at start` and `idle at end`, `growth` of resident
-        memory in MiB per hour after the first third by process, `samples`.
+        memory in MiB per hour after the first third by process, and `memory by minute`: MiB at every fifth.
     """
     questions = make_questions(12, seed=seed)
     for question in questions[: MAX_NUM_SEQS + 1]:  # what is loaded with the first use
@@ -326,7 +338,8 @@ def soak(server: Server, seconds: float, seed: int = 0, record: Record | None = 
         samples.append({"second": round(now - start, 1), "memory": memory(server), "gauges": gauges(server)})
         if record is not None and now - saved > 60:
             saved = now
-            record.data.update(outcome | {"counts": dict(traffic.counts), "wrong": traffic.wrong, "samples": samples})
+            state = {"counts": dict(traffic.counts), "wrong": traffic.wrong, "memory by minute": by_minute(samples)}
+            record.data.update(outcome | state)
             record.save()
         time.sleep(min(SAMPLE_SECONDS, seconds / 20))
     traffic.stop()
@@ -335,7 +348,7 @@ def soak(server: Server, seconds: float, seed: int = 0, record: Record | None = 
         "counts": dict(sorted(traffic.counts.items())),
         "wrong": traffic.wrong,
         "engine alive": alive,
-        "samples": samples,
+        "memory by minute": by_minute(samples),
     }
     if not alive:
         return outcome
@@ -370,7 +383,7 @@ def main() -> int:
         outcome = soak(server, options.minutes * 60, options.seed, record)
     record.data = outcome
     record.save()
-    print(json.dumps({name: value for name, value in outcome.items() if name != "samples"}, indent=1))
+    print(json.dumps(outcome, indent=1))
     fine = outcome["engine alive"] and not outcome["wrong"] and is_idle(outcome["idle at end"]["gauges"])
     return 0 if fine and outcome["every slot is free"] and outcome["every block is free"] else 1
 

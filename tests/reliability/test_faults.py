@@ -16,10 +16,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from asking import THETA
 from questions import Question, tokens_of
-from serving import START_SECONDS, Server, start_server
 from small_server import command, small_server
+
+from support.example_pair import THETA
+from support.servers import START_SECONDS, Server, start_server
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIENT_SECONDS = 60
@@ -293,12 +294,12 @@ def test_a_clock_that_jumps(
 
 def test_a_full_disk_under_the_generator(tmp_path: Path) -> None:
     """The run ends with one message; what was acknowledged is whole, and the next run goes on behind it."""
-    pytest.importorskip("vllm_optimal_sampling.generate.output", reason="data generation is not in this tree")
+    pytest.importorskip("vllm_optimal_sampling.data.generate.output", reason="data generation is not in this tree")
     script = """
 import resource, signal, sys
 from pathlib import Path
-from vllm_optimal_sampling.generate.output import Output
-from vllm_optimal_sampling.generate.errors import RunError
+from vllm_optimal_sampling.data.generate.output import Output
+from vllm_optimal_sampling.data.generate.errors import RunError
 
 room = int(sys.argv[2])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit is then an error, as on a full disk

@@ -13,8 +13,9 @@ import psutil
 import pytest
 from fuzz import MAX_MODEL_LEN, Neighbour, attack
 from questions import Question, tokens_of
-from serving import Server
 from soak import is_idle, soak, wait_until_idle
+
+from support.servers import Server
 
 FUZZ_REQUESTS = 250
 SOAK_SECONDS = 40
@@ -64,6 +65,7 @@ def test_traffic_leaves_nothing_behind(server: Server) -> None:
     assert outcome["every slot is free"]
     assert outcome["every block is free"]
     assert outcome["processes"]["start"] == outcome["processes"]["end"]
+    assert outcome["memory by minute"]["0"].keys() == outcome["idle at start"]["memory"].keys()
 
 
 # What no request can do
@@ -148,8 +150,9 @@ def test_no_argument_names_a_file_a_model_or_code(server: Server, tmp_path: Path
 )
 def test_a_chat_is_data_for_the_template(server: Server, hostile: str) -> None:
     """What a message says is put into theta's template, never run by it: the tokens are those of the text itself."""
-    from asking import TEACHER, THETA, chat_tokens
-    from questions import Case, Reference, greedy_tokens, up_to_end
+    from support.cases import Case
+    from support.example_pair import TEACHER, THETA, chat_tokens, up_to_end
+    from support.reference_models import Reference, greedy_tokens
 
     messages = [{"role": "user", "content": hostile}]
     prompt = chat_tokens(TEACHER, [{"role": "user", "content": "x"}])

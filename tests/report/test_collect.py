@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from written_rows import TEACHER, record, row, write
 
-from vllm_optimal_sampling.records import FIELDS
-from vllm_optimal_sampling.report import summarise
-from vllm_optimal_sampling.report.collect import BUFFERED_TOKENS, SHOWN_TOKENS
-from vllm_optimal_sampling.sampled_rows import RowsError, settings_path
+from support.example_pair import TEACHER
+from support.written_rows import record, row, write
+from vllm_optimal_sampling.data.report import summarise
+from vllm_optimal_sampling.data.report.collect import BUFFERED_TOKENS
+from vllm_optimal_sampling.data.report.shown import SHOWN_TOKENS
+from vllm_optimal_sampling.data.rows import RowsError, settings_path
+from vllm_optimal_sampling.wire import RECORD_FIELDS
 
 TEXTS = ("So the answer is 42.", "Then 6 times 7 is 42. The answer is 42.", "The answer is 41.")
 
@@ -20,7 +22,7 @@ TEXTS = ("So the answer is 42.", "Then 6 times 7 is 42. The answer is 42.", "The
 def test_figures_are_those_of_all_tokens(tmp_path: Path) -> None:
     rows = [row(i, TEXTS[i % 3], sample=i % 2, custom_id=f"row-{i // 2}") for i in range(100)]
     summary = summarise(write(tmp_path / "rows.jsonl", rows), tokenizer=str(TEACHER))
-    columns = {name: np.concatenate([one["optimal_sampling"][name] for one in rows]) for name in FIELDS}
+    columns = {name: np.concatenate([one["optimal_sampling"][name] for one in rows]) for name in RECORD_FIELDS}
     assert (summary.num_samples, summary.num_rows, summary.num_repeated) == (100, 50, 0)
     assert summary.num_tokens == sum(len(one["completion_token_ids"]) for one in rows)
     assert summary.mean_alpha == pytest.approx(columns["alpha"].mean(), abs=1e-12)
@@ -199,7 +201,7 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
 
 def test_the_commands_import_neither_torch_nor_vllm() -> None:
     program = (
-        "import sys, vllm_optimal_sampling.report, vllm_optimal_sampling.filter\n"
+        "import sys, vllm_optimal_sampling.data.report, vllm_optimal_sampling.data.filter\n"
         "print({'torch', 'vllm', 'transformers', 'pyarrow'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from written_rows import TEACHER, command, row, write
 
-from vllm_optimal_sampling.report import charts, colours, summarise
-from vllm_optimal_sampling.report.page import render
-from vllm_optimal_sampling.sampled_rows import settings_path
+from support.example_pair import TEACHER
+from support.written_rows import command, row, write
+from vllm_optimal_sampling.data.report import charts, colours, summarise
+from vllm_optimal_sampling.data.report.page import render
+from vllm_optimal_sampling.data.rows import settings_path
 
 HOSTILE = (
     "<script>document.title = 'owned'</script>",
@@ -181,3 +182,19 @@ def test_the_command_leaves_its_input_alone(tmp_path: Path, capsys: pytest.Captu
     assert command("report", path, "--output", tmp_path / "link.html") == 1
     assert "is the input" in capsys.readouterr().err
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--samples", "-1"], "--samples -1 is less than 0"),
+        (["--disagreements", "-1"], "--disagreements -1 is less than 0"),
+        (["--output", "problems.csv"], "--output problems.csv does not end in .html"),
+    ],
+)
+def test_options_that_mean_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    path = write(tmp_path / "rows.jsonl", [row(1)])
+    assert command("report", path, *options) == 1
+    assert said in capsys.readouterr().err

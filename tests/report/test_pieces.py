@@ -2,9 +2,10 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from written_rows import TEACHER, TOKENIZER
 
-from vllm_optimal_sampling.report.pieces import LONGEST_CHARACTER, load_decoder, split
+from support.example_pair import TEACHER
+from support.written_rows import TOKENIZER
+from vllm_optimal_sampling.data.report.pieces import LONGEST_CHARACTER, load_decoder, split
 
 DECODE = load_decoder(str(TEACHER))
 

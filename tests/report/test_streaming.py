@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from vllm_optimal_sampling.report.streaming import (
+from vllm_optimal_sampling.data.report.streaming import (
     Distinct,
     GrowingBand,
     GrowingHistogram,

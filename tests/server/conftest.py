@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import yaml
-from asking import SETTINGS, TEACHER, THETA
-from serving import SMALL, VLLM, Server, start_server
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "engine"))  # the row audit's reference models
+from support.example_pair import SETTINGS, TEACHER, THETA
+from support.servers import SMALL_SERVER, VLLM, Server, start_server
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +25,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "structured-outputs-config": {"backend": "xgrammar", "disable_any_whitespace": True},
         "enable-auto-tool-choice": True,
         "tool-call-parser": "hermes",
-        **SMALL,
+        **SMALL_SERVER,
     }
     (folder / "server.yaml").write_text(yaml.safe_dump(config))
     server = start_server([*VLLM, "serve", "--config", str(folder / "server.yaml")], folder / "server.log")
@@ -39,6 +36,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def reference() -> object:
     """Both models in float64."""
-    from audit import Reference
+    from support.reference_models import Reference
 
     return Reference(TEACHER, THETA)

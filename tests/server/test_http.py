@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shutil
 import subprocess
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from asking import (
+from openai import BadRequestError, OpenAI
+
+from support.example_pair import (
     PROBLEM,
     SETTINGS,
     TEACHER,
@@ -23,8 +27,7 @@ from asking import (
     tokenizer,
     up_to_end,
 )
-from openai import BadRequestError, OpenAI
-from serving import Server
+from support.servers import Server
 
 SYSTEM = [{"role": "system", "content": SETTINGS["theta_system_prompt"]}]
 
@@ -37,8 +40,8 @@ def client(server: Server) -> OpenAI:
 @pytest.fixture(scope="session")
 def expected(reference: Any) -> list[int]:
     """The greedy tokens of `chat_body()`: theta's chat has the engine's system prompt, and alpha is at most 0.98."""
-    from audit import greedy_tokens
-    from requests_mix import Case
+    from support.cases import Case
+    from support.reference_models import greedy_tokens
 
     prompts = chat_tokens(TEACHER, TEACHER_MESSAGES), chat_tokens(THETA, SYSTEM + THETA_MESSAGES)
     return up_to_end(greedy_tokens(reference, Case(*prompts, {"alpha_max": SETTINGS["alpha_max"]}), 48))
@@ -79,8 +82,8 @@ def test_a_stream_of_the_openai_client_is_the_same_text(client: OpenAI, expected
 
 
 def test_theta_prompts_as_text_and_as_tokens(server: Server, reference: Any) -> None:
-    from audit import greedy_tokens
-    from requests_mix import Case
+    from support.cases import Case
+    from support.reference_models import greedy_tokens
 
     prompt, theta_prompt = (
         f"<|user|>{PROBLEM}\nAnswer: 59.<|end|><|assistant|>",
@@ -103,8 +106,8 @@ def test_theta_prompts_as_text_and_as_tokens(server: Server, reference: Any) -> 
 
 
 def test_a_request_that_opts_out_is_the_teacher(server: Server, reference: Any) -> None:
-    from audit import greedy_tokens
-    from requests_mix import Case
+    from support.cases import Case
+    from support.reference_models import greedy_tokens
 
     answer = ask(server, chat_body() | {"vllm_xargs": {"optimal_sampling": False}})
     prompt = chat_tokens(TEACHER, TEACHER_MESSAGES)
@@ -290,3 +293,73 @@ def test_completions_refuse_alike(server: Server) -> None:
     body = {"model": "teacher", "prompt": "x", "vllm_xargs": {"theta_prompt": "\ud800"}}
     status, answer = server.send("/v1/completions", body)
     assert status == 400, answer
+
+
+MISPLACED: list[tuple[dict[str, Any], str]] = [
+    (
+        {"theta_messages": json.dumps(THETA_MESSAGES)},
+        "theta_messages is ignored as a field of the request; put it into",
+    ),
+    ({"theta_messages": THETA_MESSAGES}, "theta_messages is ignored as a field of the request"),
+    ({"theta_prompt": "x"}, "theta_prompt is ignored as a field"),
+    ({"optimal_sampling": False}, "optimal_sampling is ignored as a field"),
+    ({"alpha_max": 0.5, "top_k": 3}, "alpha_max is ignored as a field"),
+    ({"theta_promt": "x"}, "theta_promt is not a field.*did you mean theta_prompt"),
+    ({"theta_chat": "x"}, "theta_chat is not a field of a request"),
+    ({"vllm_xarg": {"theta_prompt": "x"}}, "vllm_xarg is not a field.*did you mean vllm_xargs"),
+    ({"extra_body": {"vllm_xargs": {"theta_prompt": "x"}}}, "extra_body is not a field.*openai client"),
+    ({"extra_args": {"theta_prompt": "x"}}, "extra_args is not a field.*called vllm_xargs"),
+    ({"require_theta_prompt": False}, "require_theta_prompt is a setting of the engine"),
+    ({"vllm_xargs": {"alpha_max": True}}, "alpha_max=True is a bool, not a number"),
+]
+ENDPOINTS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": TEACHER_MESSAGES, "max_tokens": 4},
+    "/v1/completions": {"prompt": "x", "max_tokens": 4},
+    "/v1/responses": {"input": "x", "max_output_tokens": 16},
+    "/v1/messages": {"messages": TEACHER_MESSAGES, "max_tokens": 4},
+}
+
+
+@pytest.mark.parametrize("path", ENDPOINTS)
+def test_an_argument_in_the_wrong_place_is_refused(server: Server, path: str) -> None:
+    """vLLM answers 200, and theta has read the teacher's prompt with the answer in it."""
+    body = {"model": "teacher", **ENDPOINTS[path]}
+    for wrong, reason in MISPLACED:
+        status, answer = server.send(path, body | wrong)
+        assert status == 400, (wrong, answer)
+        assert re.search(reason, answer["error"]["message"], re.DOTALL), answer
+        assert answer["error"]["param"] in {*wrong, *wrong.get("vllm_xargs", ())}
+    status, answer = server.send(path, body | {"an_unknown_field": 1})
+    assert status == 200, answer
+
+
+def test_a_batch_from_a_file_is_refused_alike() -> None:
+    """`vllm run-batch` asks the same classes without a server."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.serve.engine.serving import BaseServing
+    from vllm.exceptions import VLLMValidationError
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()
+    request = ChatCompletionRequest(model="m", messages=TEACHER_MESSAGES, theta_messages=THETA_MESSAGES)
+    serving = SimpleNamespace(
+        engine_client=SimpleNamespace(vllm_config=SimpleNamespace(additional_config={"optimal_sampling": {}})),
+        request_logger=None,
+        _is_model_supported=lambda name: True,
+    )
+    with pytest.raises(VLLMValidationError, match="theta_messages is ignored"):
+        asyncio.run(BaseServing._check_model(serving, request))  # type: ignore[arg-type]
+    serving.engine_client.vllm_config.additional_config = {}
+    assert asyncio.run(BaseServing._check_model(serving, request)) is None  # type: ignore[arg-type]
+
+
+def test_no_field_of_vllms_own_is_refused() -> None:
+    from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+
+    from vllm_optimal_sampling.front_end.misplaced import misplaced
+
+    for model in (ChatCompletionRequest, CompletionRequest, ResponsesRequest, AnthropicMessagesRequest):
+        assert misplaced(model.model_fields) is None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from asking import TEACHER
-from serving import START_SECONDS, VLLM
+
+from support.example_pair import TEACHER
+from support.servers import START_SECONDS, VLLM
 
 
 @pytest.mark.full

@@ -55,16 +55,10 @@ def save_model(
 
 
 def build(engine_args: Any) -> Any:
-    """vLLM's configuration of the engine, by the steps that the hook around `create_engine_config` takes."""
+    """vLLM's configuration of the engine, as the patch of `create_engine_config` builds it."""
     from vllm.engine.arg_utils import EngineArgs
 
-    from vllm_optimal_sampling import engine_config
+    from vllm_optimal_sampling.config.engine_config import create_engine_config
 
-    create = inspect.unwrap(EngineArgs.create_engine_config)  # the hook's own, where the plugin is installed
-    with engine_config.prepare_engine_args(engine_args) as asked:
-        if asked:
-            engine_config.check_engine_args(engine_args)
-        config = create(engine_args)
-        if asked:
-            engine_config.check_supported(config)
-    return config
+    create = inspect.unwrap(EngineArgs.create_engine_config)  # vLLM's own, where the plugin is installed
+    return create_engine_config(engine_args, lambda: create(engine_args))

@@ -1,10 +1,20 @@
 """A teacher, a theta, and the configuration of an engine with both."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from configurations import MAX_MODEL_LEN, build, save_model
+from configurations import MAX_MODEL_LEN, VOCAB_SIZE, build, save_model
+
+
+@pytest.fixture
+def package_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What the package logs, whether or not an engine of this process has let vLLM configure its logger, and so ours."""
+    logger = logging.getLogger("vllm_optimal_sampling")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +25,12 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def theta(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_model(tmp_path_factory.mktemp("models") / "theta", hidden_size=128)
+
+
+@pytest.fixture(scope="session")
+def narrower_theta(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of the teacher's tokenizer, with fewer padding ids."""
+    return save_model(tmp_path_factory.mktemp("models") / "narrower", hidden_size=128, vocab_size=VOCAB_SIZE + 20)
 
 
 @pytest.fixture(scope="session")

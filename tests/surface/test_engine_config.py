@@ -12,11 +12,17 @@ import pytest
 from configurations import MAX_MODEL_LEN, VOCAB_SIZE, build, save_model
 from vllm.config import ModelConfig
 
-from vllm_optimal_sampling import engine_config
-from vllm_optimal_sampling.engine_config import KEY, PROCESSOR, EngineSettings, UnsupportedEngineError
+from vllm_optimal_sampling.config.engine_args import _looks_like_folder, prepare_engine_args
+from vllm_optimal_sampling.config.errors import UnsupportedEngineError
+from vllm_optimal_sampling.config.refusals import check_kv_cache, check_supported
+from vllm_optimal_sampling.config.settings import KEY, PROCESSOR, EngineSettings, is_enabled
+from vllm_optimal_sampling.config.tokenizers import _vocabulary_difference, load_theta_tokenizer
+from vllm_optimal_sampling.config.versions import CPU_BUILD, NEWEST, RANGE, SUPPORTED_VLLM, is_supported_version
 from vllm_optimal_sampling.params import OptimalSamplingParams
 
 BuildConfig = Callable[..., Any]
+
+FIRST, LAST = ("{}.{}".format(*version) for version in SUPPORTED_VLLM)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +57,7 @@ class OptimalSamplingLogitsProcessor:
 )
 def test_every_way_to_ask_is_one(build_config: BuildConfig, processors: list[Any]) -> None:
     config = build_config(logits_processors=processors)
-    assert engine_config.is_asked(config)
+    assert is_enabled(config)
     assert config.model_config.logits_processors is None
     assert config.speculative_config.method == "draft_model"
     assert config.speculative_config.draft_sample_method == "probabilistic"
@@ -59,7 +65,7 @@ def test_every_way_to_ask_is_one(build_config: BuildConfig, processors: list[Any
 
 def test_other_processors_stay(engine_args: BuildConfig) -> None:
     arguments = engine_args(logits_processors=["their.module:Class", "optimal_sampling", dict])
-    with engine_config.prepare_engine_args(arguments) as asked:
+    with prepare_engine_args(arguments) as asked:
         assert asked
         assert arguments.logits_processors == ["their.module:Class", dict]
 
@@ -69,11 +75,11 @@ def test_an_engine_that_does_not_ask_is_untouched(engine_args: BuildConfig) -> N
     for processors in (None, [], ["their.module:Class"]):
         arguments = engine_args(logits_processors=processors, speculative_config=speculative)
         before = dict(vars(arguments))
-        with engine_config.prepare_engine_args(arguments) as asked:
+        with prepare_engine_args(arguments) as asked:
             assert not asked
             assert vars(arguments) == before
             assert arguments.speculative_config is speculative
-    assert not engine_config.is_asked(build(engine_args(logits_processors=None, speculative_config=None)))
+    assert not is_enabled(build(engine_args(logits_processors=None, speculative_config=None)))
 
 
 def test_a_misspelt_name_is_refused(build_config: BuildConfig) -> None:
@@ -109,7 +115,7 @@ def test_arguments_are_what_they_were(engine_args: BuildConfig, theta: str) -> N
 def test_arguments_are_restored_after_an_error(engine_args: BuildConfig) -> None:
     arguments = engine_args()
     before = dict(vars(arguments))
-    with pytest.raises(RuntimeError, match="vLLM failed"), engine_config.prepare_engine_args(arguments):
+    with pytest.raises(RuntimeError, match="vLLM failed"), prepare_engine_args(arguments):
         raise RuntimeError("vLLM failed")
     assert vars(arguments) == before
 
@@ -133,6 +139,7 @@ def test_settings_reach_every_process_as_json(build_config: BuildConfig, tmp_pat
         "alpha": 0.25,
         "theta_chat_template": str(template),
         "theta_system_prompt": "Think.",
+        "require_theta_prompt": True,
         "other_extra_args": ["theirs"],
     }
     config = build_config(additional_config={KEY: given, "theirs": True})
@@ -142,6 +149,7 @@ def test_settings_reach_every_process_as_json(build_config: BuildConfig, tmp_pat
         defaults=OptimalSamplingParams(alpha_method="fixed", alpha=0.25),
         theta_chat_template="{{ messages[0].content }}",
         theta_system_prompt="Think.",
+        require_theta_prompt=True,
         other_extra_args=("theirs",),
     )
     assert EngineSettings.from_config(config).to_mapping() == stored
@@ -165,6 +173,24 @@ def test_settings_reach_every_process_as_json(build_config: BuildConfig, tmp_pat
             "additional_config['optimal_sampling']: theta_system_prompt='' is not text; give some, or leave it out",
         ),
         (
+            {"alpha": 0.7},
+            "additional_config['optimal_sampling']: alpha=0.7 has no effect with alpha_method='kl_symmetry', which finds "
+            "alpha for each token; ask for alpha_method='fixed' or 'arithmetic', or drop it",
+        ),
+        (
+            {"require_theta_prompt": "yes"},
+            "additional_config['optimal_sampling']: require_theta_prompt='yes' is not true or false",
+        ),
+        (
+            {"require_theta_prompt": True, "theta_prompt": "x"},
+            "additional_config['optimal_sampling']: require_theta_prompt asks each request for a prompt, and theta_prompt "
+            "gives one to those that have none; drop one of them",
+        ),
+        (
+            {"other_extra_args": ["alpha", "theirs"]},
+            "additional_config['optimal_sampling']: other_extra_args has alpha, optimal sampling's own; drop it",
+        ),
+        (
             {"other_extra_args": "theirs"},
             "additional_config['optimal_sampling']: other_extra_args='theirs' is not a list of names",
         ),
@@ -174,6 +200,31 @@ def test_settings_are_refused(build_config: BuildConfig, settings: Any, sentence
     with pytest.raises(ValueError) as caught:  # noqa: PT011 the whole sentence is compared
         build_config(additional_config={KEY: settings})
     assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("additional", "reason"),
+    [
+        (
+            {"optimal_samplng": {"require_theta_prompt": True}},
+            "has no effect under 'optimal_samplng': did you mean optimal_sam",
+        ),
+        (
+            {"optimal-sampling": {"alpha_max": 0.5}},
+            "has no effect under 'optimal-sampling': did you mean optimal_sampling",
+        ),
+        (
+            {"require_theta_prompt": True},
+            "additional_config has require_theta_prompt at the top, where it has no effect",
+        ),
+        ({"alpha_max": 0.5, KEY: {}}, "additional_config has alpha_max at the top"),
+    ],
+)
+def test_settings_in_the_wrong_place_are_refused(
+    build_config: BuildConfig, additional: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        build_config(additional_config=additional)
 
 
 def test_an_unknown_setting_is_refused_with_what_is_known(build_config: BuildConfig) -> None:
@@ -230,7 +281,7 @@ SPECULATIVE = [
     *(
         (
             {"rejection_sample_method": method},
-            f"rejection_sample_method='{method}' is lossy or not shown exact: tokens would not follow q*; drop it, "
+            f"rejection_sample_method='{method}' is not supported: tokens would not follow q*; drop it, "
             '"standard" is the default',
         )
         for method in ("fly", "block")
@@ -251,7 +302,7 @@ SPECULATIVE = [
     ),
     (
         {"enable_adaptive_verification": True},
-        "enable_adaptive_verification is not supported: it is not shown exact; drop it",
+        "enable_adaptive_verification is not supported; drop it",
     ),
 ]
 
@@ -289,7 +340,7 @@ def test_a_speculative_config_that_is_no_object_is_refused(engine_args: BuildCon
         build(arguments)
 
 
-def test_a_missing_folder_is_refused_before_the_hub_is_asked(
+def test_a_missing_folder_is_refused_before_the_hub_is_enabled(
     build_config: BuildConfig, engine_args: BuildConfig
 ) -> None:
     theta = {"model": "/models/no-theta", "num_speculative_tokens": 3}
@@ -304,7 +355,9 @@ def test_a_missing_folder_is_refused_before_the_hub_is_asked(
     assert str(caught.value) == f"optimal sampling cannot start: the teacher's folder './no-teacher' {remedy}"
 
 
-def test_a_folder_without_a_model_is_refused_before_the_hub_is_asked(build_config: BuildConfig, tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused_before_the_hub_is_enabled(
+    build_config: BuildConfig, tmp_path: Path
+) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     assert refusal(build_config, speculative_config={"model": str(tmp_path), "num_speculative_tokens": 3}) == (
         f"optimal sampling cannot start: theta's folder {str(tmp_path)!r} holds no model: there is no config.json or "
@@ -327,39 +380,42 @@ def test_a_folder_without_a_model_is_refused_before_the_hub_is_asked(build_confi
     ],
 )
 def test_paths_are_told_from_names_of_the_hub(model: str, expected: bool) -> None:
-    assert engine_config._looks_like_folder(model) is expected
+    assert _looks_like_folder(model) is expected
 
 
 @pytest.mark.parametrize(
     ("version", "expected"),
     [
-        ("0.32.0", True),
-        ("0.32.0+cpu", True),
-        ("0.33.4", True),
-        ("v0.33.0rc1", True),
-        ("0.31.9", False),
-        ("0.34.0", False),
-        ("0.34.0.dev3+g12345", False),
+        (f"{FIRST}.0", True),
+        (f"{FIRST}.0+cpu", True),
+        (f"{FIRST}.4", True),
+        (f"v{NEWEST}rc1", True),
+        (NEWEST, True),
+        (CPU_BUILD, True),
+        (f"0.{SUPPORTED_VLLM[0][1] - 1}.9", False),
+        (f"{LAST}.0", False),
+        (f"{LAST}.0.dev3+g12345", False),
         ("1.0", False),
         ("dev", False),
         ("", False),
     ],
 )
 def test_versions(version: str, expected: bool) -> None:
-    assert engine_config.is_supported_version(version) is expected
+    assert is_supported_version(version) is expected
 
 
 def test_another_version_of_vllm_is_refused(build_config: BuildConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert engine_config.is_supported_version()
-    monkeypatch.setattr("vllm.version.__version__", "0.34.1")
-    assert not engine_config.is_supported_version()
+    assert is_supported_version()
+    unsupported = "{}.{}.1".format(*SUPPORTED_VLLM[1])
+    monkeypatch.setattr("vllm.version.__version__", unsupported)
+    assert not is_supported_version()
     assert refusal(build_config) == (
-        "optimal sampling works with vLLM >=0.32,<0.34, and this is vLLM 0.34.1; run `pip install 'vllm>=0.32,<0.34'`, "
+        f"optimal sampling works with vLLM {RANGE}, and this is vLLM {unsupported}; run `pip install 'vllm{RANGE}'`, "
         "or use another release of vllm-optimal-sampling"
     )
 
 
-# Configurations that are not shown exact
+# Configurations that are not supported
 
 
 def test_a_theta_that_vllm_takes_for_a_drafter_is_refused(
@@ -374,13 +430,13 @@ def test_a_theta_that_vllm_takes_for_a_drafter_is_refused(
     with pytest.raises(
         UnsupportedEngineError, match="vLLM took theta for the speculative method 'mtp', by its name or"
     ):
-        engine_config.check_supported(supported)
+        check_supported(supported)
 
 
 def test_model_runner_v1_is_refused(supported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
     with pytest.raises(UnsupportedEngineError) as caught:
-        engine_config.check_supported(supported)
+        check_supported(supported)
     assert str(caught.value) == (
         "optimal sampling cannot start: it needs Model Runner V2, and VLLM_USE_V2_MODEL_RUNNER=0 chose V1; set "
         "VLLM_USE_V2_MODEL_RUNNER=1."
@@ -393,7 +449,7 @@ def test_vllms_own_choice_of_v1_is_explained(supported: Any, monkeypatch: pytest
     monkeypatch.setattr(supported.parallel_config, "distributed_executor_backend", "external_launcher")
     monkeypatch.setattr(supported.parallel_config, "pipeline_parallel_size", 2)
     with pytest.raises(UnsupportedEngineError) as caught:
-        engine_config.check_supported(supported)
+        check_supported(supported)
     assert "vLLM chose V1 because V2 does not support pipeline parallelism with external_launcher" in str(caught.value)
 
 
@@ -401,75 +457,96 @@ ENGINE = [
     (
         "parallel_config.enable_batch_sharded_sampling",
         True,
-        "batch-sharded sampling; drop enable_batch_sharded_sampling",
+        "batch-sharded sampling is not supported; drop enable_batch_sharded_sampling",
     ),
     (
         "speculative_config.enable_adaptive_verification",
         True,
-        "adaptive verification; drop enable_adaptive_verification",
+        "adaptive verification is not supported; drop enable_adaptive_verification",
     ),
-    ("parallel_config.pipeline_parallel_size", 2, "pipeline parallelism; use tensor parallelism"),
+    ("parallel_config.pipeline_parallel_size", 2, "pipeline parallelism is not supported; use tensor parallelism"),
     (
         "parallel_config.decode_context_parallel_size",
         2,
-        "decode context parallelism; drop --decode-context-parallel-size",
+        "decode context parallelism is not supported; drop --decode-context-parallel-size",
     ),
     (
         "parallel_config.prefill_context_parallel_size",
         2,
-        "prefill context parallelism; drop --prefill-context-parallel-size",
+        "prefill context parallelism is not supported; drop --prefill-context-parallel-size",
     ),
-    ("parallel_config.enable_dbo", True, "dual batch overlap and micro-batches; drop --enable-dbo and --ubatch-size"),
-    ("parallel_config.ubatch_size", 2, "dual batch overlap and micro-batches; drop --enable-dbo and --ubatch-size"),
+    (
+        "parallel_config.enable_dbo",
+        True,
+        "dual batch overlap and micro-batches are not supported; drop --enable-dbo and --ubatch-size",
+    ),
+    (
+        "parallel_config.ubatch_size",
+        2,
+        "dual batch overlap and micro-batches are not supported; drop --enable-dbo and --ubatch-size",
+    ),
     (
         "speculative_config.draft_parallel_config.tensor_parallel_size",
         2,
-        "a tensor-parallel size of theta's own; drop draft_tensor_parallel_size",
+        "a tensor-parallel size of theta's own is not supported; drop draft_tensor_parallel_size",
     ),
-    ("watermark_config", object(), "watermarking, which changes what is drawn; drop --watermark-config"),
+    (
+        "watermark_config",
+        object(),
+        "watermarking is not supported, since it changes what is drawn; drop --watermark-config",
+    ),
     (
         "kv_transfer_config",
         object(),
-        "KV connectors and KV offloading, which move the teacher's cache without theta's; drop --kv-transfer-config "
-        "and --kv-offloading-size",
+        "KV connectors and KV offloading are not supported, since they move the teacher's cache without theta's; drop "
+        "--kv-transfer-config and --kv-offloading-size",
     ),
-    ("ec_transfer_config", object(), "transfer of encoder outputs; drop --ec-transfer-config"),
-    ("cache_config.kv_sharing_fast_prefill", True, "fast prefill by KV sharing; drop --kv-sharing-fast-prefill"),
-    ("lora_config", object(), "LoRA; merge the adapter into the model"),
+    ("ec_transfer_config", object(), "transfer of encoder outputs is not supported; drop --ec-transfer-config"),
+    (
+        "cache_config.kv_sharing_fast_prefill",
+        True,
+        "fast prefill by KV sharing is not supported; drop --kv-sharing-fast-prefill",
+    ),
+    ("lora_config", object(), "LoRA is not supported beside a separate theta; merge the adapter into the model"),
     (
         "model_config.enable_prompt_embeds",
         True,
-        "prompt embeddings, which theta cannot read; drop --enable-prompt-embeds",
+        "prompt embeddings are not supported, since theta cannot read them; drop --enable-prompt-embeds",
     ),
-    ("model_config.enable_trace_replay", True, "trace replay; drop --enable-trace-replay"),
-    ("model_config.return_sampling_mask", True, "sampling masks in the output; drop --return-sampling-mask"),
+    ("model_config.enable_trace_replay", True, "trace replay is not supported; drop --enable-trace-replay"),
+    (
+        "model_config.return_sampling_mask",
+        True,
+        "sampling masks in the output are not supported; drop --return-sampling-mask",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("path", "value", "sentence"), ENGINE, ids=[path for path, _, _ in ENGINE])
-def test_engines_that_are_not_shown_exact_are_refused(
+def test_engines_that_are_not_supported_are_refused(
     supported: Any, monkeypatch: pytest.MonkeyPatch, path: str, value: Any, sentence: str
 ) -> None:
-    engine_config.check_supported(supported)
+    check_supported(supported)
     owner = supported
     *parents, name = path.split(".")
     for parent in parents:
         owner = getattr(owner, parent)
     monkeypatch.setattr(owner, name, value)
     with pytest.raises(UnsupportedEngineError) as caught:
-        engine_config.check_supported(supported)
-    assert str(caught.value) == f"optimal sampling cannot start: it is not shown exact with {sentence}."
+        check_supported(supported)
+    assert str(caught.value) == f"optimal sampling cannot start: {sentence}."
 
 
 @pytest.mark.parametrize("name", ["data_parallel_size", "enable_expert_parallel"])
 def test_experts_on_several_ranks_are_refused(supported: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(supported.parallel_config, name, 2)
-    engine_config.check_supported(supported)  # a dense pair has one engine to a rank
+    check_supported(supported)  # a dense pair has one engine to a rank
     monkeypatch.setattr(ModelConfig, "is_moe", property(lambda _: True))
     with pytest.raises(
-        UnsupportedEngineError, match="a mixture of experts over several data-parallel or expert-parallel"
+        UnsupportedEngineError,
+        match="a mixture of experts is not supported over several data-parallel or expert-parallel",
     ):
-        engine_config.check_supported(supported)
+        check_supported(supported)
 
 
 MODELS = [
@@ -496,7 +573,7 @@ def test_models_that_are_not_shown_exact_are_refused(
     else:
         monkeypatch.setattr(models[role], name, value)
     with pytest.raises(UnsupportedEngineError) as caught:
-        engine_config.check_supported(supported)
+        check_supported(supported)
     assert str(caught.value) == (
         f"optimal sampling cannot start: {role} {models[role].model!r} is not supported, since {reason}; use a "
         "decoder of text with full attention."
@@ -505,20 +582,20 @@ def test_models_that_are_not_shown_exact_are_refused(
 
 def test_a_sliding_window_is_supported(build_config: BuildConfig, tmp_path: Path) -> None:
     theta = save_model(tmp_path / "windowed", use_sliding_window=True, sliding_window=32, max_window_layers=0)
-    engine_config.check_supported(build_config(speculative_config={"model": theta, "num_speculative_tokens": 3}))
+    check_supported(build_config(speculative_config={"model": theta, "num_speculative_tokens": 3}))
 
 
 def test_a_shorter_theta_by_configuration_is_refused(supported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM 0.32 skips theta where a sequence is longer; 0.33 lowers the teacher's length itself, which is sound."""
     monkeypatch.setattr(supported.speculative_config, "max_model_len", 64)
     with pytest.raises(UnsupportedEngineError) as caught:
-        engine_config.check_supported(supported)
+        check_supported(supported)
     assert str(caught.value) == (
         "optimal sampling cannot start: theta has to read whole sequences, and speculative_config's max_model_len=64 "
         f"is below the teacher's {MAX_MODEL_LEN}; drop it, or lower --max-model-len."
     )
     monkeypatch.setattr(supported.speculative_config, "max_model_len", MAX_MODEL_LEN)
-    engine_config.check_supported(supported)
+    check_supported(supported)
 
 
 def test_a_cache_type_of_thetas_own_is_refused(supported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -526,13 +603,13 @@ def test_a_cache_type_of_thetas_own_is_refused(supported: Any, monkeypatch: pyte
     with pytest.raises(
         UnsupportedEngineError, match=r"so kv_cache_dtype='fp8' for theta alone is not supported; drop it"
     ):
-        engine_config.check_supported(supported)
+        check_supported(supported)
     monkeypatch.setattr(supported.speculative_config, "kv_cache_dtype", supported.cache_config.cache_dtype)
-    engine_config.check_supported(supported)
+    check_supported(supported)
 
 
 def test_synthetic_acceptance_starts_with_a_warning(
-    build_config: BuildConfig, theta: str, caplog: pytest.LogCaptureFixture
+    build_config: BuildConfig, theta: str, package_log: pytest.LogCaptureFixture
 ) -> None:
     speculative = {
         "model": theta,
@@ -540,9 +617,9 @@ def test_synthetic_acceptance_starts_with_a_warning(
         "rejection_sample_method": "synthetic",
         "synthetic_acceptance_rates": [0.9, 0.8],
     }
-    with caplog.at_level(logging.WARNING):
+    with package_log.at_level(logging.WARNING, "vllm_optimal_sampling"):
         build_config(speculative_config=speculative)
-    assert "it is for benchmarks, and the output does not follow q*" in caplog.text
+    assert "it is for benchmarks, and the output does not follow q*" in package_log.text
 
 
 # The KV cache
@@ -562,10 +639,10 @@ def test_a_cache_in_blocks_of_one_size_is_accepted_and_others_are_not(supported:
     both = UniformTypeKVCacheSpecs(block_size=16, kv_cache_specs={"a": full, "b": full})
     for groups in ([full], [full, both], [full, window]):
         cache = SimpleNamespace(kv_cache_groups=[group(spec) for spec in groups], num_blocks=1000)
-        engine_config.check_kv_cache(supported, cache, 16)
+        check_kv_cache(supported, cache, 16)
     cache = SimpleNamespace(kv_cache_groups=[group(full), group(wider)], num_blocks=1000)
     with pytest.raises(UnsupportedEngineError, match="keep their cache as FullAttentionSpec in blocks of 32"):
-        engine_config.check_kv_cache(supported, cache, 16)
+        check_kv_cache(supported, cache, 16)
 
 
 def test_a_cache_that_cannot_hold_one_request_is_refused(supported: Any) -> None:
@@ -575,9 +652,9 @@ def test_a_cache_that_cannot_hold_one_request_is_refused(supported: Any) -> None
     spec = FullAttentionSpec(block_size=16, num_kv_heads=2, head_size=32, dtype=torch.float32)
     # The model's length, a block for theta's offset, and the slots of a round; one block is vLLM's own.
     needed = -(-(MAX_MODEL_LEN + 16 + supported.num_lookahead_tokens) // 16)
-    engine_config.check_kv_cache(supported, SimpleNamespace(kv_cache_groups=[group(spec)], num_blocks=needed + 1), 16)
+    check_kv_cache(supported, SimpleNamespace(kv_cache_groups=[group(spec)], num_blocks=needed + 1), 16)
     with pytest.raises(UnsupportedEngineError, match=f"may need {needed}"):
-        engine_config.check_kv_cache(supported, SimpleNamespace(kv_cache_groups=[group(spec)], num_blocks=needed), 16)
+        check_kv_cache(supported, SimpleNamespace(kv_cache_groups=[group(spec)], num_blocks=needed), 16)
 
 
 # Tokenizers
@@ -624,21 +701,21 @@ def test_different_tokenizers_are_refused(build_config: BuildConfig, tmp_path: P
     ],
 )
 def test_vocabularies_are_compared_id_by_id(teacher: Any, theta: Any, problem: str | None) -> None:
-    difference = engine_config._vocabulary_difference(teacher, theta)
+    difference = _vocabulary_difference(teacher, theta)
     assert difference is None if problem is None else (difference or "").startswith(problem)
 
 
 def test_another_end_of_text_is_a_warning(
-    build_config: BuildConfig, theta: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    build_config: BuildConfig, theta: str, tmp_path: Path, package_log: pytest.LogCaptureFixture
 ) -> None:
     """A base model as theta of a chat model has the same tokens, and another of them ends a text."""
     base = tmp_path / "base"
     shutil.copytree(theta, base)
     settings = json.loads((base / "tokenizer_config.json").read_text())
     (base / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": "a"}))
-    with caplog.at_level(logging.WARNING):
+    with package_log.at_level(logging.WARNING, "vllm_optimal_sampling"):
         with_theta(build_config, str(base))
-    assert "Teacher and theta end a text with different tokens" in caplog.text
+    assert "Teacher and theta end a text with different tokens" in package_log.text
 
 
 def test_a_theta_without_tokenizer_is_refused(build_config: BuildConfig, theta: str, tmp_path: Path) -> None:
@@ -661,4 +738,4 @@ def test_a_theta_without_tokenizer_is_refused(build_config: BuildConfig, theta: 
 
 def test_theta_of_the_same_vocabulary_starts(supported: Any) -> None:
     assert supported.speculative_config.draft_model_config.get_vocab_size() == VOCAB_SIZE
-    assert engine_config.load_theta_tokenizer(supported).encode("the fox")
+    assert load_theta_tokenizer(supported).encode("the fox")

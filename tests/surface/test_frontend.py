@@ -14,7 +14,7 @@ from vllm.sampling_params import BeamSearchParams
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.input_processor import InputProcessor
 
-from vllm_optimal_sampling.frontend import CHARACTERS_PER_POSITION, RequestResolver, refuse_beam_search
+from vllm_optimal_sampling.front_end.admission import CHARACTERS_PER_POSITION, RequestResolver, refuse_beam_search
 from vllm_optimal_sampling.params import OptimalSamplingParams
 
 BuildConfig = Callable[..., Any]
@@ -134,7 +134,7 @@ def test_token_ids_are_taken_as_they_are(frontend: Frontend) -> None:
     assert request.sampling_params.extra_args == {"theta_prompt_token_ids": ids}
 
 
-@pytest.mark.parametrize("extra_args", [None, {}, {"theta_prompt_token_ids": PROMPT}, {"alpha": 0.5}])
+@pytest.mark.parametrize("extra_args", [None, {}, {"theta_prompt_token_ids": PROMPT}, {"alpha_max": 1.0}])
 def test_nothing_is_sent_where_theta_reads_the_teachers_prompt(frontend: Frontend, extra_args: Any) -> None:
     assert frontend.admit(extra_args).sampling_params.extra_args is None
 
@@ -167,11 +167,20 @@ def test_the_engines_defaults_are_merged_once(build_config: BuildConfig) -> None
     fixed = {"alpha_method": "fixed", "theta_prompt_token_ids": the}
     assert resolved({}) == OptimalSamplingParams(alpha=0.25, **fixed)
     assert resolved({"alpha": 0.5, "theirs": 3}) == OptimalSamplingParams(alpha=0.5, **fixed)
-    assert resolved({"alpha_method": "kl_symmetry", "theta_prompt": None}) == OptimalSamplingParams(alpha=0.25)
+    assert resolved({"alpha_method": "kl_symmetry", "theta_prompt": None}) == OptimalSamplingParams()
     assert resolved({"theta_prompt_token_ids": [9]}) == OptimalSamplingParams(
         alpha_method="fixed", alpha=0.25, theta_prompt_token_ids=(9,)
     )
     assert resolved({"optimal_sampling": False}) == OptimalSamplingParams(optimal_sampling=False)
+
+
+def test_a_support_of_all_tokens_is_none(build_config: BuildConfig) -> None:
+    """Over HTTP, where null cannot be sent, this unsets an engine's default."""
+    frontend = Frontend(build_config(additional_config={"optimal_sampling": {"support_top_k": 5}}))
+    assert frontend.admit().sampling_params.extra_args == {"support_top_k": 5}
+    for all_tokens in (2**31 - 1, VOCAB_SIZE):
+        assert frontend.admit({"support_top_k": all_tokens}).sampling_params.extra_args is None
+    assert frontend.admit({"support_top_k": VOCAB_SIZE - 1}).sampling_params.extra_args is not None
 
 
 def test_pooling_requests_are_left_alone(frontend: Frontend) -> None:
@@ -268,6 +277,30 @@ def test_a_length_that_vllm_lowers_later_counts(build_config: BuildConfig) -> No
     frontend = Frontend(config)
     config.model_config.max_model_len = 32
     assert frontend.refuse({"theta_prompt_token_ids": [9] * 32}).startswith("theta_prompt_token_ids has 32 tokens")
+
+
+# A prompt for theta is required
+
+
+def test_a_request_without_a_theta_prompt_is_refused_where_one_is_required(build_config: BuildConfig) -> None:
+    frontend = Frontend(build_config(additional_config={"optimal_sampling": {"require_theta_prompt": True}}))
+    for extra_args in (None, {}, {"alpha_max": 0.5}, {"theta_prompt": None}, {"optimal_sampling": True}):
+        assert frontend.refuse(extra_args).startswith("this engine requires a prompt for theta (require_theta_prompt)")
+    for extra_args in (
+        {"theta_prompt": "the"},
+        {"theta_prompt_token_ids": [1]},
+        {"theta_messages": [{"role": "user", "content": "the"}]},
+        {"optimal_sampling": False},
+    ):
+        frontend.admit(extra_args)
+    assert frontend.refuse(resumable=True).startswith("this engine requires")
+
+
+def test_an_engines_default_prompt_that_does_not_fit_is_named_as_such(build_config: BuildConfig) -> None:
+    default = {"theta_prompt_token_ids": [1] * MAX_MODEL_LEN}
+    frontend = Frontend(build_config(additional_config={"optimal_sampling": default}))
+    assert frontend.refuse().endswith("(theta_prompt_token_ids is this engine's default, not the request's)")
+    assert "default" not in frontend.refuse(default)
 
 
 # Refusals

@@ -14,7 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vllm_optimal_sampling import params as params_module
-from vllm_optimal_sampling.params import ALPHA_METHODS, ARGUMENTS, ArgumentError, OptimalSamplingParams, parse_messages
+from vllm_optimal_sampling.chat_messages import parse_messages
+from vllm_optimal_sampling.params import (
+    ALPHA_METHODS,
+    ALPHA_READERS,
+    ARGUMENTS,
+    ArgumentError,
+    OptimalSamplingParams,
+)
 
 CHAT = [{"role": "user", "content": "2 + 2"}]
 WANTED = 'give a list of messages such as [{"role": "user", "content": "..."}]'
@@ -196,6 +203,19 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
         "theta_messages",
         "theta_messages cannot be written as JSON (Object of type set is not JSON serializable)",
     ),
+    # no effect
+    (
+        {"alpha": 0.7},
+        "alpha",
+        "alpha=0.7 has no effect with alpha_method='kl_symmetry', which finds alpha for each token; ask for "
+        "alpha_method='fixed' or 'arithmetic', or drop it",
+    ),
+    (
+        {"alpha": 0, "alpha_method": "entropy"},
+        "alpha",
+        "alpha=0.0 has no effect with alpha_method='entropy', which finds alpha for each token; ask for "
+        "alpha_method='fixed' or 'arithmetic', or drop it",
+    ),
     # opting out
     (
         {"optimal_sampling": False, "alpha": 0.3},
@@ -226,6 +246,11 @@ def test_refusals(arguments: dict[str, Any], argument: str, sentence: str) -> No
         ({"alpha": None}, "alpha=None is not a value; leave it out for the default"),
         ({"alpha": 2}, "alpha=2.0 is outside [0, 1]; 0 is theta alone, 1 is the teacher alone"),
         ({"return_alpha": 2}, "return_alpha=2 is an integer, not true or false"),
+        (  # the default's value, and yet it was given
+            {"alpha": 0.5},
+            "alpha=0.5 has no effect with alpha_method='kl_symmetry', which finds alpha for each token; ask for "
+            "alpha_method='fixed' or 'arithmetic', or drop it",
+        ),
     ],
 )
 def test_refusals_of_extra_args(extra_args: dict[str, Any], sentence: str) -> None:
@@ -274,9 +299,9 @@ def test_errors_survive_being_sent_to_another_process() -> None:
 
 def test_numpy_numbers_are_numbers() -> None:
     arguments = OptimalSamplingParams(
-        alpha=np.float32(0.25), support_top_k=np.int64(5), theta_prompt_token_ids=list(np.arange(3))
+        alpha_max=np.float32(0.25), support_top_k=np.int64(5), theta_prompt_token_ids=list(np.arange(3))
     ).to_extra_args()
-    assert json.dumps(arguments) == '{"theta_prompt_token_ids": [0, 1, 2], "alpha": 0.25, "support_top_k": 5}'
+    assert json.dumps(arguments) == '{"theta_prompt_token_ids": [0, 1, 2], "alpha_max": 0.25, "support_top_k": 5}'
 
 
 def test_a_chat_is_kept_as_json_and_read_back_as_text() -> None:
@@ -325,6 +350,12 @@ other_arguments = st.fixed_dictionaries(
         "max_js_divergence": st.none() | st.floats(0, 10),
         "return_alpha": st.booleans(),
     },
+).map(
+    lambda given: {
+        name: value
+        for name, value in given.items()
+        if name != "alpha" or given.get("alpha_method") in ALPHA_READERS  # the others refuse it
+    }
 )
 requests = st.one_of(
     st.just(OptimalSamplingParams(optimal_sampling=False)),
@@ -415,6 +446,71 @@ DEFAULTS = OptimalSamplingParams(theta_prompt="default", alpha_method="fixed", a
 )
 def test_a_request_comes_before_the_engine(extra_args: dict[str, Any], expected: OptimalSamplingParams) -> None:
     assert OptimalSamplingParams.from_extra_args(extra_args, DEFAULTS) == expected
+
+
+def test_the_engines_alpha_is_for_the_methods_that_take_one() -> None:
+    taken = {"theta_prompt": "default", "support_top_k": 20}
+    assert OptimalSamplingParams.from_extra_args({"alpha_method": "entropy"}, DEFAULTS) == OptimalSamplingParams(
+        alpha_method="entropy", **taken
+    )
+    assert OptimalSamplingParams.from_extra_args({"alpha_method": "arithmetic"}, DEFAULTS) == OptimalSamplingParams(
+        alpha_method="arithmetic", alpha=0.25, **taken
+    )
+    with pytest.raises(ArgumentError, match=r"^alpha=0\.3 has no effect with alpha_method='entropy'"):
+        OptimalSamplingParams.from_extra_args({"alpha_method": "entropy", "alpha": 0.3}, DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    ("defaults", "extra_args", "sentence"),
+    [
+        (
+            {"alpha_max": 0.5},
+            {"alpha_min": 0.9},
+            "alpha_min=0.9 is above alpha_max=0.5; swap them or drop one (alpha_max=0.5 is this engine's default; a "
+            "request's own value comes before it)",
+        ),
+        (
+            {"alpha_method": "entropy"},
+            {"alpha": 0.25},
+            "alpha=0.25 has no effect with alpha_method='entropy', which finds alpha for each token; ask for "
+            "alpha_method='fixed' or 'arithmetic', or drop it (alpha_method='entropy' is this engine's default; a request's "
+            "own value comes before it)",
+        ),
+        (
+            {"alpha_max": 0.5},
+            {"alpha_min": 0.9, "alpha_max": 0.1},
+            "alpha_min=0.9 is above alpha_max=0.1; swap them or drop one",
+        ),
+        ({"alpha_max": 0.5}, {"alpha": 2}, "alpha=2.0 is outside [0, 1]; 0 is theta alone, 1 is the teacher alone"),
+    ],
+)
+def test_an_engines_default_in_a_refusal_is_named_as_such(
+    defaults: dict[str, Any], extra_args: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        OptimalSamplingParams.from_extra_args(extra_args, OptimalSamplingParams(**defaults))
+    assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("defaults", "unset"),
+    [
+        ({"support_top_k": 5}, {"support_top_k": None}),
+        ({"support_top_p": 0.5}, {"support_top_p": None}),
+        ({"max_js_divergence": 0.1}, {"max_js_divergence": None}),
+        ({"theta_prompt": "a"}, {"theta_prompt": None}),
+        ({"alpha_min": 0.1, "alpha_max": 0.9}, {"alpha_min": 0, "alpha_max": 1}),
+        ({"alpha_method": "fixed", "alpha": 0.1}, {"alpha_method": "kl_symmetry"}),
+        ({"teacher_only_tokens": 3}, {"teacher_only_tokens": 0}),
+        ({"return_alpha": True}, {"return_alpha": False}),
+        ({"optimal_sampling": False}, {"optimal_sampling": True}),
+    ],
+)
+def test_every_default_of_an_engine_can_be_unset(defaults: dict[str, Any], unset: dict[str, Any]) -> None:
+    """As docs/parameters.md says."""
+    engine = OptimalSamplingParams(**defaults)
+    assert OptimalSamplingParams.from_extra_args({}, engine) != OptimalSamplingParams()
+    assert OptimalSamplingParams.from_extra_args(unset, engine) == OptimalSamplingParams()
 
 
 def test_an_engine_may_leave_opting_in_to_the_requests() -> None:

@@ -1,0 +1,75 @@
+"""What vLLM is held against: both models in float64 by transformers alone, q* by bisection, greedy tokens by brute force."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+from vllm_optimal_sampling.kernels import Method
+
+from support.cases import Case
+
+
+class Reference:
+    """Both models in float64, and nothing of vLLM."""
+
+    def __init__(self, teacher: str, theta: str):
+        # Experts one by one: torch's grouped multiplication knows no float64.
+        options = {"dtype": torch.float64, "experts_implementation": "eager"}
+        self.teacher = AutoModelForCausalLM.from_pretrained(teacher, **options).eval()
+        self.theta = AutoModelForCausalLM.from_pretrained(theta, **options).eval()
+        self._known: dict[tuple[int, tuple[int, ...]], torch.Tensor] = {}
+
+    @torch.inference_mode()
+    def logits(self, model: Any, tokens: Sequence[int]) -> torch.Tensor:
+        """Logits [vocab] after `tokens`, in float64. A sequence's prefixes are kept, so trajectories cost one pass."""
+        key = (id(model), tuple(tokens))
+        if key not in self._known:
+            rows = model(torch.tensor([list(tokens)])).logits[0]
+            for length in range(len(tokens), 0, -1):
+                prefix = (id(model), tuple(tokens[:length]))
+                if prefix in self._known:
+                    break
+                self._known[prefix] = rows[length - 1]
+        return self._known[key]
+
+
+def expected_log_q(
+    teacher: torch.Tensor,  # [vocab] float64 logits
+    theta: torch.Tensor,  # [vocab] float64 logits
+    method: float = Method.KL_SYMMETRY,
+    alpha: float = 0.5,
+    alpha_min: float = 0.0,
+    alpha_max: float = 1.0,
+) -> torch.Tensor:
+    method = Method(int(method))
+    if method not in (Method.KL_SYMMETRY, Method.FIXED):
+        raise NotImplementedError(
+            f"only kl_symmetry and fixed are written down here; kernels.reference has {method.name}"
+        )
+    u, v = theta.log_softmax(-1), teacher.log_softmax(-1)
+    low, high = (0.0, 1.0) if method is Method.KL_SYMMETRY else (alpha,) * 2
+    while high - low > 1e-12:  # E_q[log teacher - log theta] grows with alpha; KL symmetry is where it is 0
+        middle = (low + high) / 2
+        gap = (torch.lerp(u, v, middle).softmax(-1) * (v - u)).sum()
+        low, high = (low, middle) if gap > 0 else (middle, high)
+    alpha = min(max((low + high) / 2, alpha_min), alpha_max)
+    return torch.lerp(u, v, alpha).log_softmax(-1)
+
+
+def greedy_tokens(reference: Reference, case: Case, max_tokens: int) -> list[int]:
+    """The tokens of a greedy request, one float64 forward of each model at a time."""
+    arguments = dict(case.arguments)
+    enabled = arguments.pop("optimal_sampling", True)
+    if "alpha_method" in arguments:
+        arguments["method"] = Method[arguments.pop("alpha_method").upper()]
+    tokens: list[int] = []
+    while len(tokens) < max_tokens:
+        log_q = reference.logits(reference.teacher, [*case.prompt, *tokens])
+        if enabled:
+            prompt = case.prompt if case.theta_prompt is None else case.theta_prompt
+            log_q = expected_log_q(log_q, reference.logits(reference.theta, [*prompt, *tokens]), **arguments)
+        tokens.append(int(log_q.argmax()))
+    return tokens

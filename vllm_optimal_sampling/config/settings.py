@@ -1,0 +1,129 @@
+"""The settings of an engine, `additional_config["optimal_sampling"]`, and whether it has any: whether it is enabled.
+
+Imported in every process of every engine: heavy imports are inside functions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vllm_optimal_sampling.params import ARGUMENTS, ArgumentError, OptimalSamplingParams, closest, shown
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+NAME = "optimal_sampling"
+"""What `--logits-processor` and `logits_processors=[...]` call it."""
+
+KEY = "optimal_sampling"
+"""Where `VllmConfig.additional_config` holds the settings."""
+
+PROCESSOR = "vllm_optimal_sampling.worker.processor:OptimalSamplingLogitsProcessor"
+"""The class behind the name; an engine may ask with it, or with the class itself."""
+
+ENGINE_SETTINGS = (
+    "theta",
+    "theta_lora",
+    "theta_chat_template",
+    "theta_system_prompt",
+    "require_theta_prompt",
+    "other_extra_args",
+)
+"""Keys of `additional_config["optimal_sampling"]` beside the request arguments."""
+
+
+def is_enabled(vllm_config: VllmConfig) -> bool:
+    """Whether this engine was asked for optimal sampling, in whichever process."""
+    additional = vllm_config.additional_config
+    return isinstance(additional, dict) and KEY in additional
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What holds for all requests of an engine: `--additional-config '{"optimal_sampling": {...}}'`.
+
+    The keys are those of `OptimalSamplingParams`, for the requests' defaults, and the fields below.
+    """
+
+    defaults: OptimalSamplingParams = dataclasses.field(default_factory=OptimalSamplingParams)
+    """What a request leaves out."""
+    theta: str | None = None
+    """Who theta is where it does not draft: "self" for the teacher's own weights, else a model's name or folder. None:
+    theta is the draft model of `speculative_config`."""
+    theta_lora: str | None = None
+    """Name or folder of the LoRA adapter that makes theta of the teacher; only beside `theta="self"`."""
+    theta_chat_template: str | None = None
+    """Jinja template for `theta_messages`, as text; given as a file's path, it is read once, at start-up. None: the
+    template of theta's own tokenizer."""
+    theta_system_prompt: str | None = None
+    """Put before `theta_messages` that do not begin with a system message."""
+    require_theta_prompt: bool = False
+    """Refuse a request that is mixed and has no theta prompt of its own, where theta would read the teacher's."""
+    other_extra_args: tuple[str, ...] = ()
+    """Keys of `extra_args` that another plugin reads. Any other unknown key is refused."""
+
+    @classmethod
+    def from_config(cls, vllm_config: VllmConfig) -> EngineSettings:
+        """The settings of an engine that was asked for optimal sampling."""
+        assert is_enabled(vllm_config)
+        return cls.from_mapping(vllm_config.additional_config[KEY])
+
+    @classmethod
+    def from_mapping(cls, mapping: Any) -> EngineSettings:
+        """Read and check the value of the key `optimal_sampling`.
+
+        Raises:
+            ValueError: an unknown key, or a value that is refused.
+
+        """
+        where = f"additional_config[{KEY!r}]"
+        if not isinstance(mapping, Mapping):
+            raise ValueError(f"{where} is {shown(mapping)}; give an object with default request arguments, or {{}}")
+        for key in mapping:
+            if key not in ARGUMENTS and key not in ENGINE_SETTINGS:
+                known = sorted({*ARGUMENTS, *ENGINE_SETTINGS})
+                raise ValueError(
+                    f"{where} has no setting {shown(key)}{closest(key, known) or '; known are ' + ', '.join(known)}"
+                )
+        for key in ("theta", "theta_lora", "theta_chat_template", "theta_system_prompt"):
+            text = mapping.get(key)
+            if text is not None and (not isinstance(text, str) or not text):
+                raise ValueError(f"{where}: {key}={shown(text)} is not text; give some, or leave it out")
+        required = mapping.get("require_theta_prompt", False)
+        if not isinstance(required, bool):
+            raise ValueError(f"{where}: require_theta_prompt={shown(required)} is not true or false")
+        others = mapping.get("other_extra_args", ())
+        if not isinstance(others, (list, tuple)) or not all(isinstance(name, str) for name in others):
+            raise ValueError(f"{where}: other_extra_args={shown(others)} is not a list of names")
+        try:
+            defaults = OptimalSamplingParams.from_extra_args({k: v for k, v in mapping.items() if k in ARGUMENTS})
+        except ArgumentError as error:
+            raise ValueError(f"{where}: {error}") from None
+        if required and defaults.theta_prompt_argument is not None:
+            raise ValueError(
+                f"{where}: require_theta_prompt asks each request for a prompt, and {defaults.theta_prompt_argument} gives "
+                "one to those that have none; drop one of them"
+            )
+        if misplaced := sorted(set(others) & ARGUMENTS):
+            raise ValueError(f"{where}: other_extra_args has {', '.join(misplaced)}, optimal sampling's own; drop it")
+        return cls(
+            defaults=defaults,
+            theta=mapping.get("theta"),
+            theta_lora=mapping.get("theta_lora"),
+            theta_chat_template=mapping.get("theta_chat_template"),
+            theta_system_prompt=mapping.get("theta_system_prompt"),
+            require_theta_prompt=required,
+            other_extra_args=tuple(others),
+        )
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The settings as `additional_config` carries them: what differs from the default, ready for JSON."""
+        settings: dict[str, Any] = self.defaults.to_extra_args()
+        for key in ENGINE_SETTINGS:
+            value = getattr(self, key)
+            if value:
+                settings[key] = list(value) if isinstance(value, tuple) else value
+        return settings

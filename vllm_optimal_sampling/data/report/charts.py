@@ -1,0 +1,310 @@
+"""The report's charts, as SVG inside the page.
+
+Drawn by hand: two kinds of chart come to a few kilobytes each, take their colours from the page's styles (light and
+dark), and need no library. Their text is the page's text: it can be selected, searched and read out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from markupsafe import Markup, escape
+from numpy.typing import NDArray
+
+from vllm_optimal_sampling.data.report.streaming import Distribution, Floats
+from vllm_optimal_sampling.data.report.summary import Band
+
+Format = Callable[[float], str]
+
+LEFT, RIGHT, TOP, BOTTOM = 44, 12, 14, 40
+"""Margins around the plot, in units of the picture: about a pixel each."""
+
+
+def number(value: float) -> str:
+    """A number as it is read: three significant digits, thousands apart."""
+    if math.isnan(value):
+        return "–"
+    if value == 0:
+        return "0"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    if abs(value) < 0.001:
+        mantissa, _, exponent = f"{value:.1e}".partition("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}".replace("-", "−")
+    return f"{value:.3g}".replace("-", "−")
+
+
+def compact(value: float) -> str:
+    """A count on an axis: 1.2k, 3M."""
+    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{suffix}"
+    return f"{value:.3g}"
+
+
+def percent(share: float) -> str:
+    """A share as per cent: 12 %, 0.3 %, < 0.01 %, > 99 %."""
+    if math.isnan(share):
+        return "–"
+    if 0 < share < 1e-4:
+        return "< 0.01 %"
+    if 0.995 <= share < 1:
+        return "> 99 %"
+    value = 100 * share
+    return f"{value:.0f} %" if value >= 10 or value == 0 else f"{value:.2g} %"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """The frame of a chart: where values are on the picture.
+
+    Attributes:
+        width, height: of the picture.
+        low, high: the ends of the horizontal axis (logarithms to base 10 with `log_x`).
+        top: the largest value of the vertical axis, which begins at 0.
+        log_x, log_y: whether an axis is logarithmic; a vertical one shows counts from 1 on.
+    """
+
+    width: int
+    height: int
+    low: float
+    high: float
+    top: float
+    log_x: bool = False
+    log_y: bool = False
+
+    def x(self, value: float) -> float:
+        at = math.log10(value) if self.log_x else value
+        share = (at - self.low) / (self.high - self.low)
+        return LEFT + min(max(share, 0.0), 1.0) * (self.width - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        if self.log_y:
+            # One count is a little above the axis, so that it is seen.
+            share = (math.log10(value) + 0.3) / (math.log10(self.top) + 0.3) if value >= 1 else 0.0
+        else:
+            share = value / self.top
+        return self.height - BOTTOM - share * (self.height - TOP - BOTTOM)
+
+    def axes(self, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str, format_x: Format) -> list[str]:
+        floor = self.height - BOTTOM
+        parts = []
+        for tick in y_ticks:
+            y = self.y(tick)
+            parts.append(f'<line class="grid" x1="{LEFT}" x2="{self.width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{compact(tick)}</text>')
+        parts.append(f'<line class="axis" x1="{LEFT}" x2="{self.width - RIGHT}" y1="{floor}" y2="{floor}"/>')
+        for tick in x_ticks:
+            x = self.x(tick)
+            parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{floor}" y2="{floor + 4}"/>')
+            text = escape(format_x(tick))
+            parts.append(f'<text class="tick" x="{x:.1f}" y="{floor + 17}" text-anchor="middle">{text}</text>')
+        middle = (LEFT + self.width - RIGHT) / 2
+        parts.append(
+            f'<text class="label" x="{middle:.0f}" y="{self.height - 5}" text-anchor="middle">{escape(x_label)}</text>'
+        )
+        return parts
+
+
+def svg(width: int, height: int, described: str, parts: Sequence[str], kind: str = "") -> Markup:
+    return Markup(
+        f'<svg class="chart {kind}" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(described)}">'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def histogram(
+    figures: Distribution,
+    x_label: str,
+    *,
+    view: tuple[float, float] | None = None,
+    bars: int = 48,
+    log_x: bool = False,
+    log_y: bool = False,
+    marker: float | None = None,
+    whole: bool = False,
+) -> Markup:
+    """Bars over a distribution, with its median marked.
+
+    Args:
+        figures: what to draw; it has fine bins, which are put together to bars.
+        view: the values shown; None: those that occur, to the 0.1 % at both ends. What is beyond is in the outer bars.
+        bars: about how many.
+        log_x: the distribution's bins are equal on a logarithmic axis, and so are the bars.
+        log_y: logarithmic counts.
+        marker: a value that a thin line is drawn at.
+        whole: the values are whole numbers.
+    """
+    edges, counts = _bars(figures, view, bars)
+    counts = counts.astype(float)
+    at = np.log10(edges) if log_x else edges
+    width, height = 420, 230
+    top = float(counts.max(initial=1))
+    plot = Plot(width, height, float(at[0]), float(at[-1]), top if log_y else top * 1.04, log_x, log_y)
+    y_ticks = _decades(top) if log_y else [tick for tick in ticks(0, top, 4) if tick <= top * 1.04]
+    x_ticks = _log_ticks(edges) if log_x else ticks(float(edges[0]), float(edges[-1]), 6, whole)
+    parts = plot.axes(x_ticks, y_ticks, x_label, number)
+    floor = height - BOTTOM
+    total = counts.sum()
+    for (low, high), count in zip(pairwise(edges.tolist()), counts.tolist(), strict=True):
+        if not count:
+            continue
+        x, end, y = plot.x(low), plot.x(high), plot.y(count)
+        gap = 0.8 if end - x > 3 else 0.0
+        span = _span(low, high, whole)
+        parts.append(
+            f'<rect class="bar" x="{x:.2f}" y="{y:.2f}" width="{max(end - x - gap, 0.5):.2f}" height="{floor - y:.2f}">'
+            f"<title>{escape(span)}: {count:,.0f} ({percent(count / total)})</title></rect>"
+        )
+    if marker is not None and edges[0] < marker < edges[-1]:
+        parts.append(
+            f'<line class="marker" x1="{plot.x(marker):.1f}" x2="{plot.x(marker):.1f}" y1="{TOP}" y2="{floor}"/>'
+        )
+    median = figures.quantiles[0.5]
+    if not math.isnan(median) and (not log_x or median > 0):
+        x = plot.x(median)
+        anchor, shift = ("end", -5) if x > width * 0.66 else ("start", 5)
+        parts.append(f'<line class="median" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 4}" y2="{floor}"/>')
+        parts.append(
+            f'<text class="note" x="{x + shift:.1f}" y="{TOP + 5}" text-anchor="{anchor}">median {number(median)}</text>'
+        )
+    described = (
+        f"Histogram of {x_label}: {figures.count:,} values, median {number(median)}, "
+        f"90 % between {number(figures.quantiles[0.05])} and {number(figures.quantiles[0.95])}."
+    )
+    return svg(width, height, described, parts)
+
+
+def _bars(figures: Distribution, view: tuple[float, float] | None, bars: int) -> tuple[Floats, NDArray[np.int64]]:
+    """Edges `[n + 1]` and counts `[n]`: fine bins put together, with all that is beyond the view in the outer ones."""
+    edges, counts = figures.edges, figures.counts
+    if view is not None:
+        first = int(np.searchsorted(edges, view[0] + 1e-12, side="right")) - 1
+        last = int(np.searchsorted(edges, view[1] - 1e-12, side="left"))
+    else:
+        cumulative = np.cumsum(counts)
+        total = cumulative[-1] if len(cumulative) else 0
+        first = int(np.searchsorted(cumulative, 0.001 * total, side="right"))
+        last = int(np.searchsorted(cumulative, 0.999 * total, side="left")) + 1
+    first, last = max(0, min(first, len(counts) - 1)), min(max(last, first + 1), len(counts))
+    step = max(1, round((last - first) / bars))
+    starts = np.arange(first, last, step)
+    merged = np.add.reduceat(counts[first:last], starts - first)
+    merged[0] += counts[:first].sum()
+    stop = min(int(starts[-1]) + step, len(counts))
+    merged[-1] += counts[last:].sum()
+    return np.append(edges[starts], edges[stop]), merged
+
+
+def _span(low: float, high: float, whole: bool) -> str:
+    if whole:
+        first, last = math.ceil(low), math.floor(high)
+        return f"{first:,}" if first == last else f"{first:,} to {last:,}"
+    return f"{number(low)} to {number(high)}"
+
+
+def ticks(low: float, high: float, about: int, whole: bool = False) -> list[float]:
+    """Round values from low to high, some `about` of them."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / about
+    size = 10.0 ** math.floor(math.log10(raw))
+    step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= raw * 0.999)
+    if whole:
+        step = max(1.0, round(step))
+    first = math.ceil(low / step - 1e-9)
+    return [round(i * step, 12) + 0.0 for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _decades(top: float) -> list[float]:
+    last = math.floor(math.log10(max(top, 1)))
+    step = 1 if last <= 4 else 2
+    return [10.0**power for power in range(0, last + 1, step)]
+
+
+def _log_ticks(edges: Floats) -> list[float]:
+    low, high = math.log10(edges[0]), math.log10(edges[-1])
+    powers = range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)
+    step = max(1, math.ceil(len(powers) / 6))
+    return [10.0**power for power in powers][::step]
+
+
+def along_sequence(band: Band, width: int) -> Markup:
+    """Alpha along the sequence: median and the band of 80 % of the tokens, above it how many tokens there are.
+
+    Args:
+        band: what to draw.
+        width: of the picture; a narrow one is for telephones.
+    """
+    height, strip = 280, 46  # the strip below holds the counts
+    stretches = len(band.counts)
+    end = max(1, stretches * band.width)
+    plot = Plot(width, height - strip, 0, end, 1.0)
+    floor = height - strip - BOTTOM
+    parts: list[str] = []
+    for tick in (0, 0.25, 0.5, 0.75, 1):
+        y = plot.y(tick)
+        kind = "marker" if tick == 0.5 else "grid"
+        parts.append(f'<line class="{kind}" x1="{LEFT}" x2="{width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    centres = [(stretch + 0.5) * band.width for stretch in range(stretches)]
+    for run in _runs(band.counts):
+        upper = [f"{plot.x(centres[i]):.1f},{plot.y(band.high[i]):.1f}" for i in run]
+        lower = [f"{plot.x(centres[i]):.1f},{plot.y(band.low[i]):.1f}" for i in reversed(run)]
+        middle = [f"{plot.x(centres[i]):.1f},{plot.y(band.median[i]):.1f}" for i in run]
+        parts.append(f'<polygon class="band" points="{" ".join(upper + lower)}"/>')
+        parts.append(f'<polyline class="line" points="{" ".join(middle)}"/>')
+    most = max(1, int(band.counts.max(initial=0)))
+    base, room = height - BOTTOM, strip + BOTTOM - 52
+    for i, count in enumerate(band.counts.tolist()):
+        x, stop = plot.x(i * band.width), plot.x((i + 1) * band.width)
+        tall = room * count / most
+        first, last = i * band.width + 1, (i + 1) * band.width
+        place = f"token {first:,}" if first == last else f"tokens {first:,} to {last:,}"
+        parts.append(
+            f'<rect class="count" x="{x:.2f}" y="{base - tall:.2f}" width="{max(stop - x - 0.6, 0.5):.2f}" '
+            f'height="{tall:.2f}"/>'
+            f'<rect class="reach" x="{x:.2f}" y="{TOP}" width="{stop - x:.2f}" height="{base - TOP}">'
+            f"<title>{place}: median {number(band.median[i])}, 80 % between {number(band.low[i])} and "
+            f"{number(band.high[i])}, {count:,} values</title></rect>"
+        )
+    parts.append(f'<line class="axis" x1="{LEFT}" x2="{width - RIGHT}" y1="{floor}" y2="{floor}"/>')
+    parts.append(f'<line class="axis" x1="{LEFT}" x2="{width - RIGHT}" y1="{base}" y2="{base}"/>')
+    parts.append(
+        f'<text class="tick" x="{LEFT - 6}" y="{base - room + 6:.0f}" text-anchor="end">{compact(most)}</text>'
+    )
+    parts.append(f'<text class="tick" x="{LEFT - 6}" y="{base}" text-anchor="end">0</text>')
+    parts.extend(
+        f'<text class="tick" x="{plot.x(tick):.1f}" y="{base + 16}" text-anchor="middle">{compact(tick)}</text>'
+        for tick in ticks(0, end, 8 if width > 500 else 5, whole=True)
+    )
+    parts.append(
+        f'<text class="label" x="{(LEFT + width - RIGHT) / 2:.0f}" y="{height - 6}" text-anchor="middle">'
+        "position in the completion (tokens); bars: how many tokens are counted there</text>"
+        if width > 500
+        else f'<text class="label" x="{(LEFT + width - RIGHT) / 2:.0f}" y="{height - 6}" text-anchor="middle">'
+        "position (tokens); bars: tokens counted</text>"
+    )
+    ends = [i for i, count in enumerate(band.counts) if count]
+    described = "Alpha along the sequence"
+    if ends:
+        described += (
+            f": the median is {number(band.median[ends[0]])} at the first tokens and {number(band.median[ends[-1]])} "
+            f"at the last of {end:,}."
+        )
+    return svg(width, height, described, parts, "wide" if width > 500 else "narrow")
+
+
+def _runs(counts: NDArray[np.int64]) -> list[list[int]]:
+    """The stretches with a token, in runs without a gap."""
+    runs: list[list[int]] = []
+    for i in np.flatnonzero(counts).tolist():
+        if runs and runs[-1][-1] == i - 1:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    return runs

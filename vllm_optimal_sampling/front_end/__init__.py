@@ -1,0 +1,1 @@
+"""The front end's process: admits requests, and puts records on outputs, responses and metrics."""

@@ -1,0 +1,336 @@
+"""What happens to a request where it is admitted: theta's prompt becomes tokens, and is measured.
+
+The engine gets arguments that are complete (the engine's defaults merged) and sound: theta's prompt as token ids in
+theta's vocabulary, short enough that theta can read the whole sequence. Whatever is not ends here, as an error of this
+one request.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from vllm_optimal_sampling.chat_messages import parse_messages
+from vllm_optimal_sampling.config.errors import UnsupportedEngineError
+from vllm_optimal_sampling.config.settings import EngineSettings
+from vllm_optimal_sampling.config.theta import max_request_loras, theta_model_config
+from vllm_optimal_sampling.config.tokenizers import load_theta_tokenizer
+from vllm_optimal_sampling.params import (
+    ARGUMENTS,
+    THETA_PROMPTS,
+    ArgumentError,
+    OptimalSamplingParams,
+)
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.sampling_params import SamplingParams
+    from vllm.tokenizers import TokenizerLike
+    from vllm.v1.engine import EngineCoreRequest
+
+CHARACTERS_PER_POSITION = 16
+"""Theta's prompt may have so many characters for each position of `max_model_len`. A longer one could not fit (a token
+has 4 characters in English, and hardly ever 16), and is refused before it is tokenised."""
+
+CHARACTERS_PER_ESCAPE = 6
+"""JSON may write a character of `theta_messages` as `\\uXXXX`."""
+
+
+class RequestResolver:
+    """Completes and checks the arguments of optimal sampling of each request. Safe to call from several threads."""
+
+    def __init__(self, vllm_config: VllmConfig) -> None:
+        """Read the engine's settings; theta's tokenizer is loaded with the first prompt that needs it."""
+        self.vllm_config = vllm_config
+        self.theta_config = theta_model_config(vllm_config)
+        self.settings = EngineSettings.from_config(vllm_config)
+        self._theta_tokenizer: TokenizerLike | None = None
+        self._lock = threading.Lock()  # a fast tokenizer is not to be used by two threads at once
+
+    @property
+    def max_theta_len(self) -> int:
+        """Tokens that theta can read, prompt and output together. vLLM may lower the teacher's once memory is known."""
+        return min(self.vllm_config.model_config.max_model_len, self.theta_config.max_model_len)
+
+    def resolve(self, request: EngineCoreRequest, max_tokens_given: bool = True) -> None:
+        """Check a request's arguments and put what the engine needs in their place.
+
+        `request.sampling_params` is replaced by a copy whose `extra_args` have: our arguments where they differ from
+        `OptimalSamplingParams()`, with the engine's defaults merged; theta's prompt as `theta_prompt_token_ids`, a
+        list, absent where theta reads the teacher's prompt; all other keys, untouched. `max_tokens` is lowered to what
+        theta's prompt leaves room for, if the client left it open: it did not give it, or it is all that the teacher's
+        prompt leaves, which is what vLLM's server fills in.
+
+        The lengths and the vocabulary hold for a request that opts out too: theta reads along, to draft.
+
+        Args:
+            request: as `InputProcessor.process_inputs` made it. A pooling request is left alone.
+            max_tokens_given: False where the client gave no `max_tokens`.
+
+        Raises:
+            VLLMValidationError: (HTTP 400) an argument is refused; the message names it and says what to do.
+
+        """
+        sampling_params = request.sampling_params
+        if sampling_params is None:
+            return
+        extra_args = sampling_params.extra_args or {}
+        try:
+            if request.prompt_embeds is not None or request.prompt_token_ids is None:
+                raise ArgumentError("prompt_embeds", "theta cannot read prompt embeddings; send text or token ids")
+            if request.lora_request is not None and max_request_loras(self.vllm_config) < 1:
+                raise ArgumentError(
+                    "lora_request",
+                    "this engine has no room for adapters of requests; start it with --enable-lora, which makes some",
+                )
+            params = self._params(extra_args)
+            if request.resumable:
+                self._check_streaming(params)
+            if self.settings.require_theta_prompt:
+                _check_theta_has_a_prompt(params)
+            theta_ids = self._theta_prompt(params)
+            own = theta_ids is not None and theta_ids != request.prompt_token_ids
+            prompt_name = (params.theta_prompt_argument or "theta_prompt") if own else "prompt"
+            ids = theta_ids if theta_ids is not None and own else request.prompt_token_ids
+            self._check_vocabulary(prompt_name, ids)
+            max_tokens = self._max_tokens(
+                prompt_name,
+                len(ids),
+                len(request.prompt_token_ids),
+                sampling_params.max_tokens,
+                sampling_params.min_tokens,
+                max_tokens_given,
+            )
+        except ArgumentError as error:
+            if error.argument in THETA_PROMPTS and error.argument not in extra_args:
+                error = ArgumentError(
+                    error.argument, f"{error.message} ({error.argument} is this engine's default, not the request's)"
+                )
+            _refuse(error)
+        arguments = params.to_extra_args()
+        for name in ("theta_prompt", "theta_messages", "theta_prompt_token_ids"):
+            arguments.pop(name, None)
+        if arguments.get("support_top_k", 0) >= self.vllm_config.model_config.get_vocab_size():
+            del arguments["support_top_k"]  # all tokens: how a request unsets a default where null cannot be sent
+        if own:
+            arguments["theta_prompt_token_ids"] = ids
+        arguments |= {key: value for key, value in extra_args.items() if key not in ARGUMENTS}
+        # Params may be shared between requests (`skip_clone`), and extra_args always are.
+        request.sampling_params = copy.copy(sampling_params)
+        request.sampling_params.extra_args = arguments or None
+        request.sampling_params.max_tokens = max_tokens
+
+    def theta_token_ids(self, extra_args: dict[str, Any]) -> list[int] | None:
+        """What theta reads of a request with these arguments: its own prompt as tokens, None for the teacher's.
+
+        Raises:
+            ArgumentError: an argument is refused.
+
+        """
+        return self._theta_prompt(self._params(extra_args))
+
+    def _params(self, extra_args: dict[str, Any]) -> OptimalSamplingParams:
+        """A request's arguments over the engine's defaults; those too large are refused before they are parsed."""
+        self._check_sizes(extra_args)
+        return OptimalSamplingParams.from_extra_args(
+            extra_args, self.settings.defaults, others=self.settings.other_extra_args
+        )
+
+    def _theta_prompt(self, params: OptimalSamplingParams) -> list[int] | None:
+        """Theta's prompt as token ids, None where theta reads the teacher's."""
+        if params.theta_prompt_token_ids is not None:
+            return list(params.theta_prompt_token_ids)
+        name = params.theta_prompt_argument
+        if name is None:
+            return None
+        text = getattr(params, name)
+        ids = self._tokenise_chat(parse_messages(text)) if name == "theta_messages" else self._tokenise(text)
+        if not ids:
+            raise ArgumentError(name, f"{name} has no tokens; give theta at least one, or leave it out")
+        return ids
+
+    def _check_sizes(self, extra_args: dict[str, Any]) -> None:
+        """Refuse what is too long to fit before reading it: nobody may keep the front end busy with it."""
+        for name, per_position in {
+            "theta_prompt": CHARACTERS_PER_POSITION,
+            "theta_messages": CHARACTERS_PER_POSITION * CHARACTERS_PER_ESCAPE,
+        }.items():
+            if isinstance(extra_args.get(name), str):
+                self._check_text_length(name, len(extra_args[name]), per_position * self.max_theta_len)
+        ids = extra_args.get("theta_prompt_token_ids")
+        if isinstance(ids, (list, tuple)) and len(ids) >= self.max_theta_len:
+            raise self._too_long("theta_prompt_token_ids", len(ids))
+
+    def _check_text_length(self, name: str, length: int, allowed: int) -> None:
+        if length > allowed:
+            raise ArgumentError(
+                name,
+                f"{name} has {length} characters, and more than {allowed} cannot fit into the {self.max_theta_len} "
+                "tokens that theta reads; shorten it",
+            )
+
+    def _too_long(self, name: str, length: int) -> ArgumentError:
+        return ArgumentError(
+            name,
+            f"{name} has {length} tokens, and theta reads at most {self.max_theta_len}, with at least one token of "
+            "output; shorten it, or start the engine with a larger --max-model-len",
+        )
+
+    def _check_streaming(self, params: OptimalSamplingParams) -> None:
+        name = params.theta_prompt_argument
+        if name is not None:
+            raise ArgumentError(
+                name,
+                f"{name} cannot be given to a session that streams its input; leave it out, and theta reads what the "
+                "teacher reads",
+            )
+        teacher_len = self.vllm_config.model_config.max_model_len
+        if self.max_theta_len < teacher_len:
+            raise ArgumentError(
+                "prompt",
+                f"a session that streams its input may grow to the teacher's {teacher_len} tokens, and theta reads "
+                f"{self.max_theta_len}; start the engine with --max-model-len {self.max_theta_len}",
+            )
+
+    def _tokenise(self, text: str) -> list[int]:
+        tokenizer = self._tokenizer("theta_prompt")
+        try:
+            with self._lock:
+                return list(tokenizer.encode(text, add_special_tokens=True))
+        except Exception as error:  # whatever a tokenizer has against a text, the client can mend it
+            raise ArgumentError("theta_prompt", f"theta's tokenizer refused theta_prompt: {_reason(error)}") from error
+
+    def _tokenise_chat(self, messages: list[dict[str, Any]]) -> list[int]:
+        name = "theta_messages"
+        length = sum(len(message["content"]) for message in messages)
+        self._check_text_length(name, length, CHARACTERS_PER_POSITION * self.max_theta_len)
+        system = self.settings.theta_system_prompt
+        if system is not None and messages[0]["role"] not in ("system", "developer"):
+            messages = [{"role": "system", "content": system}, *messages]
+        tokenizer = self._tokenizer(name)
+        template = self.settings.theta_chat_template
+        if template is None and getattr(tokenizer, "chat_template", "unknown") is None:
+            raise ArgumentError(
+                name,
+                "theta has no chat template for theta_messages; give theta_prompt, or start the engine with "
+                '--additional-config \'{"optimal_sampling": {"theta_chat_template": "..."}}\'',
+            )
+        conversation: Any = messages
+        try:
+            with self._lock:
+                ids = tokenizer.apply_chat_template(
+                    conversation, chat_template=template, tokenize=True, add_generation_prompt=True, return_dict=False
+                )
+        except Exception as error:  # templates raise whatever they like about a conversation
+            raise ArgumentError(name, f"theta's chat template refused theta_messages: {_reason(error)}") from error
+        return list(ids)
+
+    def _tokenizer(self, argument: str) -> TokenizerLike:
+        if self.vllm_config.model_config.skip_tokenizer_init:
+            raise ArgumentError(
+                argument,
+                f"{argument} needs a tokenizer, and this engine was started with skip_tokenizer_init; give "
+                "theta_prompt_token_ids",
+            )
+        with self._lock:
+            if self._theta_tokenizer is None:
+                try:
+                    self._theta_tokenizer = load_theta_tokenizer(self.vllm_config)
+                except UnsupportedEngineError as error:
+                    raise ArgumentError(argument, f"{argument} cannot be tokenised: {error}") from error
+            return self._theta_tokenizer
+
+    def _check_vocabulary(self, name: str, ids: list[int]) -> None:
+        vocabulary = self.theta_config.get_vocab_size()
+        worst = max(ids, default=0)
+        if worst >= vocabulary:
+            raise ArgumentError(
+                name,
+                f"{name} has token id {worst} at position {ids.index(worst)}, which is not in theta's vocabulary; ids "
+                f"run from 0 to {vocabulary - 1}",
+            )
+
+    def _max_tokens(
+        self,
+        name: str,
+        theta_len: int,
+        teacher_len: int,
+        max_tokens: int | None,
+        min_tokens: int,
+        given: bool,
+    ) -> int | None:
+        """`max_tokens` of the request, lowered where it was left open and theta's prompt needs it."""
+        limit = self.max_theta_len
+        if theta_len >= limit:
+            raise self._too_long(name, theta_len)
+        # vLLM itself ends a request at the teacher's length.
+        room = self.vllm_config.model_config.max_model_len - teacher_len
+        wanted = room if max_tokens is None else min(max_tokens, room)
+        if theta_len + wanted <= limit:
+            return max_tokens
+        left = limit - theta_len
+        if given and max_tokens != room:
+            raise ArgumentError(
+                "max_tokens" if name == "prompt" else name,
+                f"{name} ({theta_len} tokens) plus max_tokens={max_tokens} goes beyond the {limit} tokens that theta "
+                f"reads; lower max_tokens to {left} or less, or shorten {name}",
+            )
+        if min_tokens > left:
+            raise ArgumentError(
+                "min_tokens",
+                f"min_tokens={min_tokens} is more than the {left} tokens that {name} ({theta_len} tokens) leaves of "
+                f"the {limit} that theta reads; lower it, or shorten {name}",
+            )
+        return left
+
+
+def without_min_p_and_bias(params: SamplingParams) -> SamplingParams:
+    """A copy of the parameters for vLLM's check of what goes with speculative decoding.
+
+    vLLM refuses `min_p` and `logit_bias` beside every drafter, and its V2 runner applies both to drafts that are verified.
+    Whatever else it checks, now or later, still sees the request's own values.
+    """
+    params = copy.copy(params)
+    params.min_p, params.logit_bias = 0.0, None
+    return params
+
+
+def _check_theta_has_a_prompt(params: OptimalSamplingParams) -> None:
+    if params.optimal_sampling and params.theta_prompt_argument is None:
+        raise ArgumentError(
+            "theta_prompt",
+            f"this engine requires a prompt for theta (require_theta_prompt), and the request has none of "
+            f"{', '.join(THETA_PROMPTS)} in vllm_xargs (in Python: extra_args): theta would read the teacher's prompt. Give "
+            "one, or optimal_sampling=false for the teacher alone",
+        )
+
+
+def refuse_beam_search(params: object) -> None:
+    """Refuse beam search, which ranks the teacher's log-probabilities and would silently be without theta.
+
+    Args:
+        params: what `InputProcessor.resolve_watermarking` gets: vLLM admits beam search as ordinary requests for one
+            token each, and nothing else in the front end sees it as what it is.
+
+    Raises:
+        VLLMValidationError: `params` ask for beam search.
+
+    """
+    from vllm.sampling_params import BeamSearchParams
+
+    if isinstance(params, BeamSearchParams):
+        _refuse(
+            ArgumentError("use_beam_search", "beam search draws nothing from q*; sample, or use n for several outputs")
+        )
+
+
+def _refuse(error: ArgumentError) -> NoReturn:
+    from vllm.exceptions import VLLMValidationError
+
+    raise VLLMValidationError(error.message, parameter=error.argument) from error
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -1,0 +1,430 @@
+"""Optimal sampling of lists of prompts, in one object: both models in one engine, texts and alphas out.
+
+The interface is the original implementation's (`OptimalSamplingV1`). Who wants vLLM's own outputs takes `vllm.LLM` with
+`OptimalSamplingParams` instead; nothing here goes beyond that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from vllm_optimal_sampling.argument_checks import ArgumentError, check_bool
+from vllm_optimal_sampling.config.memory import default_memory_share
+from vllm_optimal_sampling.config.settings import KEY, NAME
+from vllm_optimal_sampling.config.theta import SELF, is_teacher
+from vllm_optimal_sampling.params import ALPHA_READERS, THETA_PROMPTS, OptimalSamplingParams
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput, SamplingParams
+
+MEMORY_SHARE = 0.9
+"""Of the GPU's memory, for both models and their cache."""
+NUM_SPECULATIVE_TOKENS = 4
+LONG_BATCH = 16
+"""From so many prompts on `OptimalSampler.generate` shows vLLM's progress bar."""
+
+
+@dataclass(frozen=True)
+class OptimalSamplingOutput:
+    """What `OptimalSampler.generate` returns: lists with one entry for each prompt, in their order."""
+
+    generated_texts: list[str]
+    """The completions, without their prompts."""
+    generated_ids: list[list[int]]
+    """Their token ids."""
+    num_tokens: list[int]
+    """The lengths of `generated_ids`."""
+    alpha_stats: list[dict[str, float]] | None = None
+    """For each completion `mean`, `std` (of the population), `min`, `max` and `count` of its alphas; NaN but for the
+    count where there is no token. None without `track_alpha_stats`, and where the teacher draws alone."""
+    alpha_history: list[list[float]] | None = None
+    """For each completion alpha, the weight of the teacher in [0, 1], at each of its tokens. None as `alpha_stats`."""
+
+
+class OptimalSampler:
+    """A teacher and a theta in one vLLM engine, from which q* is sampled.
+
+    Example:
+        from vllm_optimal_sampling import OptimalSampler
+
+        teacher, theta = "Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-1.5B-Instruct"
+        with OptimalSampler(teacher, theta, track_alpha_stats=True) as sampler:
+            output = sampler.generate(
+                prompts=["Problem: 17 + 25. Answer: 42. Reasoning:"],
+                theta_prompts=["Problem: 17 + 25. Reasoning:"],
+                max_tokens=256,
+            )
+        print(output.generated_texts[0], output.alpha_stats[0]["mean"])
+
+    Self-distillation, where the student is the teacher with a prompt that shows less, or a LoRA adapter of it:
+
+        with OptimalSampler(model="Qwen/Qwen3-8B", theta="self", theta_lora="path/of/an/adapter") as sampler: ...
+
+    Args:
+        model_teacher: name or folder of the teacher.
+        model_theta: name or folder of theta, the smaller model, with the teacher's tokenizer, which then drafts. The
+            teacher's own is taken as `theta="self"`, where nothing is said of drafts.
+        alpha_method: as in `OptimalSamplingParams`.
+        fixed_alpha: in [0, 1]: alpha for the methods `fixed` and `arithmetic`; the others take none but the default.
+        alpha_min: in [0, alpha_max]: alpha is raised to it.
+        alpha_max: in [alpha_min, 1]: alpha is lowered to it.
+        teacher_system_prompt: put before every prompt of the teacher: as the system message with
+            `enable_chat_template`, else as text with an empty line after it.
+        theta_system_prompt: the same for theta.
+        enable_chat_template: make a user message of every prompt, and put it through each model's own chat template.
+        track_alpha_stats: return `alpha_stats` and `alpha_history`.
+        gpu_memory_utilization: in (0, 1]: the share of the GPU's memory for both models and their cache. None: 0.9, and on
+            a machine without a GPU 0.5 of its memory.
+        num_speculative_tokens: at least 1: tokens that are drafted in a round, by theta or by what `speculative_config`
+            names beside `theta`. It changes the speed, not the distribution.
+        model: another name of `model_teacher`.
+        theta: in place of `model_theta`, a theta that scores what something else drafts, or each token: "self" for the
+            teacher's own weights, else name or folder. `speculative_config` may name n-grams, EAGLE or MTP as the drafter.
+        theta_lora: name or folder of a LoRA adapter that makes theta of the teacher; with `theta="self"`.
+        **llm_arguments: everything else that `vllm.LLM` takes, such as `max_model_len`, `tensor_parallel_size`, `seed`
+            or `trust_remote_code`. Entries of `logits_processors` and `speculative_config` are added to those of
+            optimal sampling.
+
+    Raises:
+        ArgumentError: (a ValueError) an argument is refused, or contradicts or repeats one of `llm_arguments`, before any
+            model is loaded.
+        UnsupportedEngineError: (a ValueError) these models or arguments cannot do optimal sampling.
+    """
+
+    def __init__(
+        self,
+        model_teacher: str | None = None,
+        model_theta: str | None = None,
+        alpha_method: str = "kl_symmetry",
+        fixed_alpha: float = 0.5,
+        alpha_min: float = 0.0,
+        alpha_max: float = 1.0,
+        teacher_system_prompt: str | None = None,
+        theta_system_prompt: str | None = None,
+        enable_chat_template: bool = False,
+        track_alpha_stats: bool = False,
+        gpu_memory_utilization: float | None = None,
+        num_speculative_tokens: int = NUM_SPECULATIVE_TOKENS,
+        *,
+        model: str | None = None,
+        theta: str | None = None,
+        theta_lora: str | None = None,
+        **llm_arguments: Any,
+    ) -> None:
+        teacher = _one_of("model_teacher", model_teacher, "model", model)
+        named = _one_of("model_theta", model_theta, "theta", theta)
+        check_bool("enable_chat_template", enable_chat_template)
+        check_bool("track_alpha_stats", track_alpha_stats)
+        self._arguments: dict[str, Any] = {
+            "alpha_method": alpha_method,
+            "alpha": fixed_alpha,
+            "alpha_min": alpha_min,
+            "alpha_max": alpha_max,
+            "return_alpha": track_alpha_stats,
+        }
+        try:
+            OptimalSamplingParams(**self._arguments)
+        except ArgumentError as error:
+            if error.argument != "alpha":
+                raise
+            raise ArgumentError("fixed_alpha", f"fixed_{error.message}") from None
+        if alpha_method not in ALPHA_READERS:
+            del self._arguments["alpha"]
+        for name, prompt in (
+            ("teacher_system_prompt", teacher_system_prompt),
+            ("theta_system_prompt", theta_system_prompt),
+        ):
+            if prompt is not None and (not isinstance(prompt, str) or not prompt.strip()):
+                raise ArgumentError(name, f"{name}={prompt!r} is not text; give some, or leave it out")
+        self.model_teacher = teacher
+        self.model_theta = named
+        self.teacher_system_prompt = teacher_system_prompt
+        self.theta_system_prompt = theta_system_prompt
+        self.enable_chat_template = enable_chat_template
+        self.track_alpha_stats = track_alpha_stats
+
+        self._is_closed = False
+        self._lock = threading.Lock()  # two calls in the engine at once would get each other's outputs
+        speculative = llm_arguments.pop("speculative_config", None) or {}
+        drafts_named = bool(speculative) or num_speculative_tokens != NUM_SPECULATIVE_TOKENS
+        if theta is None and is_teacher(named, teacher) and not drafts_named:
+            theta = SELF
+        if theta is None:
+            if theta_lora is not None:
+                raise ArgumentError(
+                    "theta_lora", 'theta_lora makes theta of the teacher itself; give theta="self" with it'
+                )
+            speculative = _speculative(speculative, named, num_speculative_tokens)
+        else:
+            speculative = _drafter(speculative, num_speculative_tokens)
+            scoring = {"theta": theta} | ({} if theta_lora is None else {"theta_lora": theta_lora})
+            additional = llm_arguments.get("additional_config") or {}
+            llm_arguments["additional_config"] = {**additional, KEY: {**additional.get(KEY, {}), **scoring}}
+        processors = llm_arguments.pop("logits_processors", None) or []
+        _check_llm_arguments(llm_arguments, enable_chat_template, theta_system_prompt)
+
+        from vllm import LLM
+
+        if gpu_memory_utilization is None:
+            gpu_memory_utilization = default_memory_share(MEMORY_SHARE)
+        self.llm = LLM(
+            model=teacher,
+            gpu_memory_utilization=gpu_memory_utilization,
+            logits_processors=[NAME, *processors],
+            speculative_config=speculative or None,
+            **llm_arguments,
+        )
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        theta_prompts: Sequence[str] | None = None,
+        max_tokens: int = 100,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = -1,
+        use_optimal_sampling: bool = True,
+        seed: int | None = None,
+        use_tqdm: bool | None = None,
+        **sampling_arguments: Any,
+    ) -> OptimalSamplingOutput:
+        """Draw one completion for each prompt.
+
+        Args:
+            prompts: the teacher's prompts as text.
+            theta_prompts: theta's, one for each of `prompts`. None: the same as the teacher's, with theta's own system
+                prompt and chat template.
+            max_tokens: at least 1: completions end there.
+            temperature: at least 0, applied to q*; 0 takes the likeliest token.
+            top_p: in (0, 1], of q* after the temperature.
+            top_k: of q* after the temperature; -1 is off.
+            use_optimal_sampling: False draws from the teacher alone; theta's prompts are then not looked at.
+            seed: completion i is drawn with seed + i. The same seeds in the same batch give the same completions.
+            use_tqdm: show a progress bar; None does from 16 prompts on.
+            **sampling_arguments: everything else that `vllm.SamplingParams` takes, such as `stop` or `min_p`.
+
+        Raises:
+            ArgumentError: (a ValueError) `theta_prompts` has another length than `prompts`, a list is not a list of texts, or
+                `sampling_arguments` has what is not for it.
+            RuntimeError: the sampler is closed, or its engine is at work on requests that are not this sampler's.
+            VLLMValidationError: vLLM or optimal sampling refuses an argument or a prompt, such as one that is too long.
+        """
+        from vllm import SamplingParams
+
+        self._check_open()
+        check_bool("use_optimal_sampling", use_optimal_sampling)
+        _check_texts("prompts", prompts)
+        if theta_prompts is not None:
+            _check_texts("theta_prompts", theta_prompts)
+            if len(theta_prompts) != len(prompts):
+                raise ArgumentError(
+                    "theta_prompts",
+                    f"there are {len(prompts)} prompts and {len(theta_prompts)} theta_prompts; give one for each, or "
+                    "leave theta_prompts out",
+                )
+        if "n" in sampling_arguments:
+            raise ArgumentError("n", "n would need several completions for a prompt; give the prompt n times")
+        if "extra_args" in sampling_arguments:
+            raise ArgumentError("extra_args", "extra_args are made of this sampler's own arguments; drop it")
+        params = [
+            SamplingParams(
+                max_tokens=max_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                seed=None if seed is None else seed + number,
+                extra_args=self._extra_args(theta_prompt) if use_optimal_sampling else {"optimal_sampling": False},
+                **sampling_arguments,
+            )
+            for number, theta_prompt in enumerate(prompts if theta_prompts is None else theta_prompts)
+        ]
+        if use_tqdm is None:
+            use_tqdm = len(prompts) >= LONG_BATCH
+        outputs = self._run(prompts, params, use_tqdm) if params else []
+        completions = [output.outputs[0] for output in outputs]
+        history = None
+        if self.track_alpha_stats and use_optimal_sampling:
+            history = [_alphas(completion) for completion in completions]
+        return OptimalSamplingOutput(
+            generated_texts=[completion.text for completion in completions],
+            generated_ids=[list(completion.token_ids) for completion in completions],
+            num_tokens=[len(completion.token_ids) for completion in completions],
+            alpha_stats=None if history is None else [_statistics(alphas) for alphas in history],
+            alpha_history=history,
+        )
+
+    def _run(self, prompts: Sequence[str], params: list[SamplingParams], use_tqdm: bool) -> list[RequestOutput]:
+        """vLLM's outputs for the prompts, in their order."""
+        with self._lock, self._nothing_left_open():
+            self._check_open()  # another thread may have had the lock to close it
+            if self.enable_chat_template:
+                chats: list[Any] = [_chat(prompt, self.teacher_system_prompt) for prompt in prompts]
+                outputs = self.llm.chat(chats, params, use_tqdm=use_tqdm)
+            else:
+                texts = [_plain(prompt, self.teacher_system_prompt) for prompt in prompts]
+                outputs = self.llm.generate(texts, params, use_tqdm=use_tqdm)
+        if len(outputs) != len(prompts):
+            raise RuntimeError(
+                f"vLLM returned {len(outputs)} outputs for {len(prompts)} prompts; nothing tells which is whose"
+            )
+        return outputs
+
+    @contextlib.contextmanager
+    def _nothing_left_open(self) -> Iterator[None]:
+        """Abort what is still open after an exception (Ctrl-C): vLLM would give it out as outputs of the next call."""
+        engine = self.llm.llm_engine
+        if num_open := engine.get_num_unfinished_requests():
+            raise RuntimeError(
+                f"the engine is at work on {num_open} requests that are not this sampler's (such as of llm.enqueue); finish "
+                "them first"
+            )
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(Exception):  # of an engine that died: the error on its way says it better
+                engine.abort_request(list(engine.output_processor.request_states), internal=True)
+            raise
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise RuntimeError("this sampler is closed; make a new one")
+
+    def _extra_args(self, theta_prompt: str) -> dict[str, Any]:
+        if self.enable_chat_template:
+            prompt: dict[str, Any] = {"theta_messages": _chat(theta_prompt, self.theta_system_prompt)}
+        else:
+            prompt = {"theta_prompt": _plain(theta_prompt, self.theta_system_prompt)}
+        # What equals the default is written out: the engine may have been given other defaults.
+        return OptimalSamplingParams(**prompt).to_extra_args() | self._arguments
+
+    def update_theta(self, *, adapter_path: str) -> None:
+        """Make another LoRA adapter theta, without a restart: the student's newest one, in a loop that trains it.
+
+        Args:
+            adapter_path: name or folder, in PEFT's format; of no higher rank than the engine has room for.
+
+        Raises:
+            RuntimeError: the sampler is closed, or its engine is at work.
+            ValueError: the sampler was made without `theta_lora`, or this adapter cannot be loaded; the old one stays.
+        """
+        from vllm_optimal_sampling.weights import replace_theta_adapter
+
+        with self._lock, self._nothing_left_open():
+            self._check_open()
+            replace_theta_adapter(self.llm, adapter_path)
+
+    def close(self) -> None:
+        """Stop the engine and free its memory. The sampler cannot be used afterwards; closing it again does nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self.llm.llm_engine.engine_core.shutdown()
+
+    def __enter__(self) -> OptimalSampler:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(model_teacher={self.model_teacher!r}, model_theta={self.model_theta!r}, "
+            f"alpha_method={self._arguments['alpha_method']!r})"
+        )
+
+
+OptimalSamplingV1 = OptimalSampler
+"""The name that the original implementation gives it."""
+
+
+def _one_of(name: str, value: str | None, other_name: str, other: str | None) -> str:
+    if (value is None) == (other is None):
+        what = "both are given; drop one of them" if value is not None else "neither is given"
+        raise ArgumentError(name, f"{name} and {other_name} name one model, and {what}")
+    named = value if value is not None else other
+    assert named is not None
+    return named
+
+
+def _drafter(given: Mapping[str, Any], num_speculative_tokens: int) -> dict[str, Any]:
+    """vLLM's speculative configuration beside a theta that scores: the caller's drafter, or none."""
+    if not given and num_speculative_tokens != NUM_SPECULATIVE_TOKENS:
+        raise ArgumentError(
+            "num_speculative_tokens",
+            f"num_speculative_tokens={num_speculative_tokens}, and nothing drafts where theta scores; name a drafter in "
+            'speculative_config, such as {"method": "ngram"}',
+        )
+    return {"num_speculative_tokens": num_speculative_tokens, **given} if given else {}
+
+
+def _speculative(given: Mapping[str, Any], theta: str, num_speculative_tokens: int) -> dict[str, Any]:
+    """vLLM's speculative configuration: the caller's, which may not contradict the sampler's own arguments."""
+    if given.get("model", theta) != theta:
+        raise ArgumentError(
+            "speculative_config", f"model_theta is {theta!r}, and speculative_config has another model; drop it"
+        )
+    drafts = given.get("num_speculative_tokens", num_speculative_tokens)
+    if drafts != num_speculative_tokens != NUM_SPECULATIVE_TOKENS:
+        raise ArgumentError(
+            "num_speculative_tokens",
+            f"num_speculative_tokens={num_speculative_tokens}, and speculative_config says {drafts}; give one of them",
+        )
+    return {"num_speculative_tokens": num_speculative_tokens, **given, "model": theta}
+
+
+def _check_llm_arguments(llm_arguments: Mapping[str, Any], chat: bool, theta_system_prompt: str | None) -> None:
+    """Refuse what would stay without effect beside the sampler's own arguments."""
+    additional = llm_arguments.get("additional_config")
+    settings = additional.get(KEY) if isinstance(additional, Mapping) else None
+    own = ("optimal_sampling", *THETA_PROMPTS, "alpha_method", "alpha", "alpha_min", "alpha_max", "return_alpha")
+    for name in settings if isinstance(settings, Mapping) else ():
+        if name in own:
+            raise ArgumentError(
+                name,
+                f"additional_config has {name} as the engine's default, and each of this sampler's requests has its own",
+            )
+        if name == "theta_system_prompt" and (theta_system_prompt is not None or not chat):
+            raise ArgumentError(
+                name,
+                "additional_config has a theta_system_prompt, which has no effect here; give the argument of that name",
+            )
+
+
+def _check_texts(name: str, texts: object) -> None:
+    if isinstance(texts, str) or not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise ArgumentError(name, f"{name} is not a list of texts; give one text for each completion")
+
+
+def _chat(prompt: str, system_prompt: str | None) -> list[dict[str, str]]:
+    system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+    return [*system, {"role": "user", "content": prompt}]
+
+
+def _plain(prompt: str, system_prompt: str | None) -> str:
+    return prompt if system_prompt is None else f"{system_prompt}\n\n{prompt}"
+
+
+def _alphas(completion: Any) -> list[float]:
+    """Alpha at each token of a completion, from its record (see `records`)."""
+    return list(completion.optimal_sampling.alpha)
+
+
+def _statistics(alphas: Sequence[float]) -> dict[str, float]:
+    if not alphas:
+        return {"mean": math.nan, "std": math.nan, "min": math.nan, "max": math.nan, "count": 0}
+    return {
+        "mean": statistics.fmean(alphas),
+        "std": statistics.pstdev(alphas),
+        "min": min(alphas),
+        "max": max(alphas),
+        "count": len(alphas),
+    }

@@ -1,0 +1,185 @@
+"""vLLM's model runner with theta: where in a step theta's part, the mix and the records have their place."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from vllm.distributed.parallel_state import is_global_first_rank
+from vllm.logger import init_logger
+from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
+
+from vllm_optimal_sampling.config.theta import scores, scores_itself
+from vllm_optimal_sampling.worker.draft_advice import DraftTimes, advice, time_steps
+from vllm_optimal_sampling.worker.processor import OptimalSamplingLogitsProcessor
+from vllm_optimal_sampling.worker.samplers import add_records
+
+if TYPE_CHECKING:
+    from vllm_optimal_sampling.worker.theta.scorer import ThetaScorer
+    from vllm_optimal_sampling.worker.theta.speculator import ThetaSpeculator
+
+logger = init_logger(__name__)
+
+
+class ThetaRunnerMixin:
+    """What every model runner with theta has, mixed into `GPUModelRunner` and its subclasses by `add_theta`."""
+
+    theta: ThetaSpeculator | ThetaScorer
+    sampler: Any
+    rejection_sampler: Any
+    vllm_config: Any
+    max_model_len: int
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """vLLM's own; then our processor mixes first, and the samplers write records.
+
+        vLLM puts custom processors after bias, penalties and bad words; q* is what those apply to.
+        """
+        super().load_model(*args, **kwargs)  # type: ignore[misc]
+        processors = self.sampler.logits_processors
+        (processor,) = (p for p in processors if isinstance(p, OptimalSamplingLogitsProcessor))
+        processors.remove(processor)
+        processors.insert(0, processor)
+        processor.connect(self.theta)
+        add_records(self.sampler, self.rejection_sampler, self.theta.recorder)
+
+    def initialize_kv_cache(self, kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
+        """vLLM's own, with block tables a block wider: theta's slots may lie that far beyond the longest request's."""
+        block_size = resolve_kv_cache_block_sizes(kv_cache_config, self.vllm_config)[0]
+        self.max_model_len += block_size  # read there for the width of the block tables alone
+        try:
+            super().initialize_kv_cache(kv_cache_config, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.max_model_len -= block_size
+
+    def sample(self, hidden_states: Any, input_batch: Any, grammar_output: Any) -> Any:
+        """vLLM's own, and the step's records."""
+        sampler_output, num_sampled, num_rejected = super().sample(  # type: ignore[misc]
+            hidden_states, input_batch, grammar_output
+        )
+        sampler_output.device_records = self.theta.recorder.gather(input_batch, num_sampled)
+        return sampler_output, num_sampled, num_rejected
+
+
+class DraftingRunnerMixin(ThetaRunnerMixin):
+    """A model runner whose speculator is theta."""
+
+    theta: ThetaSpeculator
+
+    def sample(self, hidden_states: Any, input_batch: Any, grammar_output: Any) -> Any:
+        """vLLM's own, after theta's part of the step: the first token of a request is mixed too."""
+        self.theta.prefill(input_batch)
+        return super().sample(hidden_states, input_batch, grammar_output)
+
+    def capture_model(self, *, profile_only: bool = False) -> int:
+        """vLLM's own; then the engine says which number of drafts its graphs would be fastest with."""
+        memory: int = super().capture_model(profile_only=profile_only)  # type: ignore[misc]
+        drafts = self.theta.num_speculative_steps
+        if profile_only or not self.theta.has_round_graphs:
+            return memory
+        steps = time_steps(self, drafts)
+        if steps and is_global_first_rank():
+            logger.info("%s", advice(DraftTimes(steps, drafts), drafts))
+        return memory
+
+    def reload_weights(self, *args: Any, theta: bool = False, **kwargs: Any) -> None:
+        """vLLM's own for the teacher; with `theta` new weights for theta, which loops that train bring every round."""
+        if theta:
+            self.theta.reload_weights(*args, **kwargs)
+        else:
+            super().reload_weights(*args, **kwargs)  # type: ignore[misc]
+
+
+class ScoringRunnerMixin(ThetaRunnerMixin):
+    """A model runner beside which theta scores; its speculator, if any, is vLLM's own."""
+
+    theta: ThetaScorer
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        super().load_model(*args, **kwargs)
+        self.theta.load(self)
+
+    def initialize_kv_cache(self, kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
+        super().initialize_kv_cache(kv_cache_config, *args, **kwargs)
+        self.theta.set_attn(self)
+
+    def shutdown(self) -> None:
+        self.theta.release()
+        super().shutdown()  # type: ignore[misc]
+
+    def _dummy_sampler_run(self, hidden_states: Any) -> None:
+        """vLLM's own, a part of its memory profile; then what theta takes."""
+        super()._dummy_sampler_run(hidden_states)  # type: ignore[misc]
+        self.theta.profile()
+
+    def profile_cudagraph_memory(self) -> int:
+        """vLLM's own, which captures graphs to throw them away: theta's too."""
+        try:
+            return super().profile_cudagraph_memory()  # type: ignore[misc]
+        finally:
+            self.theta.scoring.graphs = None
+
+    def capture_model(self, *args: Any, **kwargs: Any) -> int:
+        with self.theta.capturing(self):
+            return super().capture_model(*args, **kwargs)  # type: ignore[misc]
+
+    def execute_model(self, *args: Any, **kwargs: Any) -> Any:
+        """vLLM's own, in which the model may run theta's rows along."""
+        with self.theta.standing_in(self):
+            return super().execute_model(*args, **kwargs)  # type: ignore[misc]
+
+    def prepare_attn(self, input_batch: Any) -> Any:
+        """vLLM's own; here the step's inputs are laid out, and the forward is still to come."""
+        prepared = super().prepare_attn(input_batch)  # type: ignore[misc]
+        self.theta.begin_step(input_batch)
+        return prepared
+
+    def _set_active_loras(
+        self, prompt_mapping: Any, token_mapping: Any, adapters: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """vLLM's own, for theta's rows too in a step that is one forward for both."""
+        mapping = self.theta.loras_of_step(self, token_mapping) if self.theta.runs_fused else None
+        super()._set_active_loras(*(mapping or (prompt_mapping, token_mapping, adapters)), *args, **kwargs)  # type: ignore[misc]
+
+    def set_loras_of_rows(self, logits: Any, tokens: Any, adapters: Any) -> None:
+        """The adapters, by vLLM's numbers, of the next forward's tokens and of the logits wanted after it."""
+        super()._set_active_loras(logits, tokens, adapters)  # type: ignore[misc]
+
+    def sample(self, hidden_states: Any, input_batch: Any, grammar_output: Any) -> Any:
+        """vLLM's own, with theta's rows of the step in their place."""
+        with self.theta.computing_logits(self, input_batch):
+            return super().sample(hidden_states, input_batch, grammar_output)
+
+    def reload_weights(self, *args: Any, theta: bool = False, theta_lora: str | None = None, **kwargs: Any) -> None:
+        """vLLM's own for the teacher; new weights for theta with `theta`, another adapter with `theta_lora`."""
+        if theta_lora is not None:
+            self.theta.update_adapter(self, theta_lora)
+        elif theta:
+            self.theta.reload_weights(*args, **kwargs)
+        else:
+            super().reload_weights(*args, **kwargs)  # type: ignore[misc]
+
+
+@functools.cache
+def _runner_class(mixin: type, base: Any) -> type:
+    return type(f"Theta{base.__name__}", (mixin, base), {"__module__": __name__})
+
+
+def add_theta(runner: Any) -> None:
+    """Make a model runner one with theta.
+
+    The class of the object is changed, since vLLM's CPU worker names the class it makes and has no method that a subclass
+    could override. It has no weights and no cache yet.
+    """
+    base: Any = type(runner)
+    config = runner.vllm_config
+    if not scores(config):
+        runner.theta = runner.speculator
+        runner.__class__ = _runner_class(DraftingRunnerMixin, base)
+        return
+    from vllm_optimal_sampling.worker.theta.one_model import OneModelScorer
+    from vllm_optimal_sampling.worker.theta.scorer import TwoModelsScorer
+
+    scorer = OneModelScorer if scores_itself(config) else TwoModelsScorer
+    runner.theta = scorer(config, runner.device, runner.req_states)
+    runner.__class__ = _runner_class(ScoringRunnerMixin, base)

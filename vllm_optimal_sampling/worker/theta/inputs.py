@@ -1,0 +1,327 @@
+"""Triton kernels that lay out theta's inputs on the device, so that no step waits for the host.
+
+A forward over prompt chunks, or of a theta that scores, takes its tokens from theta's prompt, from what was generated and
+from the step's own batch (`scoring_inputs`). A theta that drafts begins its round with the newest tokens (`round_inputs`)
+and goes on with what it drafts (`advance_round`). All index per-request state by the request slot; a slot of -1 marks a row
+that must not touch anything (a request still in its prompt, or padding).
+"""
+
+import torch
+from vllm.triton_utils import tl, triton
+
+BLOCK = 1024
+
+
+@triton.jit
+def _known_tokens(x, mask, theta_prompt_row_ptr, theta_len, all_token_ids_row_ptr, delta):
+    """Theta's tokens at its positions `x`: of its own prompt, and behind it the teacher's."""
+    own = x < theta_len
+    prompt_token = tl.load(theta_prompt_row_ptr + x, mask=mask & own, other=0)
+    other_token = tl.load(all_token_ids_row_ptr + x - delta, mask=mask & ~own, other=0)
+    return tl.where(own, prompt_token, other_token)
+
+
+@triton.jit
+def _round_inputs_kernel(
+    idx_mapping_ptr,  # [num_reqs] int64, request slots of the batch
+    num_sampled_ptr,  # [num_reqs] int32, tokens drawn in this step; 0 in the middle of a prompt
+    last_sampled_ptr,  # [max_num_reqs, 1] int64
+    total_len_ptr,  # [max_num_reqs] int32, the teacher's prompt and everything generated, this step included
+    delta_ptr,  # [max_num_reqs] int32
+    slots_ptr,  # [max_num_reqs] int64, out: -1 for rows that take no part
+    input_ids_ptr,  # [max_num_tokens] int32, out
+    positions_ptr,  # [max_num_tokens] int64, out: theta's
+    sample_positions_ptr,  # [max_num_reqs] int64, out: the teacher's, which key the random draws
+    query_start_loc_ptr,  # [max_num_reqs + 1] int32, out
+    seq_lens_ptr,  # [max_num_reqs] int32, out
+    num_reqs,
+    max_num_reqs,
+    max_model_len,
+    last_token_id,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0)
+    if row == num_reqs:  # padding: requests of no tokens behind the batch
+        for i in range(num_reqs, max_num_reqs + 1, BLOCK):
+            block = i + tl.arange(0, BLOCK)
+            tl.store(query_start_loc_ptr + block, num_reqs, mask=block <= max_num_reqs)
+            padded = block < max_num_reqs
+            tl.store(slots_ptr + block, -1, mask=padded)
+            tl.store(seq_lens_ptr + block, 0, mask=padded)
+            tl.store(input_ids_ptr + block, 0, mask=padded)
+            tl.store(positions_ptr + block, 0, mask=padded)
+            tl.store(sample_positions_ptr + block, 0, mask=padded)
+        return
+    slot = tl.load(idx_mapping_ptr + row)
+    active = (slot >= 0) & (tl.load(num_sampled_ptr + row) > 0)
+    token = tl.load(last_sampled_ptr + slot, mask=active, other=0)
+    teacher_position = tl.load(total_len_ptr + slot, mask=active, other=1).to(tl.int64) - 1
+    position = teacher_position + tl.load(delta_ptr + slot, mask=active, other=0)
+    position = tl.minimum(position, max_model_len - 1)
+    tl.store(slots_ptr + row, tl.where(active, slot, -1))
+    tl.store(input_ids_ptr + row, tl.minimum(token, last_token_id).to(tl.int32))
+    tl.store(positions_ptr + row, position)
+    tl.store(sample_positions_ptr + row, teacher_position)
+    tl.store(query_start_loc_ptr + row, row)
+    tl.store(seq_lens_ptr + row, (position + 1).to(tl.int32))
+
+
+def round_inputs(
+    idx_mapping: torch.Tensor,  # [num_reqs] int64
+    num_sampled: torch.Tensor,  # [num_reqs] int32
+    last_sampled: torch.Tensor,  # [max_num_reqs, 1] int64
+    total_len: torch.Tensor,  # [max_num_reqs] int32
+    delta: torch.Tensor,  # [max_num_reqs] int32
+    slots: torch.Tensor,  # [max_num_reqs] int64, out
+    input_ids: torch.Tensor,  # [max_num_tokens] int32, out
+    positions: torch.Tensor,  # [max_num_tokens] int64, out
+    sample_positions: torch.Tensor,  # [max_num_reqs] int64, out
+    query_start_loc: torch.Tensor,  # [max_num_reqs + 1] int32, out
+    seq_lens: torch.Tensor,  # [max_num_reqs] int32, out
+    max_model_len: int,
+    vocab_size: int,
+) -> None:
+    """The first decode of theta's round: the newest token of every request that drew one in this step."""
+    num_reqs = idx_mapping.shape[0]
+    _round_inputs_kernel[(num_reqs + 1,)](
+        idx_mapping,
+        num_sampled,
+        last_sampled,
+        total_len,
+        delta,
+        slots,
+        input_ids,
+        positions,
+        sample_positions,
+        query_start_loc,
+        seq_lens,
+        num_reqs,
+        slots.shape[0],
+        max_model_len,
+        vocab_size - 1,
+        BLOCK=BLOCK,
+    )
+
+
+@triton.jit
+def _advance_round_kernel(
+    drafted_ptr,  # [num_reqs] int64, the tokens drawn from theta in this decode
+    slots_ptr,  # [max_num_reqs] int64
+    draft_tokens_ptr,  # [max_num_reqs, K] int64, out
+    draft_tokens_stride,
+    input_ids_ptr,  # [max_num_tokens] int32, in/out
+    positions_ptr,  # [max_num_tokens] int64, in/out
+    sample_positions_ptr,  # [max_num_reqs] int64, in/out
+    seq_lens_ptr,  # [max_num_reqs] int32, in/out
+    step_ptr,  # [] int64, the number of this decode, 0..K
+    num_drafts,
+    num_reqs,
+    max_model_len,
+    BLOCK: tl.constexpr,
+):
+    step = tl.load(step_ptr)
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = row < num_reqs
+    active = mask & (tl.load(slots_ptr + row, mask=mask, other=-1) >= 0)
+    token = tl.load(drafted_ptr + row, mask=active, other=0)
+    tl.store(draft_tokens_ptr + row * draft_tokens_stride + step, token, mask=mask & (step < num_drafts))
+    # A row that takes no part may hold anything, NaN included: it keeps token 0, an index every embedding has.
+    tl.store(input_ids_ptr + row, token.to(tl.int32), mask=mask)
+    position = tl.load(positions_ptr + row, mask=active)
+    tl.store(positions_ptr + row, tl.minimum(position + 1, max_model_len - 1), mask=active)
+    sample_position = tl.load(sample_positions_ptr + row, mask=active)
+    tl.store(sample_positions_ptr + row, sample_position + 1, mask=active)
+    seq_len = tl.load(seq_lens_ptr + row, mask=active)
+    tl.store(seq_lens_ptr + row, tl.minimum(seq_len + 1, max_model_len), mask=active)
+
+
+def advance_round(
+    drafted: torch.Tensor,  # [num_reqs] int64
+    slots: torch.Tensor,  # [max_num_reqs] int64
+    draft_tokens: torch.Tensor,  # [max_num_reqs, K] int64, out
+    input_ids: torch.Tensor,  # [max_num_tokens] int32, in/out
+    positions: torch.Tensor,  # [max_num_tokens] int64, in/out
+    sample_positions: torch.Tensor,  # [max_num_reqs] int64, in/out
+    seq_lens: torch.Tensor,  # [max_num_reqs] int32, in/out
+    step: torch.Tensor,  # [] int64, on the device, so that one captured decode serves every step
+    max_model_len: int,
+) -> None:
+    """Record the drafts of decode `step` and make them the input of the next; the last decode (K) drafts nothing."""
+    num_reqs = drafted.shape[0]
+    block = min(BLOCK, triton.next_power_of_2(num_reqs))
+    _advance_round_kernel[(triton.cdiv(num_reqs, block),)](
+        drafted,
+        slots,
+        draft_tokens,
+        draft_tokens.stride(0),
+        input_ids,
+        positions,
+        sample_positions,
+        seq_lens,
+        step,
+        draft_tokens.shape[1],
+        num_reqs,
+        max_model_len,
+        BLOCK=block,
+    )
+
+
+@triton.jit
+def _keep_rows_kernel(
+    logits_ptr,  # [num_reqs, vocab_size], any row stride
+    logits_stride,
+    slots_ptr,  # [max_num_reqs] int64
+    rows_ptr,  # [max_num_reqs, K + 1, teacher's vocab]
+    rows_slot_stride,
+    rows_step_stride,
+    step_ptr,  # [] int64
+    vocab_size,
+    BLOCK: tl.constexpr,
+):
+    slot = tl.load(slots_ptr + tl.program_id(0))
+    if slot < 0:
+        return
+    step = tl.load(step_ptr)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = column < vocab_size
+    row = tl.load(logits_ptr + tl.program_id(0).to(tl.int64) * logits_stride + column, mask=mask)
+    tl.store(rows_ptr + slot * rows_slot_stride + step * rows_step_stride + column, row, mask=mask)
+
+
+def keep_rows(
+    logits: torch.Tensor,  # [num_reqs, vocab_size]
+    slots: torch.Tensor,  # [max_num_reqs] int64
+    rows: torch.Tensor,  # [max_num_reqs, K + 1, teacher's vocab], out, in the dtype of `logits`
+    step: torch.Tensor,  # [] int64
+) -> None:
+    """Keep theta's logits of decode `step` without drawing from them: the last decode's row is for the bonus token."""
+    num_reqs, vocab_size = logits.shape
+    block = min(8192, triton.next_power_of_2(vocab_size))
+    _keep_rows_kernel[(num_reqs, triton.cdiv(vocab_size, block))](
+        logits,
+        logits.stride(0),
+        slots,
+        rows,
+        rows.stride(0),
+        rows.stride(1),
+        step,
+        vocab_size,
+        BLOCK=block,
+    )
+
+
+@triton.jit
+def _scoring_inputs_kernel(
+    slots_ptr,  # [num_reqs] int64, request slot
+    source_ptr,  # [num_reqs] int64, where the row's tokens begin in the batch; -1: they are theta's part of a prompt chunk
+    first_ptr,  # [num_reqs] int64, theta's first position of a prompt chunk
+    query_start_loc_ptr,  # [max_num_reqs + 1] int32
+    batch_input_ids_ptr,  # [num_batch_tokens] int32
+    batch_positions_ptr,  # [num_batch_tokens] int64
+    theta_prompt_ptr,  # [max_num_reqs, max_model_len] int32
+    theta_prompt_stride,
+    theta_len_ptr,  # [max_num_reqs] int32, 0: theta reads the teacher's prompt
+    delta_ptr,  # [max_num_reqs] int32
+    all_token_ids_ptr,  # [max_num_reqs, max_model_len] int32
+    all_token_ids_stride,
+    input_ids_ptr,  # [max_num_tokens] int32, out
+    positions_ptr,  # [max_num_tokens] int64, out
+    seq_lens_ptr,  # [max_num_reqs] int32, out
+    num_reqs,
+    num_reqs_padded,
+    num_tokens_padded,
+    first_theta_row,
+    max_model_len,
+    last_token_id,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0)
+    start = tl.load(query_start_loc_ptr + row)
+    if row == num_reqs:  # padding of a CUDA graph: no requests, and tokens without a slot
+        for i in range(num_reqs, num_reqs_padded, BLOCK):
+            block = i + tl.arange(0, BLOCK)
+            tl.store(seq_lens_ptr + block, 0, mask=block < num_reqs_padded)
+        for i in range(start, num_tokens_padded, BLOCK):
+            block = i + tl.arange(0, BLOCK)
+            tl.store(input_ids_ptr + block, 0, mask=block < num_tokens_padded)
+            tl.store(positions_ptr + block, 0, mask=block < num_tokens_padded)
+        return
+    length = tl.load(query_start_loc_ptr + row + 1) - start
+    slot = tl.load(slots_ptr + row)
+    source = tl.load(source_ptr + row)
+    is_theta = row >= first_theta_row
+    delta = tl.load(delta_ptr + slot, mask=is_theta, other=0)
+    first = tl.load(first_ptr + row)
+    if source >= 0:
+        first = tl.load(batch_positions_ptr + source) + delta
+    for i in range(0, length, BLOCK):
+        offset = i + tl.arange(0, BLOCK)
+        mask = offset < length
+        x = first + offset
+        if source >= 0:
+            token = tl.load(batch_input_ids_ptr + source + offset, mask=mask, other=0)
+        else:
+            token = _known_tokens(
+                x,
+                mask,
+                theta_prompt_ptr + slot * theta_prompt_stride,
+                tl.load(theta_len_ptr + slot),
+                all_token_ids_ptr + slot * all_token_ids_stride,
+                delta,
+            )
+        tl.store(input_ids_ptr + start + offset, tl.minimum(token, last_token_id), mask=mask)
+        # Drafts beyond the request's own limit may lie beyond the model's; what they yield is dropped.
+        tl.store(positions_ptr + start + offset, tl.minimum(x, max_model_len - 1), mask=mask)
+    tl.store(seq_lens_ptr + row, (first + length).to(tl.int32))
+
+
+def scoring_inputs(
+    slots: torch.Tensor,  # [num_reqs] int64
+    source: torch.Tensor,  # [num_reqs] int64
+    first: torch.Tensor,  # [num_reqs] int64
+    query_start_loc: torch.Tensor,  # [num_reqs_padded + 1] int32
+    batch_input_ids: torch.Tensor,  # [num_batch_tokens] int32
+    batch_positions: torch.Tensor,  # [num_batch_tokens] int64
+    theta_prompts: torch.Tensor,  # [max_num_reqs, max_model_len] int32
+    theta_len: torch.Tensor,  # [max_num_reqs] int32
+    delta: torch.Tensor,  # [max_num_reqs] int32
+    all_token_ids: torch.Tensor,  # [max_num_reqs, max_model_len] int32
+    input_ids: torch.Tensor,  # [max_num_tokens] int32, out
+    positions: torch.Tensor,  # [max_num_tokens] int64, out
+    seq_lens: torch.Tensor,  # [max_num_reqs] int32, out
+    num_tokens_padded: int,
+    first_theta_row: int,
+    max_model_len: int,
+    vocab_size: int,
+) -> None:
+    """Tokens and positions of one forward in which theta scores; rows before `first_theta_row` are the teacher's.
+
+    A row takes the step's own tokens from the batch, `source` its first, since drafts stand nowhere else and positions of
+    running requests are known on the device alone. Theta's part of a prompt chunk (`source` -1) begins at position
+    `first` and may reach back before the batch's tokens.
+    """
+    num_reqs = slots.shape[0]
+    _scoring_inputs_kernel[(num_reqs + 1,)](
+        slots,
+        source,
+        first,
+        query_start_loc,
+        batch_input_ids,
+        batch_positions,
+        theta_prompts,
+        theta_prompts.stride(0),
+        theta_len,
+        delta,
+        all_token_ids,
+        all_token_ids.stride(0),
+        input_ids,
+        positions,
+        seq_lens,
+        num_reqs,
+        query_start_loc.shape[0] - 1,
+        num_tokens_padded,
+        first_theta_row,
+        max_model_len,
+        vocab_size - 1,
+        BLOCK=BLOCK,
+    )

@@ -1,0 +1,295 @@
+"""Theta is the teacher itself: one model, two prompts, and for a step of decodes one forward for both.
+
+A step without prompt chunks is one forward of twice the rows through the teacher's modules: those of the teacher, and
+behind them those of theta, whose cache lies OFFSET blocks further on (see `twin_layers`). The head runs once over both
+as well. In steps with prompt chunks theta's part is a forward of its own, through the same modules.
+
+A LoRA adapter may make the student of the teacher: theta's rows then go through it, by vLLM's mapping of a batch's tokens
+to adapters, and the teacher's do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.config import VllmConfig
+from vllm.logger import init_logger
+from vllm.lora.request import LoRARequest
+from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.lora_utils import create_lora_capture_hook, get_lora_capture_cases
+from vllm.v1.worker.gpu.states import RequestState
+from vllm.v1.worker.utils import clear_layer_kv_caches
+
+from vllm_optimal_sampling.config.errors import UnsupportedEngineError, first_line
+from vllm_optimal_sampling.config.theta import theta_lora
+from vllm_optimal_sampling.worker.theta.rows import Rows, decode_rows, joined
+from vllm_optimal_sampling.worker.theta.scorer import GIB, ThetaScorer, hidden_states_of
+from vllm_optimal_sampling.worker.theta.twin_layers import add_twin_layers, block_offset, extend_caches, twins_caches
+
+logger = init_logger(__name__)
+
+THETA_LORA_ID = 2**31 - 1
+"""vLLM's number of theta's adapter; its front ends count those of requests from 1."""
+
+
+class OneModelScorer(ThetaScorer):
+    """Theta through the teacher's modules."""
+
+    rows_per_request = 2
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, req_states: RequestState):
+        super().__init__(vllm_config, device, req_states)
+        adapter = theta_lora(vllm_config)
+        self.adapter = None if adapter is None else LoRARequest("theta", THETA_LORA_ID, adapter)
+        self.offset: int | None = None
+        self._batch: InputBatch | None = None
+        self._fused: Rows | None = None
+
+    # Set-up
+
+    def load(self, runner: Any) -> None:
+        self._lora_ids: np.ndarray = runner.lora_state.lora_ids
+        self.layers = self.vllm_config.compilation_config.static_forward_context
+        self.twins = add_twin_layers(self.vllm_config, getattr(runner.speculator, "draft_attn_layer_names", set()))
+        if self.adapter is not None:
+            self._load_adapter(runner, self.adapter)
+        logger.info(
+            "Theta is the teacher itself%s: no weights of its own, %.2f GiB for the rows of %d requests with %d drafts, and "
+            "a KV cache in the teacher's blocks",
+            "" if self.adapter is None else f" with the adapter {self.adapter.lora_path}",
+            self.rows.nbytes / GIB,
+            self.max_num_reqs,
+            self.num_speculative_steps,
+        )
+
+    def _load_adapter(self, runner: Any, adapter: LoRARequest) -> None:
+        """Load theta's adapter, so that one that does not fit is refused before anything runs."""
+        try:
+            runner.add_lora(adapter)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # every kind of adapter has errors of its own
+            raise UnsupportedEngineError(
+                f"optimal sampling cannot start: theta_lora={adapter.lora_path!r} cannot be loaded ({first_line(error)}); "
+                "give a LoRA adapter of this teacher in the format of PEFT"
+            ) from error
+
+    def update_adapter(self, runner: Any, path: str) -> None:
+        if self.adapter is None:
+            super().update_adapter(runner, path)
+        adapter = LoRARequest("theta", THETA_LORA_ID, path)
+        self._load_adapter(runner, LoRARequest("theta", THETA_LORA_ID, path, load_inplace=True))
+        self.adapter = adapter
+
+    def cache_of_layers(self, runner: Any) -> tuple[dict[str, str], int]:
+        self.offset, reason = block_offset(self.layers, self.twins, runner.kv_cache_config)
+        if self.offset is None:
+            logger.warning("Theta takes a forward of its own in every step: %s.", reason)
+            return self.twins, 0
+        extend_caches(self.layers, self.twins)
+        return {name: name for name in self.twins}, self.offset
+
+    def lora_capture_cases(self, runner: Any) -> list[int]:
+        cases = get_lora_capture_cases(runner.lora_config, runner.compilation_config)
+        return cases if self.adapter is None else [case for case in cases if case > 0]
+
+    def capture(self, runner: Any) -> None:
+        if self.offset is not None:
+            self.scoring.capture(runner.model, create_lora_capture_hook(runner.lora_config, runner))
+
+    def reload_weights(self, *args: Any, **kwargs: Any) -> None:
+        self.check_own_weights()
+
+    def check_own_weights(self) -> None:
+        raise ValueError(
+            "theta has no weights of its own here, it is the teacher; update the teacher, or theta's adapter (theta_lora)"
+        )
+
+    # A step
+
+    def begin_step(self, batch: InputBatch) -> None:
+        super().begin_step(batch)
+        self._batch = batch
+        self._fused = self._fused_rows(batch)
+
+    def _fused_rows(self, batch: InputBatch) -> Rows | None:
+        """The rows of one forward for both; None where theta takes one of its own, or none."""
+        sampled = self._sampled(batch)
+        if self.offset is None or batch.has_prefill or not len(sampled):
+            return None
+        theirs = decode_rows(self.requests, batch, sampled)
+        if batch.num_tokens + theirs.num_tokens > self.max_num_tokens or not self._fits_lora_buffers(batch):
+            return None
+        return joined(decode_rows(self.requests, batch, np.arange(batch.num_reqs), of_teacher=True), theirs)
+
+    @contextmanager
+    def standing_in(self, runner: Any) -> Iterator[None]:
+        """The runner's model, and its CUDA graphs, run theta's rows along in the steps that `begin_step` chose."""
+        self._fused = None  # of a step of vLLM's own, a dummy, nothing is known
+        model, graphs = runner.model, runner.cudagraph_manager
+        runner.model = _Model(self, runner, model)
+        runner.cudagraph_manager = _Graphs(self, runner, graphs, model)
+        try:
+            yield
+        finally:
+            runner.model, runner.cudagraph_manager = model, graphs
+
+    def forward_fused(self, runner: Any, model: Any) -> Any:
+        """The teacher's output of the step, from one forward with theta's."""
+        rows, batch = self._fused, self._batch
+        assert rows is not None and batch is not None
+        output = self.scoring.run(model, rows, batch, self._num_active_loras(runner, batch))
+        self._want(hidden_states_of(output), rows, rows.num_teacher_rows)
+        self.steps.fused += 1
+        # Padded as vLLM expects it; what is in the padding is never read.
+        num_tokens = batch.num_tokens_after_padding
+        if isinstance(output, tuple):
+            return _cut(output[0], num_tokens), [_cut(inner, num_tokens) for inner in output[1]]
+        return _cut(output, num_tokens)
+
+    @property
+    def runs_fused(self) -> bool:
+        return self._fused is not None
+
+    def _forward_apart(self, runner: Any, rows: Rows, batch: InputBatch) -> Any:
+        if self.adapter is not None:
+            tokens = (THETA_LORA_ID,) * rows.num_tokens
+            runner.set_loras_of_rows(tokens[: len(rows)], tokens, {self.adapter})
+        own_caches = nullcontext() if self.offset is not None else twins_caches(self.layers, self.twins)
+        with own_caches:
+            return self.scoring.run(runner.model, rows, batch, 0 if self.adapter is None else 1)
+
+    @contextmanager
+    def computing_logits(self, runner: Any, batch: InputBatch) -> Iterator[None]:
+        apart = not self.runs_fused
+        if apart:
+            self._run_apart(runner, batch)
+        self._fused = None
+        if not self._wanted:
+            yield
+            return
+        hidden_states = torch.cat([wanted[0] for wanted in self._wanted])
+        slots = np.concatenate([wanted[1] for wanted in self._wanted])
+        drafts = np.concatenate([wanted[2] for wanted in self._wanted])
+        if apart and self.lora_config is not None:
+            rows = self._loras_of_logits(batch, len(slots))
+            runner.set_loras_of_rows(rows, rows, self._adapters(runner, batch))
+        model = runner.model
+        runner.model = _Logits(model, hidden_states, lambda logits: self._keep(logits, slots, drafts))
+        try:
+            yield
+        finally:
+            runner.model = model
+        if apart and self.lora_config is not None:  # as vLLM had it: logits of prompts may still be wanted
+            inputs = runner.lora_state.make_lora_inputs(batch.req_ids, batch.idx_mapping_np, batch.num_scheduled_tokens)
+            runner.set_loras_of_rows(*inputs)
+
+    def release(self) -> None:
+        clear_layer_kv_caches(self.layers[twin] for twin in self.twins.values())
+
+    def _compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError("the teacher's head computes both models' logits")
+
+    # Adapters
+
+    def _fits_lora_buffers(self, batch: InputBatch) -> bool:
+        """Whether vLLM's LoRA operations have room for the runs of one adapter in a forward for both, one more than alone."""
+        if self.lora_config is None:
+            return True
+        changes = np.count_nonzero(np.diff(self._lora_ids[batch.idx_mapping_np]))
+        return int(changes) + 2 <= self.max_num_reqs
+
+    @property
+    def lora_config(self) -> Any:
+        return self.vllm_config.lora_config
+
+    def loras_of_step(self, runner: Any, tokens: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], set[Any]]:
+        """The adapters of a fused step's logits and tokens, and what they are, for vLLM's mapping.
+
+        Args:
+            runner: the model runner.
+            tokens: of the teacher's tokens, as vLLM maps them.
+        """
+        rows, batch = self._fused, self._batch
+        assert rows is not None and batch is not None
+        theirs = rows.num_tokens - batch.num_tokens
+        return (
+            self._loras_of_logits(batch, theirs),
+            (*tokens, *self._thetas(theirs)),
+            self._adapters(runner, batch),
+        )
+
+    def _thetas(self, count: int) -> tuple[int, ...]:
+        return (0 if self.adapter is None else THETA_LORA_ID,) * count
+
+    def _loras_of_logits(self, batch: InputBatch, theirs: int) -> tuple[int, ...]:
+        mine = self._lora_ids[batch.idx_mapping_np].repeat(np.diff(batch.cu_num_logits_np))
+        return (*mine.tolist(), *self._thetas(theirs))
+
+    def _adapters(self, runner: Any, batch: InputBatch) -> set[Any]:
+        adapters = runner.lora_state.get_activate_loras(batch.req_ids)
+        return adapters if self.adapter is None else {*adapters, self.adapter}
+
+    def _num_active_loras(self, runner: Any, batch: InputBatch) -> int:
+        return len(self._adapters(runner, batch)) if self.lora_config is not None else 0
+
+
+class _Model:
+    """Stands for the runner's model while it executes a step."""
+
+    def __init__(self, theta: OneModelScorer, runner: Any, model: Any):
+        self.theta, self.runner, self.model = theta, runner, model
+
+    def __call__(self, **inputs: Any) -> Any:
+        if self.theta.runs_fused:
+            return self.theta.forward_fused(self.runner, self.model)
+        return self.model(**inputs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+
+class _Graphs:
+    """Stands for the runner's CUDA graphs while it executes a step."""
+
+    def __init__(self, theta: OneModelScorer, runner: Any, graphs: Any, model: Any):
+        self.theta, self.runner, self.graphs, self.model = theta, runner, graphs, model
+
+    def run_fullgraph(self, desc: Any) -> Any:
+        if self.theta.runs_fused:
+            return self.theta.forward_fused(self.runner, self.model)
+        return self.graphs.run_fullgraph(desc)
+
+    def run_pw_graph(self, model: Any, inputs: dict[str, Any]) -> Any:
+        if self.theta.runs_fused:
+            return self.theta.forward_fused(self.runner, self.model)
+        return self.graphs.run_pw_graph(self.model, inputs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.graphs, name)
+
+
+class _Logits:
+    """Stands for the runner's model while it samples: the head runs once over both models' hidden states."""
+
+    def __init__(self, model: Any, theirs: torch.Tensor, keep: Any):
+        self.model, self.theirs, self.keep = model, theirs, keep
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        count = hidden_states.shape[0]
+        logits = self.model.compute_logits(torch.cat((hidden_states, self.theirs)))
+        self.keep(logits[count:])
+        return logits[:count]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+
+def _cut(tensor: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """The first rows; more, which nobody reads, where there are too few."""
+    missing = num_tokens - tensor.shape[0]
+    return tensor[:num_tokens] if missing <= 0 else torch.cat((tensor, tensor.new_zeros(missing, *tensor.shape[1:])))

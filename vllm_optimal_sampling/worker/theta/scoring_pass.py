@@ -1,0 +1,295 @@
+"""One forward of rows that theta scores, in buffers of its own: laid out, run, as a CUDA graph where there is one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.config import VllmConfig
+from vllm.config.compilation import CUDAGraphMode
+from vllm.forward_context import BatchDescriptor, set_forward_context
+from vllm.utils.torch_utils import async_tensor_h2d
+from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.worker.gpu.attn_utils import build_attn_metadata, build_slot_mappings_by_layer, init_attn_backend
+from vllm.v1.worker.gpu.block_table import BlockTables
+from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor, CudaGraphManager
+from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
+from vllm.v1.worker.gpu.states import RequestState
+from vllm.v1.worker.utils import get_uniform_decode_token_count
+
+from vllm_optimal_sampling.worker.theta.block_tables import ThetaBlockTables, widen_kernel_block_tables
+from vllm_optimal_sampling.worker.theta.inputs import scoring_inputs
+from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
+from vllm_optimal_sampling.worker.theta.rows import Rows
+
+
+class ScoringPass:
+    """Forwards of a model over `Rows`.
+
+    Args:
+        vllm_config: the engine's.
+        max_num_reqs: most rows in one forward.
+        req_states: the model runner's.
+        requests: theta's.
+        model_max_len: the positions that theta's model has.
+        vocab_size: theta's.
+    """
+
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        max_num_reqs: int,
+        req_states: RequestState,
+        requests: ThetaRequests,
+        model_max_len: int,
+        vocab_size: int,
+    ):
+        # Metadata builders and graphs size their buffers by the number of requests.
+        self.vllm_config = copy.copy(vllm_config)
+        self.vllm_config.scheduler_config = copy.copy(vllm_config.scheduler_config)
+        self.vllm_config.scheduler_config.max_num_seqs = max_num_reqs
+        self.max_num_reqs = max_num_reqs
+        self.max_num_tokens = vllm_config.scheduler_config.max_num_batched_tokens
+        self.decode_query_len = vllm_config.num_speculative_tokens + 1
+        self.req_states = req_states
+        self.requests = requests
+        self.model_max_len = model_max_len
+        self.vocab_size = vocab_size
+        self.device = req_states.device
+        self.buffers = InputBuffers(max_num_reqs, self.max_num_tokens, self.device)
+        self.graphs: ScoringGraphs | None = None
+
+    def set_attn(
+        self,
+        kv_cache_config: KVCacheConfig,
+        block_tables: BlockTables,
+        layer_names: Mapping[str, str],
+        block_offset: int,
+    ) -> None:
+        """Take over the cache as it was laid out.
+
+        Args:
+            kv_cache_config: as the model runner has it.
+            block_tables: the model runner's.
+            layer_names: of the layers that hold theta's cache, by the names of those that run.
+            block_offset: see `ThetaBlockTables`.
+        """
+        self.kv_cache_config = kv_cache_config
+        self.layer_names = layer_names
+        self.attn_groups, self.attn_cg_support, _ = init_attn_backend(
+            kv_cache_config, self.vllm_config, self.device, active_layer_names=set(layer_names.values())
+        )
+        widen_kernel_block_tables(self.attn_groups, block_tables)
+        self.block_tables = ThetaBlockTables(block_tables, self.requests, self.max_num_reqs, block_offset)
+
+    def init_graphs(self, cudagraph_mode: CUDAGraphMode, lora_capture_cases: list[int]) -> None:
+        """Make room for graphs of decode steps, in which every row has K + 1 tokens.
+
+        Args:
+            cudagraph_mode: the teacher's, as vLLM resolved it.
+            lora_capture_cases: numbers of adapters that a forward may hold.
+        """
+        full = cudagraph_mode.decode_mode() == CUDAGraphMode.FULL
+        self.graphs = ScoringGraphs(
+            self.vllm_config,
+            self.device,
+            CUDAGraphMode.FULL_DECODE_ONLY if full else CUDAGraphMode.NONE,
+            decode_query_len=self.decode_query_len,
+            lora_capture_cases=lora_capture_cases,
+        )
+
+    def run(self, model: Callable[..., Any], rows: Rows, batch: InputBatch, num_active_loras: int = 0) -> Any:
+        """The model's output for the rows' tokens; rows follow one another as `Rows.lengths` says.
+
+        Args:
+            model: called with `input_ids` and `positions`.
+            rows: what to compute.
+            batch: vLLM's batch of the step.
+            num_active_loras: adapters among the rows.
+        """
+        num_reqs, num_tokens = len(rows), rows.num_tokens
+        desc = self._dispatch(rows, num_active_loras)
+        num_reqs_padded, num_tokens_padded = desc.num_reqs or num_reqs, desc.num_tokens
+        buffers = self.buffers
+
+        query_start_loc_np = np.full(num_reqs_padded + 1, num_tokens, dtype=np.int32)
+        query_start_loc_np[0] = 0
+        np.cumsum(rows.lengths, out=query_start_loc_np[1 : num_reqs + 1])
+        query_start_loc = buffers.query_start_loc[: num_reqs_padded + 1]
+        async_tensor_h2d(query_start_loc_np, out=query_start_loc)
+        # One copy for the three of them.
+        slots, sources, firsts = async_tensor_h2d(np.stack((rows.slots, rows.sources, rows.firsts)), device=self.device)
+        self.block_tables.gather(slots, num_reqs_padded, rows.num_teacher_rows)
+        scoring_inputs(
+            slots,
+            sources,
+            firsts,
+            query_start_loc,
+            batch.input_ids,
+            batch.positions,
+            self.requests.prompts.gpu,
+            self.requests.prompt_len.gpu,
+            self.requests.delta.gpu,
+            self.req_states.all_token_ids.gpu,
+            buffers.input_ids,
+            buffers.positions,
+            buffers.seq_lens,
+            num_tokens_padded,
+            rows.num_teacher_rows,
+            self.model_max_len,
+            self.vocab_size,
+        )
+        slot_mappings = self.block_tables.compute_slot_mappings(
+            query_start_loc, buffers.positions, num_reqs, num_tokens_padded
+        )
+        seq_lens_np = np.zeros(num_reqs_padded, dtype=np.int32)
+        seq_lens_np[:num_reqs] = rows.seq_lens
+        is_prefilling = torch.zeros(num_reqs_padded, dtype=torch.bool)
+        is_prefilling[:num_reqs] = torch.from_numpy(rows.is_chunk)
+        attn_metadata = self._attn_metadata(
+            num_reqs_padded,
+            num_tokens_padded if desc.cg_mode == CUDAGraphMode.FULL else num_tokens,
+            query_start_loc_np,
+            int(rows.lengths.max()),
+            torch.from_numpy(seq_lens_np),
+            int(seq_lens_np.max()),
+            slot_mappings,
+            is_prefilling,
+        )
+        if desc.cg_mode == CUDAGraphMode.FULL:
+            assert self.graphs is not None
+            self.graphs.run_fullgraph(desc)
+            return self.graphs.output(num_tokens_padded)
+        return self._forward(model, num_tokens_padded, attn_metadata, slot_mappings, desc)
+
+    def capture(self, model: Callable[..., Any], lora_capture_hook: Callable[[int, int, int], None] | None) -> None:
+        """Capture the graphs of decode steps.
+
+        Args:
+            model: see `run`.
+            lora_capture_hook: vLLM's, called with the numbers of adapters, requests and tokens of each graph.
+        """
+        if self.graphs is None or not self.graphs.needs_capture():
+            return
+
+        def create_forward_fn(desc: BatchExecutionDescriptor, warmup: bool) -> Callable[[CUDAGraphMode], None]:
+            num_tokens = desc.num_tokens
+            num_reqs = desc.num_reqs or min(num_tokens, self.max_num_reqs)
+            if lora_capture_hook is not None:
+                lora_capture_hook(desc.num_active_loras, num_reqs, num_tokens)
+            attn_metadata, slot_mappings = self._inputs_to_capture(num_reqs, num_tokens)
+
+            def forward_fn(cg_mode: CUDAGraphMode) -> None:
+                output = self._forward(model, num_tokens, attn_metadata, slot_mappings, desc)
+                assert self.graphs is not None
+                self.graphs.keep(output, num_tokens)
+
+            return forward_fn
+
+        self.graphs.capture(create_forward_fn, "Capturing CUDA graphs of steps with theta")
+
+    def _dispatch(self, rows: Rows, num_active_loras: int) -> BatchExecutionDescriptor:
+        num_reqs, num_tokens = len(rows), rows.num_tokens
+        eager = BatchExecutionDescriptor(CUDAGraphMode.NONE, num_tokens, num_reqs, num_active_loras=num_active_loras)
+        if self.graphs is None or rows.is_chunk.any():
+            return eager
+        uniform = get_uniform_decode_token_count(
+            num_reqs, num_tokens, int(rows.lengths.max()), decode_graph_eligible=True
+        )
+        return self.graphs.dispatch(num_reqs, num_tokens, uniform, num_active_loras)
+
+    def _inputs_to_capture(self, num_reqs: int, num_tokens: int) -> tuple[dict[str, Any], torch.Tensor]:
+        batch = InputBatch.make_dummy(num_reqs, num_tokens, self.buffers, max_query_len=self.decode_query_len)
+        self.block_tables.get_dummy_block_tables(num_reqs)
+        slot_mappings = self.block_tables.get_dummy_slot_mappings(num_tokens)
+        attn_metadata = self._attn_metadata(
+            num_reqs,
+            num_tokens,
+            batch.query_start_loc_np,
+            self.decode_query_len,
+            batch.seq_lens_cpu_upper_bound,
+            self.vllm_config.model_config.max_model_len,
+            slot_mappings,
+            torch.zeros(num_reqs, dtype=torch.bool),
+            for_capture=True,
+        )
+        return attn_metadata, slot_mappings
+
+    def _attn_metadata(
+        self,
+        num_reqs: int,
+        num_tokens: int,
+        query_start_loc_np: np.ndarray,
+        max_query_len: int,
+        seq_lens_cpu: torch.Tensor,
+        max_seq_len: int,
+        slot_mappings: torch.Tensor,
+        is_prefilling: torch.Tensor,
+        for_capture: bool = False,
+    ) -> dict[str, Any]:
+        by_cache = build_attn_metadata(
+            attn_groups=self.attn_groups,
+            num_reqs=num_reqs,
+            num_tokens=num_tokens,
+            query_start_loc_gpu=self.buffers.query_start_loc[: num_reqs + 1],
+            query_start_loc_cpu=torch.from_numpy(query_start_loc_np),
+            max_query_len=max_query_len,
+            seq_lens=self.buffers.seq_lens[:num_reqs],
+            max_seq_len=max_seq_len,
+            block_tables=[table[:num_reqs] for table in self.block_tables.input_block_tables],
+            slot_mappings=slot_mappings,
+            kv_cache_config=self.kv_cache_config,
+            seq_lens_cpu_upper_bound=seq_lens_cpu,
+            positions=self.buffers.positions[:num_tokens],
+            is_prefilling=is_prefilling,
+            for_cudagraph_capture=for_capture,
+        )
+        return {name: by_cache[cache] for name, cache in self.layer_names.items()}
+
+    def _forward(
+        self,
+        model: Callable[..., Any],
+        num_tokens: int,
+        attn_metadata: dict[str, Any],
+        slot_mappings: torch.Tensor,
+        desc: BatchExecutionDescriptor,
+    ) -> Any:
+        by_cache = build_slot_mappings_by_layer(slot_mappings, self.kv_cache_config)
+        has_lora = self.vllm_config.lora_config is not None
+        with set_forward_context(
+            attn_metadata,
+            self.vllm_config,
+            num_tokens=num_tokens,
+            batch_descriptor=BatchDescriptor(
+                num_tokens=num_tokens, has_lora=has_lora, num_active_loras=desc.num_active_loras
+            ),
+            slot_mapping={name: by_cache[cache] for name, cache in self.layer_names.items()},
+        ):
+            return model(input_ids=self.buffers.input_ids[:num_tokens], positions=self.buffers.positions[:num_tokens])
+
+
+class ScoringGraphs(CudaGraphManager):
+    """CUDA graphs of whole forwards, and what they put out. Written after vLLM's `ModelCudaGraphManager`."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.kept: list[torch.Tensor] | None = None
+        self.is_tuple = False
+
+    def keep(self, output: Any, num_tokens: int) -> None:
+        """Copy a forward's output, hidden states with or without those of inner layers, to where replays leave it."""
+        self.is_tuple = isinstance(output, tuple)
+        tensors = [output[0], *output[1]] if self.is_tuple else [output]
+        if self.kept is None:  # by the first capture, of the largest size
+            self.kept = [torch.empty_like(tensor) for tensor in tensors]
+        for mine, tensor in zip(self.kept, tensors, strict=True):
+            mine[:num_tokens] = tensor
+
+    def output(self, num_tokens: int) -> Any:
+        """What the last replay put out, as the model would have returned it."""
+        assert self.kept is not None
+        hidden, *inner = (tensor[:num_tokens] for tensor in self.kept)
+        return (hidden, inner) if self.is_tuple else hidden

@@ -1,0 +1,119 @@
+"""A KV cache of theta's own where theta is the teacher itself, and the teacher's layers reading it.
+
+Each attention layer of the teacher gets a *twin*: a copy that shares everything with it but the name and the KV cache.
+vLLM finds the twins beside the teacher's layers, so it profiles, lays out and allocates a cache for both.
+
+The twins never run. vLLM keeps the caches of all layers of a group in one buffer, block by block at one stride, so theta's
+block b of a layer stands, seen from the teacher's layer, at block b + OFFSET. Where OFFSET is one number for all layers
+(`block_offset`), their views of the buffer are extended that far (`extend_caches`), and a forward of the teacher's
+layers may hold rows of both: those of theta have block tables and slots moved by OFFSET. Where it is not, theta takes a
+forward of its own, in which the teacher's layers hold the twins' caches (`twins_caches`).
+
+Block ids up to OFFSET + num_blocks address the whole buffer, which may have more than 2^31 elements. Read in vLLM 0.32:
+its Triton kernels for attention and for writing the cache (`triton_unified_attention`, `triton_decode_attention`,
+`triton_reshape_and_cache_flash`) widen block and slot to int64 before they multiply. FlashAttention 2 and 3 and
+FlashInfer are built outside vLLM's Python package and were not read; they take int64 strides.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from vllm.config import VllmConfig, get_layers_from_vllm_config
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+from vllm.v1.kv_cache_interface import KVCacheConfig
+
+PREFIX = "theta."
+"""Before the name of a layer: its twin's."""
+
+MAX_BLOCK_ID = 2**31 - 1
+"""Block tables are int32."""
+
+
+def add_twin_layers(vllm_config: VllmConfig, without: set[str]) -> dict[str, str]:
+    """Give every attention layer a twin, to be called before vLLM asks the layers for their caches.
+
+    Args:
+        vllm_config: whose layers.
+        without: names of layers that are a drafter's.
+
+    Returns:
+        The twins' names by those of the teacher's layers.
+    """
+    layers = get_layers_from_vllm_config(vllm_config, AttentionLayerBase)
+    context = vllm_config.compilation_config.static_forward_context
+    twins = {}
+    for name, layer in layers.items():
+        if name in without:
+            continue
+        twin: Any = copy.copy(layer)
+        twin.kv_cache = torch.tensor([])
+        if hasattr(layer, "layer_name"):
+            twin.layer_name = PREFIX + layer.layer_name
+        target = getattr(layer, "kv_sharing_target_layer_name", None)
+        if target is not None:
+            twin.kv_sharing_target_layer_name = PREFIX + target
+        context[PREFIX + name] = twin
+        twins[name] = PREFIX + name
+    return twins
+
+
+def block_offset(
+    layers: Mapping[str, Any], twins: Mapping[str, str], kv_cache_config: KVCacheConfig
+) -> tuple[int, None] | tuple[None, str]:
+    """OFFSET in vLLM's own blocks; or None, and why there is no such number.
+
+    Args:
+        layers: by name, with their caches bound.
+        twins: see `add_twin_layers`.
+        kv_cache_config: as the caches were laid out.
+    """
+    group_of = {name: i for i, group in enumerate(kv_cache_config.kv_cache_groups) for name in group.layer_names}
+    num_blocks = kv_cache_config.num_blocks
+    offsets = set()
+    for name, twin in twins.items():
+        if group_of.get(name) != group_of.get(twin):
+            return None, f"{name} and its twin are in different groups of the KV cache"
+        mine, theirs = layers[name].kv_cache, layers[twin].kv_cache
+        if not isinstance(mine, torch.Tensor) or mine.shape != theirs.shape or mine.stride() != theirs.stride():
+            return None, f"the caches of {name} and its twin differ in shape"
+        if mine.untyped_storage().data_ptr() != theirs.untyped_storage().data_ptr():
+            return None, f"the caches of {name} and its twin lie in two buffers"
+        kernel_blocks, remainder = divmod(mine.shape[0], num_blocks)
+        stride = mine.stride(0) * mine.element_size() * kernel_blocks
+        if remainder or stride == 0 or (theirs.data_ptr() - mine.data_ptr()) % stride:
+            return None, f"the cache of {name} is not a whole number of blocks before its twin's"
+        offset = (theirs.data_ptr() - mine.data_ptr()) // stride
+        if not 0 < offset <= MAX_BLOCK_ID // kernel_blocks - num_blocks:
+            return None, f"the cache of {name} is {offset} blocks before its twin's"
+        offsets.add(offset)
+    if len(offsets) != 1:
+        return None, f"the layers' twins are {sorted(offsets)} blocks apart"
+    return offsets.pop(), None
+
+
+def extend_caches(layers: Mapping[str, Any], twins: Mapping[str, str]) -> None:
+    """Let the caches of the teacher's layers reach to the end of their twins'."""
+    for name, twin in twins.items():
+        mine, theirs = layers[name].kv_cache, layers[twin].kv_cache
+        between = (theirs.data_ptr() - mine.data_ptr()) // (mine.stride(0) * mine.element_size())
+        layers[name].kv_cache = mine.as_strided(
+            (between + mine.shape[0], *mine.shape[1:]), mine.stride(), mine.storage_offset()
+        )
+
+
+@contextmanager
+def twins_caches(layers: Mapping[str, Any], twins: Mapping[str, str]) -> Iterator[None]:
+    """The teacher's layers hold their twins' caches."""
+    own = {name: layers[name].kv_cache for name in twins}
+    for name, twin in twins.items():
+        layers[name].kv_cache = layers[twin].kv_cache
+    try:
+        yield
+    finally:
+        for name, cache in own.items():
+            layers[name].kv_cache = cache

@@ -1,0 +1,36 @@
+"""vLLM's worker with theta: mixed into the engine's own worker class, on a GPU or a CPU (see `subclasses`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm_optimal_sampling.config.errors import UnsupportedEngineError
+from vllm_optimal_sampling.worker.model_runner import add_theta
+
+
+class ThetaWorkerMixin:
+    """Runs the model runner that the worker makes, with theta added."""
+
+    model_runner: Any
+
+    def init_device(self) -> None:
+        """vLLM's own; then the model runner becomes one with theta.
+
+        Raises:
+            UnsupportedEngineError: the worker, one of the user's own, made a runner that is not vLLM's V2 runner.
+        """
+        from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+
+        super().init_device()  # type: ignore[misc]
+        if not isinstance(self.model_runner, GPUModelRunner):
+            runner = type(self.model_runner)
+            raise UnsupportedEngineError(
+                f"optimal sampling cannot start: the worker runs {runner.__module__}.{runner.__name__}, and theta needs "
+                "vLLM's Model Runner V2; extend vllm.v1.worker.gpu.model_runner.GPUModelRunner, or drop --worker-cls"
+            )
+        add_theta(self.model_runner)
+
+    def _set_draft_weight_update_target(self) -> None:
+        # A theta that shares the teacher's weights is no target of its own: an update would change the teacher too.
+        self.model_runner.theta.check_own_weights()
+        super()._set_draft_weight_update_target()  # type: ignore[misc]
