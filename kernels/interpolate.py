@@ -48,7 +48,7 @@ LAST_BIT = tl.constexpr(6.0e-8)
 SURE = tl.constexpr(5.0)
 """A node is on its side of the root if its g is this many times as large as it is off."""
 NO_DEVIATION = tl.constexpr(2.0e-4)
-"""Nats. Where E|r - g| is less, any alpha is within TV of 1e-4."""
+"""Nats. Where E|r - g| is less at all nodes of the cell, any of its alphas is within TV of 1e-4."""
 RECORD_TOLERANCE = tl.constexpr(5.0e-4)
 """Nats of g, wherever it is."""
 CORRECTION_TOLERANCE = tl.constexpr(4.0e-3)
@@ -130,9 +130,9 @@ def close_cell(
     scale = LN_2 / span[:, None]
     curvature = tl.maximum(q / safe_z - mean * mean, 0.0) * (scale * scale)
 
-    # What is far from both peaks has lost digits.
-    slope_doubt = doubt[:, None] + 2.0 * LAST_BIT * tl.abs(mean) * scale
-    curvature_doubt = LAST_BIT * (q / safe_z) * (scale * scale)
+    # What is far from both peaks has lost digits, a few times over: sums are moved from peak to peak.
+    slope_doubt = doubt[:, None] + 8.0 * LAST_BIT * tl.abs(mean) * scale
+    curvature_doubt = 16.0 * LAST_BIT * (q / safe_z) * (scale * scale)
 
     # Outside the bounds the sign is what would put alpha at the bound.
     above = slope > SURE * slope_doubt
@@ -212,6 +212,9 @@ def close_cell(
         most = tl.where(off > 0.0, tl.minimum(most, t), most)
         t = tl.where(rising > 0.0, t - off / tl.where(rising > 0.0, rising, 1.0), t)
         t = tl.minimum(tl.maximum(t, least), most)
+    delta = (middle - left + t) * step
+    # There the polynomial may be steep, and is not needed.
+    t = tl.where(at_node, 0.0, t)
     at_z, at_slope, at_rise = polynomial_at(t, c1, c2, c3, c4, c5, c6, c7)
     safe = tl.maximum(at_z, 0.5)
     relative = at_slope / safe
@@ -228,7 +231,8 @@ def close_cell(
     beside = tl.max(tl.where((index == 0) | (index == NODES - 1), z, 1.0), axis=1) - 1.0
     one_peak = (beside < 0.05) & (pick(z, index, left * 0 + NODES // 2) > 0.9)
     share = tl.where(one_peak, tl.minimum(2.0 * tl.sqrt(beside), 1.0), 1.0)
-    moved = deviation * share
+    asked = inside & (alpha >= alpha_min[:, None]) & (alpha <= alpha_max[:, None])
+    moved = tl.sqrt(tl.max(tl.where(asked, curvature, 0.0), axis=1)) * share
     tolerance = tl.minimum(TV_OF_DEVIATION * deviation / tl.maximum(share, 1.0e-6), KL_TOLERANCE)
     tolerance = tl.where(moved < NO_DEVIATION, KL_TOLERANCE, tolerance)
     # Beyond a bound of the request the root may be as far as it likes, beyond an end of the cell not.
@@ -239,6 +243,5 @@ def close_cell(
     steady = tl.maximum(second_less, second_more) <= MOST_GROWTH * second_0
     given = (usable & steady & (correction <= CORRECTION_TOLERANCE)) | (at_node & (pick(z, index, middle) >= RESOLVED))
     done = tl.where(known, given, solved)
-    delta = (middle - left + t) * step
     delta = tl.minimum(tl.maximum(delta, alpha_min - cell_low), alpha_max - cell_low)
     return cell_low, cell_high, delta, value_0 + t * step * slope_0 + tl.log2(safe) * LN_2, g, done

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import tolerances
 import torch
 from call import mix
+from triton import next_power_of_2
 from vllm_optimal_sampling.kernels import Method
 from vllm_optimal_sampling.kernels.reference import LOWEST
 from vllm_optimal_sampling.kernels.scratch import LaunchShape
@@ -151,6 +152,17 @@ FAMILIES: dict[str, Callable[[Draw, int, int], Rows]] = {
     "shifted": Draw.shifted,
     "deep": Draw.deep,
 }
+
+
+ELEMENTS = 2**16
+"""Rows times lanes of a program: Triton allows 2^20 elements a tensor, and the largest has 16 for each."""
+
+
+def one_program(vocab: int) -> LaunchShape:
+    """A launch of as many rows as Triton's interpreter holds in a program, which costs about the same whatever they are."""
+    lanes = min(next_power_of_2(vocab), 1024)
+    rows = min(ELEMENTS // lanes, 1024)
+    return LaunchShape(rows, splits=1, split_size=-(-vocab // lanes) * lanes, sub=1, lanes=lanes, num_warps=1)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""Rows on which the models disagree, by the hundred thousand, through the kernels and against float64: a job that can be resumed.
+"""Rows on which the models disagree, by the hundred thousand, against float64: a job that can be resumed.
 
-Every batch draws rows of one family (`tests/kernels/disagreement.py`), one vocabulary and one method that solves for alpha: as
-many rows as Triton's interpreter holds in one program, which costs about the same whatever their number. A row is right if the total variation from q* is at most 1e-4, the two divergences of KL symmetry differ by at most
-1e-3 nats (or what one ulp of alpha moves), the row is normalised, the record right, and nothing flagged that could be mixed.
+Every batch draws rows of one family (`tests/kernels/disagreement.py`), one vocabulary and one method that solves for alpha, as
+many as Triton's interpreter holds in one program. A row is right if the total variation from q* is at most 1e-4, the two
+divergences of KL symmetry differ by at most 1e-3 nats (or what one ulp of alpha moves), the row is normalised, the record
+right, and nothing flagged that could be mixed.
 
     python tests/reliability/alpha_rows.py       # 500,000 rows; state and result: results/alpha_rows.json
 """
@@ -18,23 +19,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
 
 import torch
-from disagreement import FAMILIES, SOLVING, Draw, judge
+from disagreement import FAMILIES, SOLVING, Draw, judge, one_program
 from record import Record
-from triton import next_power_of_2
-from vllm_optimal_sampling.kernels.scratch import LaunchShape
 
 VOCABULARIES = (8, 16, 64, 256, 997, 4096)
-ELEMENTS = 2**16
-"""Rows times lanes of a program: Triton allows 2^20 elements a tensor, and the largest has 16 for each."""
 KINDS = ("total_variation", "kl_gap", "normalised", "kl", "flags")
 RESULT = Path(__file__).parent / "results" / "alpha_rows.json"
-
-
-def shape_of(vocab: int) -> LaunchShape:
-    """A launch that has all rows of a batch in one program."""
-    lanes = min(next_power_of_2(vocab), 1024)
-    rows = min(ELEMENTS // lanes, 1024)
-    return LaunchShape(rows, splits=1, split_size=-(-vocab // lanes) * lanes, sub=1, lanes=lanes, num_warps=1)
 
 
 def run_batch(number: int, seed: int, families: dict[str, Any], wrong: list[dict[str, Any]]) -> int:
@@ -44,7 +34,7 @@ def run_batch(number: int, seed: int, families: dict[str, Any], wrong: list[dict
     vocab = VOCABULARIES[int(draw.integers(len(VOCABULARIES), 1))]
     # Half of the rows are those of the default.
     method = SOLVING[max(0, int(draw.integers(4, 1)) - 1)]
-    shape = shape_of(vocab)
+    shape = one_program(vocab)
     teacher, theta = FAMILIES[name](draw, shape.rows, vocab)
     verdict = judge(teacher, theta, method, shape=shape)
     entry = families.setdefault(name, {"rows": 0, "wrong": 0, "worst": dict.fromkeys(KINDS, 0.0)})
