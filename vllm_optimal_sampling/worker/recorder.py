@@ -126,8 +126,16 @@ class Recorder:
         if not wanted:
             return DeviceRecords(None, counts, [])
         record = self.record
-        columns = (record.alpha, record.kl_theta, record.logprob, record.teacher_logprob, record.theta_logprob)
-        rows = torch.stack((*columns, record.fallback.to(torch.float32)), dim=-1).index_select(0, slots)
+        columns = (
+            record.alpha,
+            record.kl_theta,
+            record.log_z,
+            record.logprob,
+            record.teacher_logprob,
+            record.theta_logprob,
+            record.fallback.to(torch.float32),
+        )  # as RECORD_FIELDS names them
+        rows = torch.stack(columns, dim=-1).index_select(0, slots)
         return DeviceRecords(rows, counts, [(input_batch.req_ids[index], index) for index in wanted])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,6 @@ from vllm_optimal_sampling.data.report.summary import (
 )
 from vllm_optimal_sampling.data.rows import SampledRow, completion_text, read_rows, read_settings
 from vllm_optimal_sampling.front_end.records import JSON_FIELD
-from vllm_optimal_sampling.wire import RECORD_FIELDS
 
 BUFFERED_TOKENS = 1 << 16
 """Tokens whose figures are counted at once: numpy's cost by call no longer shows."""
@@ -359,7 +359,7 @@ def _figures(record: object) -> TokenFigures | None:
     if not isinstance(record, dict):
         return None
     try:
-        columns = {name: np.array(record[name], dtype=np.float64) for name in RECORD_FIELDS}
+        columns = {one.name: np.array(record[one.name], dtype=np.float64) for one in fields(TokenFigures)}
     except (KeyError, ValueError, TypeError, OverflowError):
         return None
     fallback = columns.pop("fallback")
