@@ -7,9 +7,9 @@ import random
 
 import pytest
 import torch
-from small_pair import Texts, all_texts, chi_square
 from vllm_optimal_sampling.kernels import Method
 
+from support.small_pair import Texts, all_texts, chi_square
 from vllm_optimal_sampling.argument_checks import ArgumentError
 from vllm_optimal_sampling.selection import AGGREGATES, SELECTIONS, Scores, Selection, effective_sample_size
 
