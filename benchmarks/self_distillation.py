@@ -109,6 +109,7 @@ def main() -> None:
         try:
             for method in METHODS:
                 processes[method] = MethodProcess(method, settings, arguments.logs / f"{method}.log")
+                processes[method].wait_until_ready()
             results = measure(processes, AutoTokenizer.from_pretrained(model), arguments)
             steps = {method: processes[method].call("scorer_steps") for method in METHODS if method != "teacher"}
         finally:

@@ -18,7 +18,7 @@ from vllm.lora.request import LoRARequest
 
 from support.adapters import save_adapter, save_merged
 from support.cases import KL_SYMMETRY, OPTED_OUT, Case, generate, mixed_batch, theta_prompts, token_ids
-from support.engines import find_runner, scoring_options, stop_engine
+from support.engines import RUN_MODES, find_runner, scoring_options, stop_engine
 from support.random_models import save_eagle_head, save_model
 from support.reference_models import Reference, greedy_tokens
 from support.row_audit import Report, RowAudit
@@ -30,9 +30,9 @@ FEW_TOKENS: dict[str, Any] = {"allowed_token_ids": [5, 6, 7]}
 SAMPLER_ARGUMENTS = ("dtype", "enforce_eager", "max_model_len", "max_num_seqs", "kv_cache_memory_bytes", "block_size")
 
 
-@pytest.fixture(scope="module")
-def scoring_engines() -> Iterator[Callable[..., LLM]]:
-    """Engines by their options; the last one stays up until another is asked for."""
+@pytest.fixture(scope="module", params=RUN_MODES)
+def scoring_engines(request: pytest.FixtureRequest) -> Iterator[Callable[..., LLM]]:
+    """Engines by their options, on a GPU with graphs too; the last one stays up until another is asked for."""
     running: dict[str, LLM] = {}
 
     def engine(*models: str, **options: Any) -> LLM:
@@ -41,7 +41,7 @@ def scoring_engines() -> Iterator[Callable[..., LLM]]:
             for other in running.values():
                 stop_engine(other)
             running.clear()
-            chunks = {"max_num_batched_tokens": 128, "enable_prefix_caching": True}
+            chunks = {"max_num_batched_tokens": 128, "enable_prefix_caching": True, **RUN_MODES[request.param]}
             running[key] = LLM(**scoring_options(*models, **{**chunks, **options}))
         return running[key]
 
