@@ -10,11 +10,15 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from vllm import LLM
+from vllm.config.compilation import CUDAGraphMode
 from vllm.lora.request import LoRARequest
+from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 
 from support.adapters import save_adapter, save_merged
 from support.cases import KL_SYMMETRY, OPTED_OUT, Case, generate, mixed_batch, theta_prompts, token_ids
@@ -24,6 +28,7 @@ from support.reference_models import Reference, greedy_tokens
 from support.row_audit import Report, RowAudit
 from vllm_optimal_sampling.worker.theta import one_model, twin_layers
 from vllm_optimal_sampling.worker.theta.scorer import ScorerSteps
+from vllm_optimal_sampling.worker.theta.scoring_pass import ScoringPass
 
 # Few tokens to draw from, so that n-grams draft what is then drawn. The audit's rows are those before that.
 FEW_TOKENS: dict[str, Any] = {"allowed_token_ids": [5, 6, 7]}
@@ -154,6 +159,58 @@ def test_steps_too_large_for_one_forward(
     find_runner(llm).theta.steps.fused = 0
     report, steps = audited(llm, self_reference, many, max_tokens=12)
     assert report.rows == 8 * 12 and steps.apart > 5
+
+
+class EagerGraphs:
+    """In place of CUDA graphs, which a CPU has none of: the forward that one would hold, padded as one would be."""
+
+    def __init__(self, scoring: ScoringPass, model: Any, query_len: int) -> None:
+        self.scoring, self.model, self.query_len = scoring, model, query_len
+        self.replays = 0
+
+    def dispatch(self, num_reqs: int, num_tokens: int, uniform: int | None, num_active_loras: int) -> Any:
+        if uniform != self.query_len:
+            return BatchExecutionDescriptor(CUDAGraphMode.NONE, num_tokens, num_reqs)
+        padded = num_reqs + 3 - (num_reqs + 2) % 3  # three requests more, or fewer, up to a multiple of three
+        return BatchExecutionDescriptor(CUDAGraphMode.FULL, padded * uniform, padded, uniform)
+
+    def run_fullgraph(self, desc: Any) -> None:
+        """What a graph reads: the buffers' contents, as large as when it was captured."""
+        scoring, tables = self.scoring, self.scoring.block_tables
+        self.replays += 1
+        mappings = tables.slot_mappings[:, : desc.num_tokens]
+        metadata = scoring._attn_metadata(
+            desc.num_reqs,
+            desc.num_tokens,
+            scoring.buffers.query_start_loc[: desc.num_reqs + 1].numpy(),
+            self.query_len,
+            scoring.buffers.seq_lens[: desc.num_reqs],
+            scoring.vllm_config.model_config.max_model_len,
+            mappings,
+            torch.zeros(desc.num_reqs, dtype=torch.bool),
+        )
+        self.hidden_states = scoring._forward(self.model, desc.num_tokens, metadata, mappings, desc)
+
+    def output(self, num_tokens: int) -> Any:
+        return self.hidden_states
+
+
+@pytest.mark.parametrize("drafts", [0, 3])
+def test_rows_padded_as_for_a_cuda_graph(
+    drafts: int,
+    scoring_engines: Callable[..., LLM],
+    pair: tuple[str, str],
+    self_reference: Reference,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    llm = scoring_engines(pair[0], drafts=drafts)
+    scoring, model = find_runner(llm).theta.scoring, find_runner(llm).model
+    graphs = EagerGraphs(scoring, model, drafts + 1)
+    monkeypatch.setattr(scoring, "graphs", graphs)
+    for table in scoring.block_tables.input_block_tables:
+        table.fill_(1)  # what an earlier step may have left in the padding
+    audited(llm, self_reference, mixed_batch(seed=46, long=70), max_tokens=10)
+    assert graphs.replays > 5
 
 
 def test_twins_that_lie_elsewhere_take_a_forward_of_their_own(
@@ -299,10 +356,6 @@ def test_adapters_of_requests_are_the_teachers(
 
 def test_the_offset_is_refused_where_it_is_none() -> None:
     """Twins a part of a block away, in two buffers, or beyond what block tables hold."""
-    from types import SimpleNamespace
-
-    import torch
-
     buffer = torch.zeros(4096)
 
     def layer(start: int, shape: tuple[int, ...] = (8, 16), of: torch.Tensor = buffer) -> Any:
