@@ -175,7 +175,7 @@ class ThetaSpeculator(DraftModelSpeculator):
     ) -> None:
         super().set_attn(model_state, kv_cache_config, block_tables, target_input_buffers, target_attn_groups)
         self.requests.block_size = resolve_kv_cache_block_sizes(kv_cache_config, self.vllm_config)[0]
-        self.block_tables = ThetaBlockTables(block_tables, self.requests)
+        self.block_tables = ThetaBlockTables(block_tables, self.requests, kv_cache_config)
         self.prompt_pass.set_attn(
             kv_cache_config, block_tables, {name: name for name in self.draft_attn_layer_names}, 0
         )
@@ -230,6 +230,7 @@ class ThetaSpeculator(DraftModelSpeculator):
 
         Ranges of positions are known on the host: a request in its prompt has no drafts that could be rejected.
         """
+        self.block_tables.keep_block_counts()  # theta's round reads them after sampling
         if not input_batch.has_prefill:
             return
         chunks = chunk_rows(self.requests, input_batch, np.flatnonzero(input_batch.is_prefilling_np))
@@ -312,6 +313,9 @@ class ThetaSpeculator(DraftModelSpeculator):
             batch_desc = self.round_graphs.for_drafts(batch_desc, drafts)
         num_tokens_across_dp = sync.num_tokens_across_dp if sync is not None else None
         self.block_tables.gather(self.slots[:num_reqs], min(batch_desc.num_tokens, self.max_num_reqs))
+        self.block_tables.null_before_windows(
+            self.input_buffers.query_start_loc, self.input_buffers.positions, num_reqs
+        )
 
         if batch_desc.cg_mode == CUDAGraphMode.FULL and self.supports_decode_metadata_update:
             assert self.round_graphs is not None
