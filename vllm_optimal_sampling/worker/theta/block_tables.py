@@ -10,6 +10,8 @@ from vllm.v1.worker.utils import AttentionGroup
 from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
 
 BLOCK = 1024
+DECODE_BLOCK = 256
+"""The same for every batch, so that one compiled kernel serves all."""
 
 
 def _window(spec: KVCacheSpec) -> int | None:
@@ -144,9 +146,8 @@ class ThetaBlockTables:
             positions: [num_tokens_padded] int64, theta's.
             num_tokens_padded: at most as many as `gather` filled rows, but for padding beyond the tables.
         """
-        block = min(BLOCK, triton.next_power_of_2(num_tokens_padded))
         for group, table in enumerate(self.input_block_tables):
-            _decode_slots_kernel[(triton.cdiv(num_tokens_padded, block),)](
+            _decode_slots_kernel[(triton.cdiv(num_tokens_padded, DECODE_BLOCK),)](
                 positions,
                 table,
                 table.stride(0),
@@ -156,7 +157,7 @@ class ThetaBlockTables:
                 self.source.block_sizes[group],
                 table.shape[1],
                 PAD_ID=PAD_SLOT_ID,
-                BLOCK=block,
+                BLOCK=DECODE_BLOCK,
             )
         return self.slot_mappings[:, :num_tokens_padded]
 
@@ -186,7 +187,7 @@ def widen_kernel_block_tables(attn_groups: list[list[AttentionGroup]], block_tab
             group.kernel_block_table = group.kernel_block_table.new_zeros(ubatches, num_reqs, needed)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_reqs", "first_theta_row"])
 def _gather_kernel(
     slots_ptr,  # [num_reqs] int64, -1: no request
     shift_ptr,  # [max_num_reqs] int32
@@ -235,7 +236,7 @@ def _null_kernel(
         tl.store(table_ptr + row * table_stride + column, 0, mask=column < num_null)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens_padded"])
 def _slot_mapping_kernel(
     query_start_loc_ptr,  # [num_reqs + 1] int32
     positions_ptr,  # [num_tokens] int64
@@ -263,7 +264,7 @@ def _slot_mapping_kernel(
         tl.store(slot_mapping_ptr + offset, slot, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens_padded"])
 def _decode_slots_kernel(
     positions_ptr,  # [num_tokens_padded] int64
     table_ptr,  # [max_num_reqs, max_num_blocks] int32, theta's input table

@@ -23,7 +23,6 @@ from vllm.v1.worker.gpu.dp_utils import DPSyncState, dispatch_cg_and_sync_dp
 from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
-from vllm.v1.worker.gpu.spec_decode.rejection_sampler import get_max_chunk_logits
 from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import AttentionGroup
@@ -38,10 +37,9 @@ from vllm_optimal_sampling.worker.theta.round_graphs import RoundGraphs
 from vllm_optimal_sampling.worker.theta.rows import chunk_rows, passes
 from vllm_optimal_sampling.worker.theta.scoring_pass import ScoringPass
 from vllm_optimal_sampling.worker.theta.shared_weights import same_model, share_weights
+from vllm_optimal_sampling.worker.verification_memory import GIB, RowMemory, chunk_rows_in_float32
 
 logger = init_logger(__name__)
-
-GIB = 1 << 30
 
 
 class ThetaSpeculator(DraftModelSpeculator):
@@ -125,13 +123,15 @@ class ThetaSpeculator(DraftModelSpeculator):
             note = "no weights of its own: teacher and theta are the same model"
         assert self.draft_logits is not None
         logger.info(
-            "Theta %s takes %s, and %.2f GiB for the rows of %d requests with %d drafts; its KV cache lies in the "
-            "teacher's blocks",
+            "Theta %s takes %s, and with the teacher %s; its KV cache lies in the teacher's blocks",
             theta_config.model,
             note,
-            self.draft_logits.nbytes / GIB,
-            self.max_num_reqs,
-            self.num_speculative_steps,
+            RowMemory(
+                self.max_num_reqs,
+                self.num_speculative_steps,
+                self.draft_logits.shape[-1],
+                self.draft_logits.element_size(),
+            ),
         )
         return theta
 
@@ -462,5 +462,5 @@ class ThetaSpeculator(DraftModelSpeculator):
         vocab_size = self.draft_logits.shape[-1]
         num_rows = min(self.max_num_reqs * (self.num_speculative_steps + 1), self.max_num_tokens)
         rows = self.draft_logits.new_empty(num_rows, vocab_size)
-        chunk = rows.new_empty(min(num_rows, get_max_chunk_logits(vocab_size)), vocab_size, dtype=torch.float32)
+        chunk = rows.new_empty(min(num_rows, chunk_rows_in_float32(vocab_size)), vocab_size, dtype=torch.float32)
         del rows, chunk
