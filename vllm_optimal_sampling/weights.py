@@ -27,3 +27,22 @@ def reload_weights(llm: LLM, path: str, model: Literal["theta", "teacher"] = "th
     """
     llm.collective_rpc("reload_weights", kwargs={"weights_path": path, **({"theta": True} if model == "theta" else {})})
     llm.llm_engine.reset_prefix_cache(reset_running_requests=True)
+
+
+def replace_theta_adapter(llm: LLM, path: str) -> None:
+    """Make another LoRA adapter theta in a running engine that was started with `theta_lora`, and drop the prefix cache.
+
+    Call it between `generate` calls: requests that are running are preempted and go on with the new adapter. An engine in
+    another process, or a server, takes the same two steps as vLLM's own calls: `collective_rpc("reload_weights",
+    kwargs={"theta_lora": path})`, then `reset_prefix_cache`.
+
+    Args:
+        llm: the engine.
+        path: name or folder of the adapter, in PEFT's format; of no higher rank than the engine has room for.
+
+    Raises:
+        ValueError: theta has no adapter, or this one cannot be loaded; the old one stays.
+
+    """
+    llm.collective_rpc("reload_weights", kwargs={"theta_lora": path})
+    llm.llm_engine.reset_prefix_cache(reset_running_requests=True)

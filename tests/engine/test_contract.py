@@ -57,11 +57,9 @@ CALLED: dict[str, str] = {
         "num_reqs num_tokens model_state input_buffers block_tables attn_groups kv_cache_config full_cudagraph ..."
     ),
     # What a theta that scores runs with.
-    "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.capture": "self create_forward_fn progress_bar_desc",
     "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.dispatch": (
         "self num_reqs num_tokens uniform_token_count num_active_loras ..."
     ),
-    "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.run_fullgraph": "self desc",
     "vllm.v1.worker.gpu.cudagraph_utils:ModelCudaGraphManager.run_fullgraph": "self desc",
     "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.run_pw_graph": "self model model_inputs",
     "vllm.v1.worker.gpu.attn_utils:build_attn_metadata": (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,14 +19,15 @@ from vllm.lora.request import LoRARequest
 from support.adapters import save_adapter, save_merged
 from support.cases import KL_SYMMETRY, OPTED_OUT, Case, generate, mixed_batch, theta_prompts, token_ids
 from support.engines import RUN_MODES, find_runner, scoring_options, stop_engine
-from support.random_models import save_model
+from support.random_models import save_eagle_head, save_model
 from support.reference_models import Reference, greedy_tokens
 from support.row_audit import Report, RowAudit
 from vllm_optimal_sampling.worker.theta import one_model, twin_layers
 from vllm_optimal_sampling.worker.theta.scorer import ScorerSteps
 
 # Few tokens to draw from, so that n-grams draft what is then drawn. The audit's rows are those before that.
-FEW_TOKENS = {"allowed_token_ids": [5, 6, 7]}
+FEW_TOKENS: dict[str, Any] = {"allowed_token_ids": [5, 6, 7]}
+SAMPLER_ARGUMENTS = ("dtype", "enforce_eager", "max_model_len", "max_num_seqs", "kv_cache_memory_bytes", "block_size")
 
 
 @pytest.fixture(scope="module", params=RUN_MODES)
@@ -214,6 +216,23 @@ def test_numbers_of_drafts_by_batch_size(
     assert steps.fused and report.by_draft_position[4]
 
 
+def test_one_model_with_an_eagle_head(scoring_engines: Callable[..., LLM], tmp_path: Path) -> None:
+    """Drafts of a head on the teacher's hidden states, with a layer and a cache of its own beside the twins."""
+    model = save_model(tmp_path / "llama", architecture="llama", hidden_size=64, seed=7)
+    head = save_eagle_head(tmp_path / "head", model, seed=8)
+    eagle = {"method": "eagle", "model": head, "num_speculative_tokens": 2, "draft_sample_method": "probabilistic"}
+    llm = scoring_engines(model, speculative_config=eagle)
+    assert not any(name.startswith("theta.") for name in find_runner(llm).speculator.draft_attn_layer_names)
+    reference = Reference(model, model)
+    # Hot enough for two random distributions to have much in common; the audit's rows are those before temperature.
+    report, steps = audited(llm, reference, mixed_batch(seed=44, long=70), max_tokens=20, temperature=2.0)
+    assert steps.fused > 0.5 * (steps.fused + steps.apart)
+    assert min(report.by_draft_position[j] for j in range(3)) > 50
+    found = counts(llm)
+    assert 0 < found["spec_decode_num_accepted_tokens"] < found["spec_decode_num_draft_tokens"]
+    check_greedy(llm, reference, mixed_batch(seed=45, long=70)[:6], max_tokens=8)
+
+
 # Two models
 
 
@@ -308,3 +327,34 @@ def test_the_offset_is_refused_where_it_is_none() -> None:
     assert "is -16 blocks before" in str(offset(**{**right, "a": layer(256), "theta.a": layer(0)})[1])
     config.kv_cache_groups = [SimpleNamespace(layer_names=names) for names in (["a", "b"], ["theta.a", "theta.b"])]
     assert "in different groups" in str(offset(**right)[1])
+
+
+# In one object
+
+
+def test_a_sampler_of_one_model(pair: tuple[str, str], adapters: dict[str, str]) -> None:
+    """`OptimalSampler` with a student that is an adapter, and with the next one."""
+    from vllm_optimal_sampling import OptimalSampler
+    from vllm_optimal_sampling.argument_checks import ArgumentError
+
+    small = {key: value for key, value in scoring_options(pair[0]).items() if key in SAMPLER_ARGUMENTS}
+    with OptimalSampler(model=pair[0], theta="self", theta_lora=adapters["first"], **small) as sampler:
+        prompt, theta_prompt = "the quick brown fox jumps over the answer", "the quick brown fox"
+        tokenizer = sampler.llm.get_tokenizer()
+        case = Case(tokenizer.encode(prompt), tokenizer.encode(theta_prompt), KL_SYMMETRY)
+        for name in ("first", "second"):
+            if name == "second":
+                sampler.update_theta(adapter_path=adapters["second"])
+            reference = Reference(pair[0], adapters[f"{name}_merged"])
+            output = sampler.generate([prompt], [theta_prompt], max_tokens=10, temperature=0.0, ignore_eos=True)
+            assert output.generated_ids == [greedy_tokens(reference, case, 10)]
+    with pytest.raises(RuntimeError, match="closed"):
+        sampler.update_theta(adapter_path=adapters["first"])
+    for arguments, message in (
+        ({"model": pair[0]}, "model_theta and theta name one model, and neither is given"),
+        ({"model_teacher": pair[0], "model": pair[0], "theta": "self"}, "both are given; drop one of them"),
+        ({"model_teacher": pair[0], "model_theta": pair[1], "theta_lora": "x"}, 'give theta="self" with it'),
+        ({"model": pair[0], "theta": "self", "num_speculative_tokens": 2}, "nothing drafts where theta scores"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            OptimalSampler(**arguments)
