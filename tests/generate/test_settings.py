@@ -191,6 +191,16 @@ def test_engine_options_that_contradict_this_commands(options: list[str], reason
         engine_args(given(engine=options))
 
 
+def test_a_machine_without_a_gpu_is_not_filled_to_the_brim() -> None:
+    """vLLM's own 0.92 of its memory is hardly ever free, and is then refused."""
+    from vllm.platforms import current_platform
+
+    default = engine_args(given()).gpu_memory_utilization
+    assert default == (0.5 if current_platform.is_cpu() else 0.92)
+    for options in (["--gpu-memory-utilization", "0.7"], ["--gpu_memory_utilization=0.7"]):
+        assert engine_args(given(engine=options)).gpu_memory_utilization == 0.7
+
+
 def test_drafts_may_be_numbered_in_either_place_and_not_in_both() -> None:
     config = ["--speculative-config", '{"num_speculative_tokens": 2}']
     assert engine_args(given(engine=config)).speculative_config["num_speculative_tokens"] == 2
