@@ -10,7 +10,7 @@ import contextlib
 import math
 import statistics
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,15 @@ from typing import TYPE_CHECKING, Any
 from vllm_optimal_sampling.argument_checks import ArgumentError, check_bool
 from vllm_optimal_sampling.config.memory import default_memory_share
 from vllm_optimal_sampling.config.settings import KEY, NAME
+from vllm_optimal_sampling.config.theta import SELF
 from vllm_optimal_sampling.params import ALPHA_READERS, THETA_PROMPTS, OptimalSamplingParams
+from vllm_optimal_sampling.weights import theta_version, update_theta
 
 if TYPE_CHECKING:
-    from vllm import RequestOutput, SamplingParams
+    import os
+
+    import torch
+    from vllm import CompletionOutput, RequestOutput, SamplingParams
 
 MEMORY_SHARE = 0.9
 """Of the GPU's memory, for both models and their cache."""
@@ -64,7 +69,8 @@ class OptimalSampler:
 
     Args:
         model_teacher: name or folder of the teacher.
-        model_theta: name or folder of theta, the smaller model, with the teacher's tokenizer.
+        model_theta: name or folder of theta, the smaller model, with the teacher's tokenizer. `"self"`: theta is the teacher
+            with another prompt, and with the LoRA adapter `theta_lora` if that is given.
         alpha_method: as in `OptimalSamplingParams`.
         fixed_alpha: in [0, 1]: alpha for the methods `fixed` and `arithmetic`; the others take none but the default.
         alpha_min: in [0, alpha_max]: alpha is raised to it.
@@ -77,7 +83,8 @@ class OptimalSampler:
         gpu_memory_utilization: in (0, 1]: the share of the GPU's memory for both models and their cache. None: 0.9, and on
             a machine without a GPU 0.5 of its memory.
         num_speculative_tokens: at least 1: tokens that theta drafts in a round. It changes the speed, not the
-            distribution.
+            distribution. Nothing is drafted where theta is the teacher itself, unless `speculative_config` has a drafter.
+        theta_lora: folder of a LoRA adapter of the teacher, which makes theta of it; `max_lora_rank` has to reach its rank.
         **llm_arguments: everything else that `vllm.LLM` takes, such as `max_model_len`, `tensor_parallel_size`, `seed`
             or `trust_remote_code`. Entries of `logits_processors` and `speculative_config` are added to those of
             optimal sampling.
@@ -102,6 +109,7 @@ class OptimalSampler:
         track_alpha_stats: bool = False,
         gpu_memory_utilization: float | None = None,
         num_speculative_tokens: int = NUM_SPECULATIVE_TOKENS,
+        theta_lora: str | None = None,
         **llm_arguments: Any,
     ) -> None:
         check_bool("enable_chat_template", enable_chat_template)
@@ -136,11 +144,18 @@ class OptimalSampler:
 
         self._is_closed = False
         self._lock = threading.Lock()  # two calls in the engine at once would get each other's outputs
-        speculative = _speculative(
-            llm_arguments.pop("speculative_config", None) or {}, model_theta, num_speculative_tokens
-        )
-        processors = llm_arguments.pop("logits_processors", None) or []
         _check_llm_arguments(llm_arguments, enable_chat_template, theta_system_prompt)
+        if model_theta == SELF:
+            llm_arguments |= _scoring(llm_arguments, theta_lora)
+        elif theta_lora is not None:
+            raise ArgumentError(
+                "theta_lora", f'theta_lora is an adapter of the teacher; give model_theta="{SELF}" with it'
+            )
+        else:
+            llm_arguments["speculative_config"] = _speculative(
+                llm_arguments.get("speculative_config") or {}, model_theta, num_speculative_tokens
+            )
+        processors = llm_arguments.pop("logits_processors", None) or []
 
         from vllm import LLM
 
@@ -150,7 +165,6 @@ class OptimalSampler:
             model=model_teacher,
             gpu_memory_utilization=gpu_memory_utilization,
             logits_processors=[NAME, *processors],
-            speculative_config=speculative,
             **llm_arguments,
         )
 
@@ -219,7 +233,13 @@ class OptimalSampler:
         ]
         if use_tqdm is None:
             use_tqdm = len(prompts) >= LONG_BATCH
-        outputs = self._run(prompts, params, use_tqdm) if params else []
+        run: Callable[..., list[RequestOutput]]
+        given: list[Any]
+        if self.enable_chat_template:
+            run, given = self.llm.chat, [_chat(prompt, self.teacher_system_prompt) for prompt in prompts]
+        else:
+            run, given = self.llm.generate, [_plain(prompt, self.teacher_system_prompt) for prompt in prompts]
+        outputs = self._run(run, given, params, use_tqdm)
         completions = [output.outputs[0] for output in outputs]
         history = None
         if self.track_alpha_stats and use_optimal_sampling:
@@ -232,16 +252,86 @@ class OptimalSampler:
             alpha_history=history,
         )
 
-    def _run(self, prompts: Sequence[str], params: list[SamplingParams], use_tqdm: bool) -> list[RequestOutput]:
+    def generate_from_tokens(
+        self,
+        prompts: Sequence[Sequence[int]],
+        theta_prompts: Sequence[Sequence[int]],
+        *,
+        seed: int | None = None,
+        use_tqdm: bool = False,
+        **sampling_arguments: Any,
+    ) -> list[CompletionOutput]:
+        """Draw one completion for each prompt, with its record: what a training loop samples.
+
+        System prompts and chat templates are not applied. The alpha of this sampler's arguments holds.
+
+        Args:
+            prompts: the teacher's, as token ids.
+            theta_prompts: theta's, one for each of `prompts`.
+            seed: completion i is drawn with seed + i.
+            use_tqdm: show a progress bar.
+            **sampling_arguments: of `vllm.SamplingParams`, such as `max_tokens` or `temperature`.
+
+        Returns:
+            vLLM's completions in the order of the prompts; `completion.optimal_sampling` is the `TokenRecords`.
+
+        Raises:
+            ArgumentError: (a ValueError) the numbers of prompts differ.
+            RuntimeError, VLLMValidationError: as `generate`.
+
+        """
+        from vllm import SamplingParams
+
+        self._check_open()
+        if len(theta_prompts) != len(prompts):
+            raise ArgumentError(
+                "theta_prompts",
+                f"there are {len(prompts)} prompts and {len(theta_prompts)} theta_prompts; give one for each",
+            )
+        params = [
+            SamplingParams(
+                seed=None if seed is None else seed + number,
+                extra_args=OptimalSamplingParams(theta_prompt_token_ids=tuple(prompt)).to_extra_args()
+                | self._arguments
+                | {"return_alpha": True},
+                **sampling_arguments,
+            )
+            for number, prompt in enumerate(theta_prompts)
+        ]
+        given = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        return [output.outputs[0] for output in self._run(self.llm.generate, given, params, use_tqdm)]
+
+    def update_theta(
+        self,
+        named_parameters: Mapping[str, torch.Tensor]
+        | Iterable[tuple[str, torch.Tensor]]
+        | torch.nn.Module
+        | None = None,
+        *,
+        adapter_path: str | os.PathLike[str] | None = None,
+    ) -> int:
+        """Give theta new weights in place, between calls; see `weights.update_theta` for arguments, version and errors.
+
+        A `generate` that another thread has begun ends on the old weights first.
+        """
+        with self._lock:
+            self._check_open()
+            return update_theta(self.llm, named_parameters, adapter_path=adapter_path)
+
+    @property
+    def theta_version(self) -> int:
+        """How often theta's weights were replaced: `theta_version` of the records of the next call."""
+        return theta_version(self.llm)
+
+    def _run(
+        self, run: Callable[..., list[RequestOutput]], prompts: list[Any], params: list[SamplingParams], use_tqdm: bool
+    ) -> list[RequestOutput]:
         """vLLM's outputs for the prompts, in their order."""
+        if not prompts:
+            return []
         with self._lock, self._nothing_left_open():
             self._check_open()  # another thread may have had the lock to close it
-            if self.enable_chat_template:
-                chats: list[Any] = [_chat(prompt, self.teacher_system_prompt) for prompt in prompts]
-                outputs = self.llm.chat(chats, params, use_tqdm=use_tqdm)
-            else:
-                texts = [_plain(prompt, self.teacher_system_prompt) for prompt in prompts]
-                outputs = self.llm.generate(texts, params, use_tqdm=use_tqdm)
+            outputs = run(prompts, params, use_tqdm=use_tqdm)
         if len(outputs) != len(prompts):
             raise RuntimeError(
                 f"vLLM returned {len(outputs)} outputs for {len(prompts)} prompts; nothing tells which is whose"
@@ -317,6 +407,15 @@ def _speculative(given: Mapping[str, Any], theta: str, num_speculative_tokens: i
     return {"num_speculative_tokens": num_speculative_tokens, **given, "model": theta}
 
 
+def _scoring(llm_arguments: Mapping[str, Any], theta_lora: str | None) -> dict[str, Any]:
+    """vLLM's arguments for a theta that is the teacher itself, with an adapter or without."""
+    additional = dict(llm_arguments.get("additional_config") or {})
+    settings = {**additional.get(KEY, {}), "theta": SELF}
+    if theta_lora is None:
+        return {"additional_config": {**additional, KEY: settings}}
+    return {"additional_config": {**additional, KEY: {**settings, "theta_lora": theta_lora}}, "enable_lora": True}
+
+
 def _check_llm_arguments(llm_arguments: Mapping[str, Any], chat: bool, theta_system_prompt: str | None) -> None:
     """Refuse what would stay without effect beside the sampler's own arguments."""
     if "model" in llm_arguments:
@@ -324,6 +423,8 @@ def _check_llm_arguments(llm_arguments: Mapping[str, Any], chat: bool, theta_sys
     additional = llm_arguments.get("additional_config")
     settings = additional.get(KEY) if isinstance(additional, Mapping) else None
     own = ("optimal_sampling", *THETA_PROMPTS, "alpha_method", "alpha", "alpha_min", "alpha_max", "return_alpha")
+    if isinstance(settings, Mapping) and "theta" in settings:
+        raise ArgumentError("theta", "additional_config has a theta, and here it is model_theta; drop it")
     for name in settings if isinstance(settings, Mapping) else ():
         if name in own:
             raise ArgumentError(
