@@ -79,11 +79,14 @@ class OneModelScorer(ThetaScorer):
             ) from error
 
     def update_adapter(self, runner: Any, path: str) -> None:
-        if self.adapter is None:
-            super().update_adapter(runner, path)
+        self.check_adapter()
         adapter = LoRARequest("theta", THETA_LORA_ID, path)
         self._load_adapter(runner, LoRARequest("theta", THETA_LORA_ID, path, load_inplace=True))
         self.adapter = adapter
+
+    def check_adapter(self) -> None:
+        if self.adapter is None:
+            super().check_adapter()
 
     def cache_of_layers(self, runner: Any) -> tuple[dict[str, str], int]:
         self.offset, reason = block_offset(self.layers, self.twins, runner.kv_cache_config)

@@ -1,6 +1,5 @@
 """Theta as vLLM's draft model: its part of every prompt chunk before sampling, its round of drafts after it."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.forward_context import BatchDescriptor, set_forward_context
 from vllm.logger import init_logger
 from vllm.model_executor.model_loader import get_model
-from vllm.model_executor.model_loader.reload.inplace import reload_weights
 from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
 from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -27,11 +25,12 @@ from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import AttentionGroup
 
-from vllm_optimal_sampling.config.refusals import unreadable_weights
+from vllm_optimal_sampling.config.refusals import no_adapter, unreadable_weights
 from vllm_optimal_sampling.kernels import MixRecord, MixScratch
 from vllm_optimal_sampling.worker.recorder import Recorder
 from vllm_optimal_sampling.worker.theta.block_tables import ThetaBlockTables, widen_kernel_block_tables
 from vllm_optimal_sampling.worker.theta.inputs import advance_round, keep_rows, round_inputs
+from vllm_optimal_sampling.worker.theta.reloading import reload_theta
 from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
 from vllm_optimal_sampling.worker.theta.round_graphs import RoundGraphs
 from vllm_optimal_sampling.worker.theta.rows import chunk_rows, passes
@@ -155,15 +154,14 @@ class ThetaSpeculator(DraftModelSpeculator):
                 "with a copy of theta under another path"
             )
 
-    def reload_weights(
-        self,
-        weights_iterator: Iterable[tuple[str, torch.Tensor]] | None = None,
-        weights_path: str | None = None,
-        is_checkpoint_format: bool = True,
-    ) -> None:
-        """Reload theta in place, as vLLM reloads a target: from a path, an iterator, or where it came from."""
+    def check_adapter(self) -> None:
+        """Raise ValueError: a theta that drafts has weights of its own, and no adapter."""
+        raise no_adapter()
+
+    def reload_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Reload theta in place; see `reload_theta` for the arguments."""
         self.check_own_weights()
-        reload_weights(self._draft_vllm_config, self.model, weights_iterator, weights_path, is_checkpoint_format)
+        reload_theta(self._draft_vllm_config, self.model, *args, **kwargs)
 
     def set_attn(
         self,
