@@ -156,6 +156,7 @@ class OptimalSampler:
 
         self._is_closed = False
         self._lock = threading.Lock()  # two calls in the engine at once would get each other's outputs
+        _check_llm_arguments(llm_arguments, enable_chat_template, theta_system_prompt)
         speculative = llm_arguments.pop("speculative_config", None) or {}
         drafts_named = bool(speculative) or num_speculative_tokens != NUM_SPECULATIVE_TOKENS
         if theta is None and (named == SELF or (is_teacher(named, teacher) and not drafts_named)):
@@ -172,7 +173,6 @@ class OptimalSampler:
             additional = llm_arguments.get("additional_config") or {}
             llm_arguments["additional_config"] = {**additional, KEY: {**additional.get(KEY, {}), **scoring}}
         processors = llm_arguments.pop("logits_processors", None) or []
-        _check_llm_arguments(llm_arguments, enable_chat_template, theta_system_prompt)
 
         from vllm import LLM
 
@@ -451,7 +451,9 @@ def _check_llm_arguments(llm_arguments: Mapping[str, Any], chat: bool, theta_sys
     settings = additional.get(KEY) if isinstance(additional, Mapping) else None
     own = ("optimal_sampling", *THETA_PROMPTS, "alpha_method", "alpha", "alpha_min", "alpha_max", "return_alpha")
     if isinstance(settings, Mapping) and "theta" in settings:
-        raise ArgumentError("theta", "additional_config has a theta, and here it is model_theta; drop it")
+        raise ArgumentError(
+            "theta", "additional_config has a theta, and here it is an argument of the sampler (theta); drop it"
+        )
     for name in settings if isinstance(settings, Mapping) else ():
         if name in own:
             raise ArgumentError(
