@@ -29,8 +29,8 @@ CLOSED = tl.constexpr(1.0e-4)
 """w (1 + J)."""
 MOST_ROUNDS = tl.constexpr(40)
 """Of which 24 take a bracket from 1 to the last bit of 1."""
-FLAT = tl.constexpr(1.0e-8)
-"""Nats. Where J is less any alpha will do, and 1/2 is taken."""
+FLAT = tl.constexpr(1.6e-7)
+"""Nats. Where J is less 1/2 is taken, since F is known to 1e-7: TV(q, q*) is at most sqrt(1.6e-7) / 4."""
 
 
 @triton.jit
