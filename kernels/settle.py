@@ -86,6 +86,30 @@ def point_sums(
 
 
 @triton.jit
+def shift_of(
+    teacher_row,  # [ROWS, 1] pointers
+    theta_row,  # [ROWS, 1] pointers
+    floor,  # [ROWS]
+    active,  # [ROWS]
+    lse_theta,  # [ROWS]
+    lse_teacher,  # [ROWS]
+    vocab,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """What to take off r, [ROWS] fp64: the normalisers' difference, and L(1) - L(0), which is their rounding, [ROWS].
+
+    Where the models nearly agree the rounding is more than g.
+    """
+    shift = lse_teacher.to(tl.float64) - lse_theta.to(tl.float64)
+    end = tl.arange(0, 2)[None, :]
+    ends = tl.full([ROWS], 0.0, tl.float32)[:, None] + end
+    value, _, _ = point_sums(teacher_row, theta_row, floor, active, ends, lse_theta, shift, vocab, ROWS, 2, LANES)
+    rounding = tl.sum(tl.where(end == 0, -value, value), axis=1)
+    return shift + rounding.to(tl.float64), rounding
+
+
+@triton.jit
 def at_end(values, chosen, otherwise):
     """[ROWS]: the largest of the chosen of [ROWS, POINTS] values, which are all the same; `otherwise` if none is."""
     largest = tl.max(tl.where(chosen, values, float("-inf")), axis=1)
@@ -145,13 +169,7 @@ def settle_alpha(
     value_b = nothing
     rise_a = nothing
     rise_b = nothing
-    # L(0) and L(1) are 0 but for the rounding of the normalisers; it would count where the models nearly agree.
-    ends, _, _ = point_sums(
-        teacher_row, theta_row, floor, active, nothing[:, None] + tl.arange(0, 2)[None, :], lse_theta,
-        lse_teacher.to(tl.float64) - lse_theta.to(tl.float64), vocab, ROWS, 2, LANES,
-    )  # fmt: skip
-    off_ends = tl.sum(tl.where(tl.arange(0, 2)[None, :] == 0, -ends, ends), axis=1)
-    shift = lse_teacher.to(tl.float64) - lse_theta.to(tl.float64) + off_ends.to(tl.float64)
+    shift, off_ends = shift_of(teacher_row, theta_row, floor, active, lse_theta, lse_teacher, vocab, ROWS, LANES)
     still_open = active
     rounds = 0
     while (tl.max(still_open.to(tl.int32), axis=0) > 0) & (rounds < MOST_ROUNDS):

@@ -10,7 +10,7 @@ import contextlib
 import math
 import statistics
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,13 @@ from vllm_optimal_sampling.config.memory import default_memory_share
 from vllm_optimal_sampling.config.settings import KEY, NAME
 from vllm_optimal_sampling.config.theta import SELF, is_teacher
 from vllm_optimal_sampling.params import ALPHA_READERS, THETA_PROMPTS, OptimalSamplingParams
+from vllm_optimal_sampling.weights import theta_version, update_theta
 
 if TYPE_CHECKING:
-    from vllm import RequestOutput, SamplingParams
+    import os
+
+    import torch
+    from vllm import CompletionOutput, RequestOutput, SamplingParams
 
 MEMORY_SHARE = 0.9
 """Of the GPU's memory, for both models and their cache."""
@@ -154,7 +158,7 @@ class OptimalSampler:
         self._lock = threading.Lock()  # two calls in the engine at once would get each other's outputs
         speculative = llm_arguments.pop("speculative_config", None) or {}
         drafts_named = bool(speculative) or num_speculative_tokens != NUM_SPECULATIVE_TOKENS
-        if theta is None and is_teacher(named, teacher) and not drafts_named:
+        if theta is None and (named == SELF or (is_teacher(named, teacher) and not drafts_named)):
             theta = SELF
         if theta is None:
             if theta_lora is not None:
@@ -247,7 +251,13 @@ class OptimalSampler:
         ]
         if use_tqdm is None:
             use_tqdm = len(prompts) >= LONG_BATCH
-        outputs = self._run(prompts, params, use_tqdm) if params else []
+        run: Callable[..., list[RequestOutput]]
+        given: list[Any]
+        if self.enable_chat_template:
+            run, given = self.llm.chat, [_chat(prompt, self.teacher_system_prompt) for prompt in prompts]
+        else:
+            run, given = self.llm.generate, [_plain(prompt, self.teacher_system_prompt) for prompt in prompts]
+        outputs = self._run(run, given, params, use_tqdm)
         completions = [output.outputs[0] for output in outputs]
         history = None
         if self.track_alpha_stats and use_optimal_sampling:
@@ -260,16 +270,86 @@ class OptimalSampler:
             alpha_history=history,
         )
 
-    def _run(self, prompts: Sequence[str], params: list[SamplingParams], use_tqdm: bool) -> list[RequestOutput]:
+    def generate_from_tokens(
+        self,
+        prompts: Sequence[Sequence[int]],
+        theta_prompts: Sequence[Sequence[int]],
+        *,
+        seed: int | None = None,
+        use_tqdm: bool = False,
+        **sampling_arguments: Any,
+    ) -> list[CompletionOutput]:
+        """Draw one completion for each prompt, with its record: what a training loop samples.
+
+        System prompts and chat templates are not applied. The alpha of this sampler's arguments holds.
+
+        Args:
+            prompts: the teacher's, as token ids.
+            theta_prompts: theta's, one for each of `prompts`.
+            seed: completion i is drawn with seed + i.
+            use_tqdm: show a progress bar.
+            **sampling_arguments: of `vllm.SamplingParams`, such as `max_tokens` or `temperature`.
+
+        Returns:
+            vLLM's completions in the order of the prompts; `completion.optimal_sampling` is the `TokenRecords`.
+
+        Raises:
+            ArgumentError: (a ValueError) the numbers of prompts differ.
+            RuntimeError, VLLMValidationError: as `generate`.
+
+        """
+        from vllm import SamplingParams
+
+        self._check_open()
+        if len(theta_prompts) != len(prompts):
+            raise ArgumentError(
+                "theta_prompts",
+                f"there are {len(prompts)} prompts and {len(theta_prompts)} theta_prompts; give one for each",
+            )
+        params = [
+            SamplingParams(
+                seed=None if seed is None else seed + number,
+                extra_args=OptimalSamplingParams(theta_prompt_token_ids=tuple(prompt)).to_extra_args()
+                | self._arguments
+                | {"return_alpha": True},
+                **sampling_arguments,
+            )
+            for number, prompt in enumerate(theta_prompts)
+        ]
+        given = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        return [output.outputs[0] for output in self._run(self.llm.generate, given, params, use_tqdm)]
+
+    def update_theta(
+        self,
+        named_parameters: Mapping[str, torch.Tensor]
+        | Iterable[tuple[str, torch.Tensor]]
+        | torch.nn.Module
+        | None = None,
+        *,
+        adapter_path: str | os.PathLike[str] | None = None,
+    ) -> int:
+        """Give theta new weights in place, between calls; see `weights.update_theta` for arguments, version and errors.
+
+        A `generate` that another thread has begun ends on the old weights first.
+        """
+        with self._lock:
+            self._check_open()
+            return update_theta(self.llm, named_parameters, adapter_path=adapter_path)
+
+    @property
+    def theta_version(self) -> int:
+        """How often theta's weights were replaced: `theta_version` of the records of the next call."""
+        return theta_version(self.llm)
+
+    def _run(
+        self, run: Callable[..., list[RequestOutput]], prompts: list[Any], params: list[SamplingParams], use_tqdm: bool
+    ) -> list[RequestOutput]:
         """vLLM's outputs for the prompts, in their order."""
+        if not prompts:
+            return []
         with self._lock, self._nothing_left_open():
             self._check_open()  # another thread may have had the lock to close it
-            if self.enable_chat_template:
-                chats: list[Any] = [_chat(prompt, self.teacher_system_prompt) for prompt in prompts]
-                outputs = self.llm.chat(chats, params, use_tqdm=use_tqdm)
-            else:
-                texts = [_plain(prompt, self.teacher_system_prompt) for prompt in prompts]
-                outputs = self.llm.generate(texts, params, use_tqdm=use_tqdm)
+            outputs = run(prompts, params, use_tqdm=use_tqdm)
         if len(outputs) != len(prompts):
             raise RuntimeError(
                 f"vLLM returned {len(outputs)} outputs for {len(prompts)} prompts; nothing tells which is whose"
@@ -303,22 +383,6 @@ class OptimalSampler:
             prompt = {"theta_prompt": _plain(theta_prompt, self.theta_system_prompt)}
         # What equals the default is written out: the engine may have been given other defaults.
         return OptimalSamplingParams(**prompt).to_extra_args() | self._arguments
-
-    def update_theta(self, *, adapter_path: str) -> None:
-        """Make another LoRA adapter theta, without a restart: the student's newest one, in a loop that trains it.
-
-        Args:
-            adapter_path: name or folder, in PEFT's format; of no higher rank than the engine has room for.
-
-        Raises:
-            RuntimeError: the sampler is closed, or its engine is at work.
-            ValueError: the sampler was made without `theta_lora`, or this adapter cannot be loaded; the old one stays.
-        """
-        from vllm_optimal_sampling.weights import replace_theta_adapter
-
-        with self._lock, self._nothing_left_open():
-            self._check_open()
-            replace_theta_adapter(self.llm, adapter_path)
 
     def close(self) -> None:
         """Stop the engine and free its memory. The sampler cannot be used afterwards; closing it again does nothing."""
@@ -386,6 +450,8 @@ def _check_llm_arguments(llm_arguments: Mapping[str, Any], chat: bool, theta_sys
     additional = llm_arguments.get("additional_config")
     settings = additional.get(KEY) if isinstance(additional, Mapping) else None
     own = ("optimal_sampling", *THETA_PROMPTS, "alpha_method", "alpha", "alpha_min", "alpha_max", "return_alpha")
+    if isinstance(settings, Mapping) and "theta" in settings:
+        raise ArgumentError("theta", "additional_config has a theta, and here it is model_theta; drop it")
     for name in settings if isinstance(settings, Mapping) else ():
         if name in own:
             raise ArgumentError(

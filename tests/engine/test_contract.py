@@ -98,7 +98,16 @@ CALLED: dict[str, str] = {
     "vllm.v1.worker.gpu.buffer_utils:StagedWriteTensor.__init__": (
         "self size dtype device max_concurrency uva_instead_of_gpu"
     ),
-    "vllm.v1.worker.gpu.spec_decode.rejection_sampler:get_max_chunk_logits": "vocab_size",
+    "vllm.v1.worker.gpu.spec_decode.rejection_sampler:RejectionSampler._verify_in_chunks": (
+        "self logits input_batch draft_logits draft_sampled pos max_chunk_logits max_num_logprobs verify_draft_sampled"
+    ),
+    # What the engine times its warm-up steps with.
+    "vllm.v1.worker.gpu.model_runner:GPUModelRunner._dummy_run": (
+        "self num_tokens args skip_attn uniform_decode context_len skip_eplb ..."
+    ),
+    "vllm.v1.worker.gpu.model_runner:GPUModelRunner.capture_model": "self profile_only",
+    "vllm.v1.worker.gpu.async_utils:StepTimingCollector.collect": "self",
+    "vllm.config.vllm:VllmConfig._set_cudagraph_sizes": "self",
     "vllm.v1.worker.gpu.spec_decode.rejection_sampler:_flatten_sampled_kernel": (
         "flat_sampled_ptr sampled_ptr sampled_stride num_sampled_ptr cu_num_logits_ptr"
     ),

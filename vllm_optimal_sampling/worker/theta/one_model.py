@@ -84,8 +84,7 @@ class OneModelScorer(ThetaScorer):
             ) from error
 
     def update_adapter(self, runner: Any, path: str) -> None:
-        if self.adapter is None:
-            super().update_adapter(runner, path)
+        self.check_adapter()
         assert self.adapter is not None
         try:
             self._load_adapter(runner, LoRARequest("theta", THETA_LORA_ID, path, load_inplace=True))
@@ -93,6 +92,10 @@ class OneModelScorer(ThetaScorer):
             runner.add_lora(LoRARequest("theta", THETA_LORA_ID, self.adapter.lora_path, load_inplace=True))
             raise
         self.adapter = LoRARequest("theta", THETA_LORA_ID, path)
+
+    def check_adapter(self) -> None:
+        if self.adapter is None:
+            super().check_adapter()
 
     def cache_of_layers(self, runner: Any) -> tuple[dict[str, str], int]:
         self.offset, reason = block_offset(self.layers, self.twins, runner.kv_cache_config)
