@@ -79,6 +79,7 @@ CALLED: dict[str, str] = {
     "vllm.v1.worker.gpu.lora_utils:LoraState.make_lora_inputs": "self req_ids idx_mapping num_scheduled_tokens",
     "vllm.v1.worker.gpu.lora_utils:LoraState.get_activate_loras": "self req_ids",
     "vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin.add_lora": "self lora_request",
+    "vllm.lora.model_manager:LoRAModelManager.get_adapter": "self adapter_id",
     "vllm.v1.worker.gpu.dp_utils:dispatch_cg_and_sync_dp": (
         "cudagraph_manager num_reqs num_tokens uniform_token_count dp_size dp_rank ..."
     ),

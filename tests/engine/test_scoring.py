@@ -326,7 +326,7 @@ def adapters(pair: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.mark.parametrize("drafts", [0, pytest.param(3, marks=pytest.mark.full)])
 def test_an_adapter_as_theta_and_another_after_it(
-    drafts: int, scoring_engines: Callable[..., LLM], pair: tuple[str, str], adapters: dict[str, str]
+    drafts: int, scoring_engines: Callable[..., LLM], pair: tuple[str, str], adapters: dict[str, str], tmp_path: Path
 ) -> None:
     llm = scoring_engines(pair[0], drafts=drafts, theta_lora=adapters["first"])
     cases = mixed_batch(seed=61, long=70)
@@ -335,6 +335,10 @@ def test_an_adapter_as_theta_and_another_after_it(
     assert steps.fused > 0.6 * (steps.fused + steps.apart)
     with pytest.raises(ValueError, match="theta_lora='nowhere' cannot be loaded"):
         llm.collective_rpc("reload_weights", kwargs={"theta_lora": "nowhere"})
+    wrong = save_adapter(tmp_path / "wrong", pair[1], seed=3)
+    with pytest.raises(ValueError, match="wrong' cannot be loaded"):
+        llm.collective_rpc("reload_weights", kwargs={"theta_lora": wrong})
+    audited(llm, Reference(pair[0], adapters["first_merged"]), cases[:3], max_tokens=3, **few)
     llm.collective_rpc("reload_weights", kwargs={"theta_lora": adapters["second"]})
     llm.llm_engine.reset_prefix_cache(reset_running_requests=True)
     second = Reference(pair[0], adapters["second_merged"])
@@ -352,6 +356,22 @@ def test_adapters_of_requests_are_the_teachers(
     audited(llm, reference, mixed_batch(seed=63, long=70), max_tokens=8, lora_request=lora)
     plain = Reference(pair[0], adapters["second_merged"])
     audited(llm, plain, mixed_batch(seed=63, long=70)[:6], max_tokens=4)
+
+
+def test_adapters_of_requests_beside_a_theta_without_one(
+    scoring_engines: Callable[..., LLM], pair: tuple[str, str], adapters: dict[str, str]
+) -> None:
+    llm = scoring_engines(pair[0], enable_lora=True, max_lora_rank=8)
+    lora = LoRARequest("first", 1, adapters["first"])
+    reference = Reference(adapters["first_merged"], pair[0])
+    _, steps = audited(llm, reference, mixed_batch(seed=64, long=70), max_tokens=8, lora_request=lora)
+    assert steps.fused and steps.apart
+
+
+def test_an_adapter_of_another_model_is_refused_at_start(pair: tuple[str, str], tmp_path: Path) -> None:
+    wrong = save_adapter(tmp_path / "wrong", pair[1], seed=3)
+    with pytest.raises(ValueError, match=r"^optimal sampling cannot start: theta_lora=.*is made for \d+ inputs"):
+        LLM(**scoring_options(pair[0], theta_lora=wrong))
 
 
 def test_the_offset_is_refused_where_it_is_none() -> None:
