@@ -156,6 +156,7 @@ class OptimalSampler:
 
         self._is_closed = False
         self._lock = threading.Lock()  # two calls in the engine at once would get each other's outputs
+        _check_llm_arguments(llm_arguments, enable_chat_template, theta_system_prompt)
         speculative = llm_arguments.pop("speculative_config", None) or {}
         drafts_named = bool(speculative) or num_speculative_tokens != NUM_SPECULATIVE_TOKENS
         if theta is None and (named == SELF or (is_teacher(named, teacher) and not drafts_named)):
@@ -172,7 +173,6 @@ class OptimalSampler:
             additional = llm_arguments.get("additional_config") or {}
             llm_arguments["additional_config"] = {**additional, KEY: {**additional.get(KEY, {}), **scoring}}
         processors = llm_arguments.pop("logits_processors", None) or []
-        _check_llm_arguments(llm_arguments, enable_chat_template, theta_system_prompt)
 
         from vllm import LLM
 
