@@ -82,6 +82,7 @@ setup(
             "pyarrow>=17",
             "trl>=1",  # that rows load in its trainers
             "ray>=2.40",
+            "gguf>=0.10",  # reads the real model of `make real-model`
         ],
         "bench": ["matplotlib>=3.8"],
     },
