@@ -3,7 +3,8 @@
 #   make demo         the demo: a trained pair of small models, problems from a file
 #   make test         the tests that CI runs
 #   make test-full    the long matrix, on every supported vLLM version; continues where it was interrupted
-#   make soak         10,000 hostile requests, 100,000 audited rows, 30 minutes of mixed traffic; continues likewise
+#   make soak         10,000 hostile requests, 100,000 audited rows and 100,000 of disagreeing models, 30 minutes of mixed
+#                     traffic; continues likewise
 #   make lint         ruff and mypy
 #   make bench        the benchmarks that this machine can run, an hour or more; then the tables of the READMEs
 #   make pair         trains the example pair again
@@ -56,9 +57,10 @@ test-full: setup
 	@if [ -s .venv/environment ]; then scripts/vllm_on_cpu.sh $(newest); fi
 	$(run) scripts/test_full.py $(other_version) --tests $(TESTS)
 
-# Each leaves its result in tests/reliability/results; the first two go on where they were interrupted.
+# Each leaves its result in tests/reliability/results; the first three go on where they were interrupted.
 soak: path := $(CURDIR)/tests:$(CURDIR)/examples/pair$(if $(path),:$(path))
 soak: setup
+	$(run) tests/reliability/alpha_rows.py
 	$(run) tests/reliability/fuzz.py
 	$(run) tests/reliability/distribution.py
 	$(run) tests/reliability/soak.py
@@ -72,11 +74,10 @@ format: setup
 	.venv/bin/python -m ruff check --fix .
 	.venv/bin/python -m ruff format .
 
-# A GPU's parts are marked as they end: an interrupted run goes on.
 bench: setup
 	@.venv/bin/python -c "import matplotlib" 2> /dev/null || .venv/bin/python -m pip install -q --no-build-isolation -e '.[bench]'
 	@if [ -s .venv/environment ]; then PYTHON=.venv/bin/python benchmarks/cpu.sh; \
-	else PYTHON=.venv/bin/python benchmarks/gpu.sh && .venv/bin/python benchmarks/table.py --write; fi
+	else for call in 1 2; do PYTHON=.venv/bin/python benchmarks/gpu.sh $$call || exit 1; done; .venv/bin/python benchmarks/table.py --write; fi
 
 pair: setup
 	$(run) examples/pair/train.py

@@ -17,6 +17,7 @@ cd "$(dirname "$0")/.." || exit 1
 CALL=${1:-}
 PYTHON=${PYTHON:-python3}
 LIMIT=${LIMIT:-470}
+START_LIMIT=${START_LIMIT:-250} # engines that are not up by then, and checks that are not done, are given up
 SMALL=${SMALL:-}
 if [ -n "$SMALL" ]; then
   STATE=${STATE:-build/gpu-small} RESULTS=${RESULTS:-$STATE/results} # measures nothing worth keeping
@@ -33,7 +34,8 @@ case $CALL in 1 | 2) ;; *) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 2 ;; esac
 # 1. What has to be there. One sentence for what is not.
 export VLLM_USE_V2_MODEL_RUNNER=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_USE_FLASHINFER_SAMPLER=0
 export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 TVM_FFI_DISABLE_TORCH_C_DLPACK=1 VLLM_LOGGING_LEVEL=${VLLM_LOGGING_LEVEL:-INFO}
-export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
+export PYTHONUNBUFFERED=1
+[ -n "$SMALL" ] || export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 "$PYTHON" -c 'import vllm' 2> /dev/null || stop "$PYTHON cannot import vllm; put it on PYTHONPATH or name another PYTHON."
 if ! "$PYTHON" -c 'import vllm_optimal_sampling.kernels' 2> /dev/null; then
   "$PYTHON" -m pip install -q --no-deps --no-build-isolation --no-index -e . || stop "the package could not be installed."
@@ -63,7 +65,9 @@ begin() { # begin NAME COMMAND...: in the background
 }
 finish() { # finish NAME: waits for it
   wait "${pids[$1]}"
-  ended "$name" $?
+  local code=$?
+  unset "pids[$1]"
+  ended "$1" $code
 }
 engines() { # engines NAME PROGRAM ARGUMENTS...: started now, timed later
   local name=$1 program=$2
@@ -73,17 +77,17 @@ engines() { # engines NAME PROGRAM ARGUMENTS...: started now, timed later
 }
 check() { # check NAME COMMAND...: runs while engines start
   checks+=("$1")
-  begin "$@"
+  begin "$1" timeout --kill-after=10 "$START_LIMIT" "${@:2}"
 }
 
 # 2. Engines side by side, and what is checked meanwhile.
 programs=()
 checks=()
 tests="$PYTHON -m pytest -q -p no:cacheprovider"
-inductor="--inductor"
+inductor=--inductor suffix=-inductor
 if [ -n "$SMALL" ]; then
   pairs=("${PAIR:-random-tiny}" "${PAIR:-random-tiny}")
-  inductor=
+  inductor='' suffix=''
   configurations=2x8 more=2x8 rates=0.9 batches=2 tokens=8 several="teacher optimal:1" problems=2
 else
   pairs=(qwen2.5-3b-1.5b qwen2.5-7b-0.5b)
@@ -92,33 +96,36 @@ else
 fi
 # shellcheck disable=SC2086  # lists of words
 if [ "$CALL" = 1 ]; then
-  engines "heavy-${pairs[0]}-inductor" heavy_benchmark.py --pair "${pairs[0]}" $inductor --acceptance $rates \
+  engines "heavy-${pairs[0]}$suffix" heavy_benchmark.py --pair "${pairs[0]}" $inductor --acceptance $rates \
     --configurations $configurations --methods teacher optimal --repeats 1
   if [ -z "$SMALL" ]; then
-    engines "speed-${pairs[0]}-inductor" speed.py --pair "${pairs[0]}" $inductor --acceptance 0.8 0.9 --engines $several \
+    engines "speed-${pairs[0]}$suffix" speed.py --pair "${pairs[0]}" $inductor --acceptance 0.8 0.9 --engines $several \
       --batches $batches --max-tokens $tokens --profile 8 128
     check kernel-tests $tests tests/kernels/test_mix.py tests/kernels/test_relax_top_p.py
-    check row-tests $tests tests/engine/test_rows.py tests/engine/test_greedy.py -m "not full"
+    check row-tests $tests tests/engine/test_rows.py tests/engine/test_scoring.py -m "not full"
   fi
   check gpu-tests $tests tests/engine/test_gpu.py
+elif [ -n "$SMALL" ]; then
+  engines "speed-${pairs[0]}" speed.py --pair "${pairs[0]}" --acceptance $rates --engines $several --batches $batches \
+    --max-tokens $tokens --profile $batches
 else
-  engines "heavy-${pairs[1]}-inductor" heavy_benchmark.py --pair "${pairs[1]}" $inductor --acceptance $rates \
+  engines "heavy-${pairs[1]}$suffix" heavy_benchmark.py --pair "${pairs[1]}" $inductor --acceptance $rates \
     --configurations $more --methods teacher optimal --repeats 1
-  if [ -z "$SMALL" ]; then
-    engines "speed-${pairs[0]}-draft-model" speed.py --pair "${pairs[0]}" $inductor --acceptance 0.8 \
-      --engines teacher draft_model:4 optimal:4 --batches 8 16 32 --max-tokens 128
-  else
-    engines "speed-${pairs[0]}" speed.py --pair "${pairs[0]}" --acceptance $rates --engines $several --batches $batches \
-      --max-tokens $tokens --profile $batches
-  fi
-  check example-pair "$PYTHON" benchmarks/example_pair.py --problems $problems --output "$RESULTS/example-pair.json"
-  [ -n "$SMALL" ] || check example-pair-self "$PYTHON" benchmarks/example_pair.py --theta teacher --problems 200 \
+  engines "speed-${pairs[0]}-draft-model" speed.py --pair "${pairs[0]}" $inductor --acceptance 0.8 \
+    --engines teacher draft_model:4 optimal:4 --batches 8 16 32 --max-tokens 128
+  check example-pair-self "$PYTHON" benchmarks/example_pair.py --theta teacher --problems 200 \
     --output "$RESULTS/example-pair-self.json"
+fi
+if [ "$CALL" = 2 ]; then
+  check example-pair "$PYTHON" benchmarks/example_pair.py --problems $problems --output "$RESULTS/example-pair.json"
 fi
 say "started: ${programs[*]}; checks: ${checks[*]}"
 for name in "${checks[@]}"; do finish "$name"; done
 for name in "${programs[@]}"; do
-  until [ -e "$STATE/$name.gate.ready" ] || ! kill -0 "${pids[$name]}" 2> /dev/null; do sleep 0.5; done
+  until [ -e "$STATE/$name.gate.ready" ] || ! kill -0 "${pids[$name]}" 2> /dev/null; do
+    [ $SECONDS -gt "$START_LIMIT" ] && kill "${pids[$name]}" && say "$name: not up after $START_LIMIT s, given up" && break
+    sleep 0.5
+  done
 done
 say "engines are up, checks are done: the machine is quiet"
 

@@ -8,22 +8,22 @@ The passes (rows x splits programs each, five launches, no atomics, no host sync
     plan    settings of each row; the support's floor and the balanced alpha for the rows that ask for one (`plan.py`)
     read    both rows at alpha 0, 1/4, .., 1
     refine  solve; read the open cell (1/4) again at nine alphas, and the divergences of rows that need them
-    refine  solve; read the open cell (1/32) again, which leaves 1/256
-    write   solve; log q*, and the record; rows in reverse, so that what `read` touched last is still in L2
-    A refinement of a row that is solved, and has no divergence to compare, returns at once.
+    settle  solve; what is open still is read by one program a row until it is closed (`settle.py`)
+    write   log q*, and the record; rows in reverse, so that what `read` touched last is still in L2
+    `refine` and `settle` of a row that is solved, and has no divergence to compare, return at once.
 
 What it costs, per element of an ordinary row: 6 bytes and 6 exponentials to read (theta in bf16; about 45
 instructions), 10 bytes and no exponential to write: 16 bytes against the floor of 10 (teacher read and written once,
-theta read once). A further reading costs 6 bytes and 9 exponentials. Rows whose teacher and theta differ by noise of 1.4
-nats are all done after the first reading, 94 % of those with 2.0 nats, 78 % with 2.8 (96 rows of 3,000 tokens).
-Rows that are not mixed: one load per program. In Triton's interpreter a call on 20 rows of 512 tokens takes 32 ms, 53
-if rows are refined, and one on 56 rows of 552 tokens 45 and 78.
+theta read once). The second reading costs 6 bytes and 9 exponentials. Rows whose teacher and theta differ by noise of 1.4
+nats are all done after the first reading, 99 % of those with 2.0 nats, 86 % with 2.8 (96 rows of 3,000 tokens); `settle`
+has work from noise of 7 nats on (1 % of the rows; 15 % at 13, 65 % at 21).
+Rows that are not mixed: one load per program.
 
 A row's tokens, and what happens to a row that cannot be mixed
     Tokens at -inf (at or below -1e4) in either row have no mass in q and take no part in alpha, and neither do those
     from min(V_t, V_theta) on. `ARITHMETIC` needs a token in the teacher's row only: -inf there is taken for a grammar's
     and binds both models, -inf in theta's row is theta's own. A row is left to the teacher, bit for bit and flagged, if
-    no token is allowed by both (or next to none: `tilt.py`), if a logit of either row is nan or +inf, or if the
+    no token is allowed by both, if a logit of either row is nan or +inf, or if the
     Jensen-Shannon divergence is above the request's limit.
 """
 
@@ -54,6 +54,7 @@ from .plan import (
 from .record import Kind, MixRecord
 from .scratch import READINGS, LaunchShape, MixScratch
 from .settings import MixSettings
+from .settle import settle_alpha
 from .solution import (
     JS,
     KL_TEACHER,
@@ -62,6 +63,7 @@ from .solution import (
     load_solution,
     solve_first,
     solve_next,
+    span_of,
     store_reading,
     store_solution,
 )
@@ -109,6 +111,8 @@ def read_kernel(
         active,
         low,
         low + 1.0,
+        low,
+        low,
         begin,
         tl.minimum(begin + split_size, vocab),
         ROWS,
@@ -193,7 +197,6 @@ def refine_kernel(
     theta_offset_ptr,  # [max_rows] int64, -1 for a row to be left alone
     plan_ptr,  # [max_rows, PLAN_WIDTH] fp32
     read_ptr,  # [rows, splits, PARTIAL_WIDTH] fp32: sums of the reading before
-    solved_ptr,  # [max_rows, SOLUTION_WIDTH] fp32: the solution before that reading (not FIRST)
     partials_ptr,  # [rows, splits, PARTIAL_WIDTH] fp32, out
     solution_ptr,  # [max_rows, SOLUTION_WIDTH] fp32, out
     num_rows,
@@ -204,7 +207,6 @@ def refine_kernel(
     SUB: tl.constexpr,
     LANES: tl.constexpr,
     SPLITS: tl.constexpr,
-    FIRST: tl.constexpr,
     JOIN: tl.constexpr,
 ):
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
@@ -220,46 +222,39 @@ def refine_kernel(
     part = row * splits + split
     begin = split * split_size
     end = tl.minimum(begin + split_size, vocab)
-    if FIRST:
-        method = tl.load(plan + METHOD, mask=active, other=0.0).to(tl.int32)
-        arithmetic = active & (method == ARITHMETIC)
-        (
-            done, low, high, delta, value, slope, sound, alpha_min, alpha_max, lse_theta, lse_teacher, own_lse, kl_end,
-        ) = solve_first(
-            read_ptr, row, active, method, arithmetic,
-            tl.load(plan + ALPHA_MIN, mask=active, other=0.0), tl.load(plan + ALPHA_MAX, mask=active, other=1.0),
-            splits, ROWS, FIRST_NODES, FIRST_PAD, SPLITS,
+    method = tl.load(plan + METHOD, mask=active, other=0.0).to(tl.int32)
+    arithmetic = active & (method == ARITHMETIC)
+    (
+        done, low, high, delta, value, slope, sound, alpha_min, alpha_max, lse_theta, lse_teacher, own_lse, kl_end,
+    ) = solve_first(
+        read_ptr, row, active, method, arithmetic,
+        tl.load(plan + ALPHA_MIN, mask=active, other=0.0), tl.load(plan + ALPHA_MAX, mask=active, other=1.0),
+        splits, ROWS, FIRST_NODES, FIRST_PAD, SPLITS,
+    )  # fmt: skip
+    max_js = tl.load(plan + MAX_JS, mask=active, other=float("inf"))
+    compared = active & sound & (arithmetic | (max_js < float("inf")))
+    if tl.max(compared.to(tl.int32), axis=0) > 0:
+        js, kl_theta, kl_teacher = _divergence_sums(
+            teacher_row, theta_row, floor, compared, arithmetic, alpha_min, lse_theta, lse_teacher,
+            begin, end, ROWS, LANES,
         )  # fmt: skip
-        max_js = tl.load(plan + MAX_JS, mask=active, other=float("inf"))
-        compared = active & sound & (arithmetic | (max_js < float("inf")))
-        if tl.max(compared.to(tl.int32), axis=0) > 0:
-            js, kl_theta, kl_teacher = _divergence_sums(
-                teacher_row, theta_row, floor, compared, arithmetic, alpha_min, lse_theta, lse_teacher,
-                begin, end, ROWS, LANES,
-            )  # fmt: skip
-            tl.store(partials_ptr + part * PARTIAL_WIDTH + JS, js, mask=compared)
-            tl.store(partials_ptr + part * PARTIAL_WIDTH + KL_THETA, kl_theta, mask=compared)
-            tl.store(partials_ptr + part * PARTIAL_WIDTH + KL_TEACHER, kl_teacher, mask=compared)
-    else:
-        (
-            done, low, high, delta, value, slope, sound, alpha_min, alpha_max, lse_theta, lse_teacher, own_lse, kl_end,
-        ) = load_solution(solved_ptr, row, active)  # fmt: skip
-        active = active & (done == 0)
-        if tl.max(active.to(tl.int32), axis=0) == 0:
-            return
-        low, high, delta, value, slope, done, sound = solve_next(
-            read_ptr, row, active, low, high, alpha_min, alpha_max, lse_theta, lse_teacher, splits, NODES, PAD, SPLITS
-        )
+        tl.store(partials_ptr + part * PARTIAL_WIDTH + JS, js, mask=compared)
+        tl.store(partials_ptr + part * PARTIAL_WIDTH + KL_THETA, kl_theta, mask=compared)
+        tl.store(partials_ptr + part * PARTIAL_WIDTH + KL_TEACHER, kl_teacher, mask=compared)
     if split == 0:
+        not_settled = tl.full([ROWS], False, tl.int1)
         store_solution(
             solution_ptr, row, active, done, low, high, delta, value, slope, sound,
-            alpha_min, alpha_max, lse_theta, lse_teacher, own_lse, kl_end,
+            alpha_min, alpha_max, lse_theta, lse_teacher, own_lse, kl_end, not_settled,
         )  # fmt: skip
     still_open = active & (done == 0)
     if tl.max(still_open.to(tl.int32), axis=0) > 0:
+        low, high = span_of(low, high)
         peak_low, peak_high, z, r, q, own, peak_own, spread_low, spread_high = tilted_sums(
-            teacher_row, theta_row, floor, still_open, low, high, begin, end, ROWS, NODES, PAD, SUB, LANES, False, JOIN
-        )
+            teacher_row, theta_row, floor, still_open, low, high,
+            ((1.0 - low) * lse_theta + low * lse_teacher) * LOG2_E, (high - low) * (lse_teacher - lse_theta) * LOG2_E,
+            begin, end, ROWS, NODES, PAD, SUB, LANES, False, JOIN,
+        )  # fmt: skip
         store_reading(
             partials_ptr,
             part,
@@ -279,6 +274,90 @@ def refine_kernel(
 
 
 @triton.jit(do_not_specialize=["num_rows", "splits"])
+def settle_kernel(
+    teacher_ptr,  # [rows, V_t] fp32
+    teacher_stride,
+    theta_ptr,  # [slots, K + 1, V_theta] bf16, fp16 or fp32
+    theta_offset_ptr,  # [max_rows] int64, -1 for a row to be left alone
+    plan_ptr,  # [max_rows, PLAN_WIDTH] fp32
+    read_ptr,  # [rows, splits, PARTIAL_WIDTH] fp32: sums of the second reading
+    solution_ptr,  # [max_rows, SOLUTION_WIDTH] fp32, in/out
+    num_rows,
+    vocab,
+    splits,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    offset = tl.load(theta_offset_ptr + row, mask=row < num_rows, other=-1)
+    (
+        done, low, high, delta, value, slope, sound, alpha_min, alpha_max, lse_theta, lse_teacher, own_lse, kl_end, _,
+    ) = load_solution(solution_ptr, row, offset >= 0)  # fmt: skip
+    reread = done == 0
+    if tl.max(reread.to(tl.int32), axis=0) == 0:
+        return
+    low, high = span_of(low, high)
+    low, high, delta, value, slope, done = solve_next(
+        read_ptr, row, reread, low, high, alpha_min, alpha_max, lse_theta, lse_teacher, splits, NODES, PAD, SPLITS
+    )
+    still_open = reread & (done == 0)
+    if tl.max(still_open.to(tl.int32), axis=0) > 0:
+        floor = tl.load(plan_ptr + row * PLAN_WIDTH + FLOOR, mask=still_open, other=0.0)
+        alpha, alpha_value, alpha_slope = settle_alpha(
+            (teacher_ptr + row * teacher_stride)[:, None],
+            (theta_ptr + tl.where(still_open, offset, 0))[:, None],
+            floor,
+            still_open,
+            tl.minimum(tl.maximum(low, alpha_min), alpha_max),
+            tl.minimum(tl.maximum(high, alpha_min), alpha_max),
+            lse_theta,
+            lse_teacher,
+            vocab,
+            ROWS,
+            LANES,
+        )
+        low = tl.where(still_open, alpha, low)
+        delta = tl.where(still_open, 0.0, delta)
+        value = tl.where(still_open, alpha_value, value)
+        slope = tl.where(still_open, alpha_slope, slope)
+    # inf - inf and nan - nan are nan
+    sound = sound & ((value - value) + (slope - slope) == 0.0)
+    store_solution(
+        solution_ptr, row, reread, done | reread, low, high, delta, value, slope, sound,
+        alpha_min, alpha_max, lse_theta, lse_teacher, own_lse, kl_end, still_open,
+    )  # fmt: skip
+
+
+@triton.jit
+def _write_settled(
+    teacher_row,  # [ROWS, 1] pointers
+    theta_row,  # [ROWS, 1] pointers
+    floor,  # [ROWS]
+    settled,  # [ROWS]
+    alpha,  # [ROWS]
+    log_z,  # [ROWS]
+    begin,
+    end,
+    vocab,
+    teacher_vocab,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """log q of the rows of `settle_kernel`, added up as there: where r is 300 nats, rounding in float32 moves g by 5e-3."""
+    weight = alpha.to(tl.float64)[:, None]
+    for start in range(begin, end, BLOCK):
+        ids = start + tl.arange(0, BLOCK)[None, :]
+        teacher, theta, _, both = load_pair(
+            teacher_row, theta_row, floor[:, None], settled[:, None] & (ids < vocab), ids
+        )
+        exact_theta = theta.to(tl.float64)
+        mixture = exact_theta + weight * (teacher.to(tl.float64) - exact_theta) - log_z.to(tl.float64)[:, None]
+        result = tl.where(both, mixture.to(tl.float32), float("-inf"))
+        tl.store(teacher_row + ids, result, mask=settled[:, None] & (ids < tl.minimum(end, teacher_vocab)))
+
+
+@triton.jit(do_not_specialize=["num_rows", "splits"])
 def write_kernel(
     teacher_ptr,  # [rows, V_t] fp32, in/out
     teacher_stride,
@@ -286,10 +365,8 @@ def write_kernel(
     theta_offset_ptr,  # [max_rows] int64, -1 for a row to be left alone
     entry_ptr,  # [max_rows] int64
     plan_ptr,  # [max_rows, PLAN_WIDTH] fp32
-    compared_ptr,  # [rows, splits, PARTIAL_WIDTH] fp32: divergences, from the first refinement
-    read_ptr,  # [rows, splits, PARTIAL_WIDTH] fp32: sums of the last reading
-    first_ptr,  # [max_rows, SOLUTION_WIDTH] fp32
-    second_ptr,  # [max_rows, SOLUTION_WIDTH] fp32
+    compared_ptr,  # [rows, splits, PARTIAL_WIDTH] fp32: divergences, from the refinement
+    solution_ptr,  # [max_rows, SOLUTION_WIDTH] fp32
     alpha_ptr,  # [slots, K + 1] fp32, out; so are the following
     kl_theta_ptr,
     kl_teacher_ptr,
@@ -317,28 +394,8 @@ def write_kernel(
     if tl.max(active.to(tl.int32), axis=0) == 0:
         return
     (
-        done, low, _, delta, value, slope, sound, alpha_min, alpha_max, lse_theta, lse_teacher, own_lse, kl_end,
-    ) = load_solution(first_ptr, row, active)  # fmt: skip
-    reread = active & (done == 0)
-    if tl.max(reread.to(tl.int32), axis=0) > 0:
-        second = load_solution(second_ptr, row, reread)
-        done_2, low_2, high_2, delta_2, value_2, slope_2, sound_2 = second[:7]
-        last = reread & (done_2 == 0)
-        if tl.max(last.to(tl.int32), axis=0) > 0:
-            third = solve_next(
-                read_ptr, row, last, low_2, high_2, alpha_min, alpha_max, lse_theta, lse_teacher,
-                splits, NODES, PAD, SPLITS,
-            )  # fmt: skip
-            low_2 = tl.where(last, third[0], low_2)
-            delta_2 = tl.where(last, third[2], delta_2)
-            value_2 = tl.where(last, third[3], value_2)
-            slope_2 = tl.where(last, third[4], slope_2)
-            sound_2 = tl.where(last, third[6], sound_2)
-        low = tl.where(reread, low_2, low)
-        delta = tl.where(reread, delta_2, delta)
-        value = tl.where(reread, value_2, value)
-        slope = tl.where(reread, slope_2, slope)
-        sound = tl.where(reread, sound_2, sound)
+        _, low, _, delta, value, slope, sound, _, _, lse_theta, lse_teacher, own_lse, kl_end, exact,
+    ) = load_solution(solution_ptr, row, active)  # fmt: skip
 
     plan = plan_ptr + row * PLAN_WIDTH
     arithmetic = tl.load(plan + METHOD, mask=active, other=0.0) == ARITHMETIC
@@ -380,6 +437,8 @@ def write_kernel(
     written = active & (alone == 0)
     if tl.max(written.to(tl.int32), axis=0) == 0:
         return
+    exact = exact & written
+    written = written & (exact == 0)
     sums = written & arithmetic
     any_sums = tl.max(sums.to(tl.int32), axis=0) > 0
     log_weight_teacher = tl.log2(alpha) - lse_teacher * LOG2_E
@@ -389,6 +448,12 @@ def write_kernel(
     begin = split * split_size
     # The last split also clears what lies beyond theta's vocabulary.
     end = tl.where(split == splits - 1, teacher_vocab, begin + split_size)
+    if tl.max(exact.to(tl.int32), axis=0) > 0:
+        _write_settled(
+            teacher_row, theta_row, floor, exact, low, log_z, begin, end, vocab, teacher_vocab, ROWS, BLOCK // 4
+        )
+        if tl.max(written.to(tl.int32), axis=0) == 0:
+            return
     for start in range(begin, end, BLOCK):
         ids = start + tl.arange(0, BLOCK)[None, :]
         teacher, theta, own, both = load_pair(
@@ -471,36 +536,45 @@ def launch(
         JOIN=shape.join,
         num_warps=shape.num_warps,
     )
-    for refinement in range(READINGS - 1):
-        refine_kernel[grid](
-            *rows,
-            scratch.theta_offset,
-            scratch.plan,
-            partials[refinement],
-            scratch.solutions[0],
-            partials[refinement + 1],
-            scratch.solutions[refinement],
-            num_rows,
-            vocab,
-            shape.split_size,
-            shape.splits,
-            ROWS=shape.rows,
-            SPLITS=splits,
-            SUB=shape.refine_sub,
-            LANES=shape.lanes,
-            JOIN=shape.join,
-            FIRST=refinement == 0,
-            num_warps=shape.num_warps,
-        )
+    refine_kernel[grid](
+        *rows,
+        scratch.theta_offset,
+        scratch.plan,
+        partials[0],
+        partials[1],
+        scratch.solutions,
+        num_rows,
+        vocab,
+        shape.split_size,
+        shape.splits,
+        ROWS=shape.rows,
+        SPLITS=splits,
+        SUB=shape.refine_sub,
+        LANES=shape.lanes,
+        JOIN=shape.join,
+        num_warps=shape.num_warps,
+    )
+    settle_kernel[(blocks,)](
+        *rows,
+        scratch.theta_offset,
+        scratch.plan,
+        partials[1],
+        scratch.solutions,
+        num_rows,
+        vocab,
+        shape.splits,
+        ROWS=shape.rows,
+        LANES=shape.lanes,
+        SPLITS=splits,
+        num_warps=shape.plan_warps,
+    )
     write_kernel[grid](
         *rows,
         scratch.theta_offset,
         scratch.entry,
         scratch.plan,
         partials[1],
-        partials[2],
-        scratch.solutions[0],
-        scratch.solutions[1],
+        scratch.solutions,
         record.alpha,
         record.kl_theta,
         record.kl_teacher,

@@ -105,7 +105,7 @@ def plan_kernel(
         theta_row = (theta_ptr + tl.where(read, offset, 0))[:, None]
         low = tl.full([ROWS], 0.0, tl.float32)
         peak_theta, _, z, _, _, own, peak_own, _, _ = tilted_sums(
-            teacher_row, theta_row, floor, read, low, low + 1.0, 0, vocab, ROWS, 2, 2, 1, LANES, True, False
+            teacher_row, theta_row, floor, read, low, low + 1.0, low, low, 0, vocab, ROWS, 2, 2, 1, LANES, True, False
         )
         first = tl.arange(0, 2)[None, :] == 0
         teacher_lse = log_sum(own) + peak_own * LN_2
@@ -119,7 +119,23 @@ def plan_kernel(
             )  # fmt: skip
             nucleus = restricted & (top_p < 1.0)
             _, peak_both, z, _, _, own, peak_own, _, _ = tilted_sums(
-                teacher_row, theta_row, floor, nucleus, low, low + 1.0, 0, vocab, ROWS, 2, 2, 1, LANES, True, False
+                teacher_row,
+                theta_row,
+                floor,
+                nucleus,
+                low,
+                low + 1.0,
+                low,
+                low,
+                0,
+                vocab,
+                ROWS,
+                2,
+                2,
+                1,
+                LANES,
+                True,
+                False,
             )
             mass = tl.where(theta_decides, tl.sum(tl.where(first, 0.0, z), axis=1), own)
             peak = tl.where(theta_decides, peak_both, peak_own)
@@ -130,13 +146,32 @@ def plan_kernel(
             broken = teacher_lse + theta_lse != teacher_lse + theta_lse
             floor = tl.where(broken, float("-inf"), tl.maximum(floor, nucleus_floor))
         if tl.max(balanced.to(tl.int32), axis=0) > 0:
-            peak_theta, peak_teacher, z, _, _, _, _, _, _ = tilted_sums(
-                teacher_row, theta_row, floor, balanced, low, low + 1.0, 0, vocab, ROWS, 2, 2, 1, LANES, True, False
+            peak_theta, peak_teacher, z, r, _, _, _, _, _ = tilted_sums(
+                teacher_row,
+                theta_row,
+                floor,
+                balanced,
+                low,
+                low + 1.0,
+                low,
+                low,
+                0,
+                vocab,
+                ROWS,
+                2,
+                2,
+                1,
+                LANES,
+                True,
+                False,
             )
             mixed_theta_lse = log_sum(tl.sum(tl.where(first, z, 0.0), axis=1)) + peak_theta * LN_2
             mixed_teacher_lse = log_sum(tl.sum(tl.where(first, 0.0, z), axis=1)) + peak_teacher * LN_2
+            # g(1) - g(0): what r is relative to cancels.
+            mean = r / z
+            divergences = tl.sum(tl.where(first, -mean, mean), axis=1) * LN_2
             balanced_alpha = ess_balance_alpha(
-                teacher_row, theta_row, floor, balanced, mixed_theta_lse, mixed_teacher_lse, vocab,
+                teacher_row, theta_row, floor, balanced, mixed_theta_lse, mixed_teacher_lse, divergences, vocab,
                 ROWS, NODES, PAD, LANES,
             )  # fmt: skip
             alpha = tl.where(balanced, balanced_alpha, alpha)

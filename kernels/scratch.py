@@ -17,7 +17,7 @@ _STEP = _SUB * _LANES
 # In steps. The end of a part costs about as much as a step; long parts make the last wave long.
 _SHORTEST_PART, _LONGEST_PART = 2, 16
 
-READINGS = 3
+READINGS = 2
 # Floats of a row's plan, of a partial sum and of a solution; `plan.py` and `solution.py` have the columns.
 PLAN_WIDTH, PARTIAL_WIDTH, SOLUTION_WIDTH = 16, 64, 16
 
@@ -96,7 +96,7 @@ class MixScratch:
     plan: torch.Tensor
     """[max_rows, PLAN_WIDTH] float32."""
     solutions: torch.Tensor
-    """[2, max_rows, SOLUTION_WIDTH] float32."""
+    """[max_rows, SOLUTION_WIDTH] float32."""
     partials: torch.Tensor
     """[READINGS * max over calls of rows * splits, PARTIAL_WIDTH] float32."""
 
@@ -114,7 +114,7 @@ class MixScratch:
             theta_offset=torch.empty(max_rows, dtype=torch.int64, device=device),
             entry=torch.empty(max_rows, dtype=torch.int64, device=device),
             plan=torch.empty(max_rows, PLAN_WIDTH, dtype=torch.float32, device=device),
-            solutions=torch.empty(2, max_rows, SOLUTION_WIDTH, dtype=torch.float32, device=device),
+            solutions=torch.empty(max_rows, SOLUTION_WIDTH, dtype=torch.float32, device=device),
             partials=torch.empty(READINGS * most, PARTIAL_WIDTH, dtype=torch.float32, device=device),
         )
 

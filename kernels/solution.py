@@ -20,8 +20,9 @@ import triton
 import triton.language as tl
 
 from . import scratch
+from .interpolate import SURE, close_cell
 from .plan import ENTROPY, KL_SYMMETRY, REVERSE_KL_SYMMETRY
-from .tilt import LN_2, NOTHING, RESOLVED, close_cell, log_sum, move_peaks, pick
+from .tilt import LN_2, LOG2_E, NOTHING, RESOLVED, log_sum, move_peaks, pick
 
 # Columns of a partial sum, after the reading.
 PEAK_LOW = tl.constexpr(0)
@@ -40,8 +41,13 @@ PARTIAL_WIDTH = tl.constexpr(scratch.PARTIAL_WIDTH)
 
 SOLUTION_WIDTH = tl.constexpr(scratch.SOLUTION_WIDTH)
 
-SAME = tl.constexpr(1.0e-4)
-"""Nats. Rows whose two divergences add up to less are the same row up to rounding."""
+SAME = tl.constexpr(1.0e-8)
+"""Nats. Rows whose two divergences add up to less have alpha = 1/2: TV(q, q*) is at most sqrt(1e-8) / 4."""
+ROUNDING = tl.constexpr(3.0e-7)
+ROUNDING_OF_BIT = tl.constexpr(2.0e-8)
+"""Nats, and nats for each bit of a peak: how far log Z(0) - log Z(1) is off, as sums and peaks are rounded."""
+LEAST_DOUBT = tl.constexpr(2.0e-8)
+"""Nats. What sums of float32 leave of g where the models nearly agree."""
 CERTAIN = tl.constexpr(1.0e-20)
 """Nats. Entropies that add up to less are those of two certain rows."""
 
@@ -151,6 +157,7 @@ def store_solution(
     lse_teacher,
     own_lse,
     kl_end,
+    exact,
 ):
     out = solution_ptr + row * SOLUTION_WIDTH
     tl.store(out, done.to(tl.float32), mask=active)
@@ -166,6 +173,7 @@ def store_solution(
     tl.store(out + 10, lse_teacher, mask=active)
     tl.store(out + 11, own_lse, mask=active)
     tl.store(out + 12, kl_end, mask=active)
+    tl.store(out + 13, exact.to(tl.float32), mask=active)
 
 
 @triton.jit
@@ -186,7 +194,39 @@ def load_solution(solution_ptr, row, active):
         tl.load(out + 10, mask=active, other=0.0),
         tl.load(out + 11, mask=active, other=0.0),
         tl.load(out + 12, mask=active, other=0.0),
+        tl.load(out + 13, mask=active, other=0.0) != 0.0,
     )
+
+
+@triton.jit
+def log_ratio_of_ends(z, r, q, z_0, z_1, peak_low, peak_high, NODES: tl.constexpr, PAD: tl.constexpr):
+    """log(Z(0) / Z(1)) relative to the peaks, which every slope of the first reading is relative to, and how far it may be
+    off; both [ROWS], nats.
+
+    Where the models nearly agree g is far below the rounding of log Z(0) - log Z(1), which is that of logits. Then
+    Z(1) - Z(0) is integrated instead, from the slopes Z' at the nodes (the trapezoid with its correction by Z''): errors
+    that the slopes share cancel in g, and r is small. Every second node gives the integral's error. Taken where it agrees
+    with the difference up to rounding.
+    """
+    index = tl.arange(0, PAD)[None, :]
+    difference = log_sum(z_0) - log_sum(z_1)
+    step = LN_2 / (NODES - 1)
+    weight = tl.where((index == 0) | (index == NODES - 1), 0.5, tl.where(index < NODES, 1.0, 0.0))
+    area = step * tl.sum(weight * r, axis=1)
+    coarse_area = 2.0 * step * tl.sum(tl.where(index % 2 == 0, weight * r, 0.0), axis=1)
+    bend = tl.sum(tl.where(index == 0, q, tl.where(index == NODES - 1, -q, 0.0)), axis=1) * (step * step / 12.0)
+    x = (area + bend) / z_0
+    coarse_x = (coarse_area + 4.0 * bend) / z_0
+    near = tl.abs(x) < 0.5
+    # log(1 + x) = 2 artanh(s), whose relative error is small where x is.
+    s = tl.where(near, x, 0.0) / (2.0 + tl.where(near, x, 0.0))
+    s2 = s * s
+    integrated = -2.0 * s * (1.0 + s2 * (1.0 / 3.0 + s2 * (0.2 + s2 / 7.0)))
+    rounding = ROUNDING + ROUNDING_OF_BIT * (tl.abs(peak_low) + tl.abs(peak_high))
+    # The integral's error is a fifteenth of the difference for small r, and a third of it at most for large.
+    doubt = tl.abs(x - coarse_x) * 0.34 + LEAST_DOUBT
+    taken = near & (doubt < rounding) & (tl.abs(integrated - difference) <= SURE * rounding)
+    return tl.where(taken, integrated, difference), tl.where(taken, doubt, rounding)
 
 
 @triton.jit
@@ -221,8 +261,9 @@ def solve_first(
     safe_1 = tl.where(z_1 >= RESOLVED, z_1, 1.0)
     log_0 = log_sum(safe_0)
     log_1 = log_sum(safe_1)
-    slope_0 = r_0 / safe_0 * LN_2 + (log_0 - log_1)
-    slope_1 = r_1 / safe_1 * LN_2 + (log_0 - log_1)
+    growth, doubt = log_ratio_of_ends(z, r, q, safe_0, safe_1, peak_low, peak_high, NODES, PAD)
+    slope_0 = r_0 / safe_0 * LN_2 + growth
+    slope_1 = r_1 / safe_1 * LN_2 + growth
     kl_theta_teacher = tl.maximum(-slope_0, 0.0)
     kl_teacher_theta = tl.maximum(slope_1, 0.0)
     divergences = kl_theta_teacher + kl_teacher_theta
@@ -240,8 +281,8 @@ def solve_first(
     alpha_min = tl.where(known, alpha, alpha_min)
     alpha_max = tl.where(known, alpha, alpha_max)
     low = tl.full([ROWS], 0.0, tl.float32)
-    cell_low, cell_high, delta, value, slope, done, _ = close_cell(
-        z, r, q, -log_0, log_0 - log_1, low, low + 1.0, alpha_min, alpha_max, NODES, PAD
+    cell_low, cell_high, delta, value, slope, done = close_cell(
+        z, r, q, -log_0, growth, doubt, low, low + 1.0, alpha_min, alpha_max, NODES, PAD
     )
     kl_end = tl.where(poisoned, float("nan"), tl.where(empty, float("inf"), kl_teacher_theta))
     own_lse = log_sum(own) + peak_own * LN_2
@@ -263,6 +304,14 @@ def solve_first(
 
 
 @triton.jit
+def span_of(cell_low, cell_high):
+    """The span of the next reading: the cell and an eighth more on either side, so that alpha is not in its first or last
+    cell, where interpolation is worst."""
+    margin = (cell_high - cell_low) * 0.125
+    return cell_low - margin, cell_high + margin
+
+
+@triton.jit
 def solve_next(
     partials_ptr,
     row,  # [ROWS] int64
@@ -278,15 +327,12 @@ def solve_next(
     PAD: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    """cell_low, cell_high, delta, L, g, done, sound after a reading of [low, high]."""
+    """cell_low, cell_high, delta, L, g, done after a reading of [low, high] with normalised rows."""
     peak_low, peak_high, z, r, q, _, _, _, _ = load_reading(
         partials_ptr, row, active, splits, NODES, PAD, SPLITS, False
     )
-    rest = peak_low * LN_2 - (1.0 - low) * lse_theta - low * lse_teacher
-    rest_growth = (peak_high - peak_low) * LN_2 - (high - low) * (lse_teacher - lse_theta)
-    cell_low, cell_high, delta, value, slope, done, adjacent = close_cell(
-        z, r, q, rest, rest_growth, low, high, alpha_min, alpha_max, NODES, PAD
-    )
-    # inf - inf and nan - nan are nan
-    sound = adjacent & ((value - value) + (slope - slope) == 0.0)
-    return cell_low, cell_high, delta, value, slope, done, sound
+    base = peak_low * LN_2
+    growth = (peak_high - peak_low) * LN_2
+    # g is relative to the normalisers.
+    doubt = ROUNDING + 2.0 * ROUNDING_OF_BIT * LOG2_E * (tl.abs(lse_theta) + tl.abs(lse_teacher))
+    return close_cell(z, r, q, base, growth, doubt, low, high, alpha_min, alpha_max, NODES, PAD)

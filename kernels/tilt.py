@@ -12,15 +12,14 @@ The mathematics
         D_KL(q || theta) = alpha g - L,   D_KL(q || teacher) = (alpha - 1) g - L.
 
 How it is computed
-    One reading of a row gives Z, R and Q at `NODES` equally spaced alphas of a span [low, high]: `tilted_sums`. In the
-    cell between two nodes where g changes sign, L has six known numbers (value, slope and curvature at both ends):
-    `close_cell` puts the quintic through them, finds the zero of its slope and estimates the error from the difference
-    to the cubic that does without the values. Where that is too large, the cell is the span of the next reading.
+    One reading of a row gives Z, R and Q at `NODES` equally spaced alphas of a span [low, high]: `tilted_sums`. The
+    nodes between which g changes sign are the cell that holds alpha; `interpolate.py` finds alpha inside it, with a
+    bound of the error. Where that is too large, the cell is the span of the next reading, and what two readings leave
+    open `settle.py` closes with sums at single alphas.
 
     Sums are kept relative to the largest tilts at low and at high that a lane has seen (`peak_low`, `peak_high`, in
     bits), so that shifting a row changes nothing. Where the peaks disagree, the sum at a node in between can be so
-    small that its terms underflow: such a node is left out, and the cell is wider. A row for which that leaves no cell
-    in the end (sum sqrt(theta * teacher) below about exp(-130)) counts as having nothing in common.
+    small that its terms underflow: such a node is left out, and the cell is wider.
 """
 
 # What Triton compiles has no Python types.
@@ -46,18 +45,6 @@ RESOLVED = tl.constexpr(2.0**-100)
 MOST_LEVELS = tl.constexpr(4)
 """Base-2 logarithm of the most nodes of a reading, padded."""
 
-GRID = tl.constexpr(256)
-"""Points on which the slope is looked at for its zero; two steps along a chord follow."""
-
-CUBIC_TOLERANCE = tl.constexpr(2.0e-3)
-"""Nats. A reading is enough if the quintic's correction of the cubic is at most twice this..."""
-SLOPE_TOLERANCE = tl.constexpr(0.1)
-"""...and the trapezoid of the curvatures gives the growth of the slope to this. Over 1,200 rows of 14 families that
-left a KL gap of at most 4e-4; the first test alone let 1.5e-2 through, since errors of both signs cancel in it."""
-NEAR_TOLERANCE = tl.constexpr(5.0e-4)
-"""Nats. Enough too if alpha is so near a node that an error of that growth, shrunk by the square of the distance, is at
-most this: alpha = 1/2 needs no second reading of any row."""
-
 
 @triton.jit
 def load_pair(
@@ -78,7 +65,7 @@ def load_pair(
 def move_peaks(z, r, q, fall_low, fall_high, tau):
     """Sums relative to peaks that lie `-fall` bits higher."""
     turn = fall_high - fall_low
-    scale = tl.exp2(fall_low + tau * turn)
+    scale = tl.exp2((1.0 - tau) * fall_low + tau * fall_high)
     return z * scale, (r + turn * z) * scale, (q + turn * (2.0 * r + turn * z)) * scale
 
 
@@ -124,6 +111,8 @@ def tilted_sums(
     active,  # [ROWS]
     low,  # [ROWS]: the span
     high,  # [ROWS]
+    shift_low,  # [ROWS]: taken off every tilt at low, in bits; it is 0, and not looked at, if FIRST
+    shift_span,  # [ROWS]: what shift grows by from low to high
     begin,  # the tokens of this program
     end,
     ROWS: tl.constexpr,
@@ -173,8 +162,14 @@ def tilted_sums(
                 teacher_row, theta_row, floor[:, None], active[:, None] & (ids < end), ids
             )
             ratio = tl.where(both, teacher - theta, 0.0)
-            tilt = tl.where(both, (theta + low[:, None] * ratio) * LOG2_E, float("-inf"))
-            slope = ratio * span
+            if FIRST:
+                tilt = tl.where(both, theta * LOG2_E, float("-inf"))
+                slope = ratio * span
+            else:
+                # Near 0 at the peaks, which the rest refers to: g is known to the rounding of what is near, not of 80.
+                bits = (theta + low[:, None] * ratio) * LOG2_E - shift_low[:, None]
+                tilt = tl.where(both, bits, float("-inf"))
+                slope = ratio * span - shift_span[:, None]
             # At high = 1 the teacher's own logit, exactly: the entropy of a certain row is a sum of last bits.
             at_high = tl.where(both, teacher * LOG2_E, float("-inf")) if FIRST else tilt + slope
             top_low = tl.maximum(top_low, tilt)
@@ -211,7 +206,8 @@ def tilted_sums(
         for node in tl.static_range(NODES):
             tau = node / (NODES - 1)
             # `move_peaks` written out, here and below: a call costs the interpreter more than its sums do.
-            scale = tl.exp2(fall_low + tau * turn)
+            # At the high end exactly: its peak may have fallen by little and the other by thousands.
+            scale = tl.exp2(fall_high if node == NODES - 1 else fall_low + tau * turn)
             node_q = (q[node] + turn * (2.0 * r[node] + turn * z[node])) * scale
             node_r = (r[node] + turn * z[node]) * scale
             node_z = z[node] * scale
@@ -256,7 +252,7 @@ def tilted_sums(
     moved_r = ()
     moved_q = ()
     for node in tl.static_range(NODES):
-        scale = tl.exp2(fall_low + node / (NODES - 1) * turn)
+        scale = tl.exp2(fall_high if node == NODES - 1 else fall_low + node / (NODES - 1) * turn)
         moved_z = moved_z + (z[node] * scale,)
         moved_r = moved_r + ((r[node] + turn * z[node]) * scale,)
         moved_q = moved_q + ((q[node] + turn * (2.0 * r[node] + turn * z[node])) * scale,)
@@ -283,110 +279,3 @@ def log_sum(z):
 def pick(values, index, wanted):
     """values[row, wanted[row]] of [ROWS, PAD] values."""
     return tl.sum(tl.where(index == wanted[:, None], values, 0.0), axis=1)
-
-
-@triton.jit
-def slope_at(t, slope_0, slope_1, rise_0, rise_1, correction):
-    """Slope of the quintic at t in [0, 1]: the cubic through slopes and rises (step times curvature), corrected."""
-    s = 1.0 - t
-    cubic = s * s * ((1.0 + 2.0 * t) * slope_0 + t * rise_0) + t * t * ((1.0 + 2.0 * s) * slope_1 - s * rise_1)
-    return cubic + 30.0 * correction * (t * t) * (s * s)
-
-
-@triton.jit
-def zero_of_slope(slope_0, slope_1, rise_0, rise_1, correction):
-    """Where in [0, 1] the slope crosses zero upwards: on a grid, then two steps along a chord. All [ROWS]."""
-    point = tl.arange(0, GRID)[None, :]
-    step = 1.0 / (GRID - 1)
-    grid_slope = slope_at(
-        point * step, slope_0[:, None], slope_1[:, None], rise_0[:, None], rise_1[:, None], correction[:, None]
-    )
-    below = tl.sum((grid_slope < 0.0).to(tl.int32), axis=1)
-    left = tl.minimum(tl.maximum(below - 1, 0), GRID - 2)
-    left_slope = pick(grid_slope, point, left)
-    right_slope = pick(grid_slope, point, left + 1)
-    growth = right_slope - left_slope
-    rising = growth > 0.0
-    part = tl.where(rising, -left_slope / tl.where(rising, growth, 1.0), 0.5)
-    t = (left + tl.minimum(tl.maximum(part, 0.0), 1.0)) * step
-    # The chord misses by the bend of the slope; one step along it leaves the square of that.
-    rest = slope_at(t, slope_0, slope_1, rise_0, rise_1, correction)
-    return tl.where(rising, t - rest / tl.where(rising, growth, 1.0) * step, t)
-
-
-@triton.jit
-def close_cell(
-    z,  # [ROWS, PAD]
-    r,
-    q,
-    rest,  # [ROWS]: peak at the low end of the span less the log-normalisers there, nats
-    rest_growth,  # [ROWS]: the same at the high end less `rest`; large numbers cancel in it, so it comes as one
-    low,  # [ROWS]: the span
-    high,
-    alpha_min,  # [ROWS]: bounds; equal where alpha is given
-    alpha_max,
-    NODES: tl.constexpr,
-    PAD: tl.constexpr,
-):
-    """The cell that holds alpha, alpha inside it, L and g there, and whether that is good enough. All [ROWS].
-
-    Returns cell_low, cell_high, delta (alpha = cell_low + delta, kept apart: near a step of g the last bit of alpha
-    counts), L, g, done, and whether the cell's ends are neighbouring nodes, without which the other numbers mean
-    nothing.
-    """
-    index = tl.arange(0, PAD)[None, :]
-    span = high - low
-    step = span / (NODES - 1)
-    alpha = low[:, None] + step[:, None] * index
-    resolved = (index < NODES) & (z >= RESOLVED)
-    safe_z = tl.where(resolved, z, 1.0)
-    scale = LN_2 / span
-    mean = r / safe_z
-    slope = mean * scale[:, None] + (rest_growth / span)[:, None]
-    curvature = (q / safe_z - mean * mean) * (scale * scale)[:, None]
-
-    # Outside the bounds the sign of the slope is what would put alpha at the bound.
-    sign = tl.where(alpha < alpha_min[:, None], -1.0, tl.where(alpha > alpha_max[:, None], 1.0, slope))
-    left = tl.max(tl.where(resolved & (index < NODES - 1) & (sign < 0.0), index, 0), axis=1)
-    right_nodes = resolved & (index > left[:, None]) & ((sign >= 0.0) | (index == NODES - 1))
-    right = tl.min(tl.where(right_nodes, index, NODES - 1), axis=1)
-    z_0 = pick(z, index, left)
-    z_1 = pick(z, index, right)
-    slope_0 = pick(slope, index, left)
-    slope_1 = pick(slope, index, right)
-    rise_0 = tl.maximum(pick(curvature, index, left), 0.0) * step
-    rise_1 = tl.maximum(pick(curvature, index, right), 0.0) * step
-    adjacent = (right == left + 1) & (z_0 >= RESOLVED) & (z_1 >= RESOLVED)
-    cell_low = low + step * left
-    cell_high = tl.where(right == NODES - 1, high, low + step * right)
-    log_left = log_sum(tl.where(adjacent, z_0, 1.0))
-    log_growth = log_sum(tl.where(adjacent, z_1, 1.0)) - log_left
-    secant = log_growth / step + rest_growth / span
-    correction = secant - 0.5 * (slope_0 + slope_1) - (rise_0 - rise_1) / 12.0
-    t = zero_of_slope(slope_0, slope_1, rise_0, rise_1, correction)
-    # In this order alpha_min = alpha_max gives that alpha, whatever the slope.
-    lowest = (alpha_min - cell_low) / step
-    highest = (alpha_max - cell_low) / step
-    bounded = (t <= lowest) | (t >= highest)
-    t = tl.minimum(tl.maximum(t, lowest), highest)
-    t = tl.minimum(tl.maximum(t, 0.0), 1.0)
-    g = slope_at(t, slope_0, slope_1, rise_0, rise_1, correction)
-    t2 = t * t
-    t3 = t2 * t
-    t4 = t2 * t2
-    area = (
-        slope_0 * (t - t3 + 0.5 * t4)
-        + slope_1 * (t3 - 0.5 * t4)
-        + rise_0 * (0.5 * t2 - t3 * (2.0 / 3.0) + 0.25 * t4)
-        - rise_1 * (t3 / 3.0 - 0.25 * t4)
-        + correction * t3 * (10.0 - 15.0 * t + 6.0 * t2)
-    )
-    tau = (left / (NODES - 1)).to(tl.float32)
-    value = log_left + rest + tau * rest_growth + step * area
-    # The ends of the cell are exact, so errors count by how far t is from them.
-    doubt = 16.0 * t2 * (1.0 - t) * (1.0 - t)
-    trapezoid = tl.abs(slope_1 - slope_0 - 0.5 * (rise_0 + rise_1))
-    smooth = (trapezoid <= SLOPE_TOLERANCE) & (doubt * tl.abs(correction) <= CUBIC_TOLERANCE)
-    zero = bounded | (tl.abs(g) <= NEAR_TOLERANCE)
-    done = adjacent & zero & (smooth | (doubt * trapezoid <= NEAR_TOLERANCE))
-    return cell_low, cell_high, t * step, value, g, done, adjacent

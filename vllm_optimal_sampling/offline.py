@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_optimal_sampling.argument_checks import ArgumentError, check_bool
 from vllm_optimal_sampling.config.memory import default_memory_share
 from vllm_optimal_sampling.config.settings import KEY, NAME
-from vllm_optimal_sampling.config.theta import SELF
+from vllm_optimal_sampling.config.theta import SELF, is_teacher
 from vllm_optimal_sampling.params import ALPHA_READERS, THETA_PROMPTS, OptimalSamplingParams
 from vllm_optimal_sampling.weights import theta_version, update_theta
 
@@ -67,10 +67,14 @@ class OptimalSampler:
             )
         print(output.generated_texts[0], output.alpha_stats[0]["mean"])
 
+    Self-distillation, where the student is the teacher with a prompt that shows less, or a LoRA adapter of it:
+
+        with OptimalSampler(model="Qwen/Qwen3-8B", theta="self", theta_lora="path/of/an/adapter") as sampler: ...
+
     Args:
         model_teacher: name or folder of the teacher.
-        model_theta: name or folder of theta, the smaller model, with the teacher's tokenizer. `"self"`: theta is the teacher
-            with another prompt, and with the LoRA adapter `theta_lora` if that is given.
+        model_theta: name or folder of theta, the smaller model, with the teacher's tokenizer, which then drafts. The
+            teacher's own is taken as `theta="self"`, where nothing is said of drafts.
         alpha_method: as in `OptimalSamplingParams`.
         fixed_alpha: in [0, 1]: alpha for the methods `fixed` and `arithmetic`; the others take none but the default.
         alpha_min: in [0, alpha_max]: alpha is raised to it.
@@ -82,9 +86,12 @@ class OptimalSampler:
         track_alpha_stats: return `alpha_stats` and `alpha_history`.
         gpu_memory_utilization: in (0, 1]: the share of the GPU's memory for both models and their cache. None: 0.9, and on
             a machine without a GPU 0.5 of its memory.
-        num_speculative_tokens: at least 1: tokens that theta drafts in a round. It changes the speed, not the
-            distribution. Nothing is drafted where theta is the teacher itself, unless `speculative_config` has a drafter.
-        theta_lora: folder of a LoRA adapter of the teacher, which makes theta of it; `max_lora_rank` has to reach its rank.
+        num_speculative_tokens: at least 1: tokens that are drafted in a round, by theta or by what `speculative_config`
+            names beside `theta`. It changes the speed, not the distribution.
+        model: another name of `model_teacher`.
+        theta: in place of `model_theta`, a theta that scores what something else drafts, or each token: "self" for the
+            teacher's own weights, else name or folder. `speculative_config` may name n-grams, EAGLE or MTP as the drafter.
+        theta_lora: name or folder of a LoRA adapter that makes theta of the teacher; with `theta="self"`.
         **llm_arguments: everything else that `vllm.LLM` takes, such as `max_model_len`, `tensor_parallel_size`, `seed`
             or `trust_remote_code`. Entries of `logits_processors` and `speculative_config` are added to those of
             optimal sampling.
@@ -97,8 +104,8 @@ class OptimalSampler:
 
     def __init__(
         self,
-        model_teacher: str,
-        model_theta: str,
+        model_teacher: str | None = None,
+        model_theta: str | None = None,
         alpha_method: str = "kl_symmetry",
         fixed_alpha: float = 0.5,
         alpha_min: float = 0.0,
@@ -109,9 +116,14 @@ class OptimalSampler:
         track_alpha_stats: bool = False,
         gpu_memory_utilization: float | None = None,
         num_speculative_tokens: int = NUM_SPECULATIVE_TOKENS,
+        *,
+        model: str | None = None,
+        theta: str | None = None,
         theta_lora: str | None = None,
         **llm_arguments: Any,
     ) -> None:
+        teacher = _one_of("model_teacher", model_teacher, "model", model)
+        named = _one_of("model_theta", model_theta, "theta", theta)
         check_bool("enable_chat_template", enable_chat_template)
         check_bool("track_alpha_stats", track_alpha_stats)
         self._arguments: dict[str, Any] = {
@@ -135,8 +147,8 @@ class OptimalSampler:
         ):
             if prompt is not None and (not isinstance(prompt, str) or not prompt.strip()):
                 raise ArgumentError(name, f"{name}={prompt!r} is not text; give some, or leave it out")
-        self.model_teacher = model_teacher
-        self.model_theta = model_theta
+        self.model_teacher = teacher
+        self.model_theta = named
         self.teacher_system_prompt = teacher_system_prompt
         self.theta_system_prompt = theta_system_prompt
         self.enable_chat_template = enable_chat_template
@@ -145,16 +157,21 @@ class OptimalSampler:
         self._is_closed = False
         self._lock = threading.Lock()  # two calls in the engine at once would get each other's outputs
         _check_llm_arguments(llm_arguments, enable_chat_template, theta_system_prompt)
-        if model_theta == SELF:
-            llm_arguments |= _scoring(llm_arguments, theta_lora)
-        elif theta_lora is not None:
-            raise ArgumentError(
-                "theta_lora", f'theta_lora is an adapter of the teacher; give model_theta="{SELF}" with it'
-            )
+        speculative = llm_arguments.pop("speculative_config", None) or {}
+        drafts_named = bool(speculative) or num_speculative_tokens != NUM_SPECULATIVE_TOKENS
+        if theta is None and (named == SELF or (is_teacher(named, teacher) and not drafts_named)):
+            theta = SELF
+        if theta is None:
+            if theta_lora is not None:
+                raise ArgumentError(
+                    "theta_lora", 'theta_lora makes theta of the teacher itself; give theta="self" with it'
+                )
+            speculative = _speculative(speculative, named, num_speculative_tokens)
         else:
-            llm_arguments["speculative_config"] = _speculative(
-                llm_arguments.get("speculative_config") or {}, model_theta, num_speculative_tokens
-            )
+            speculative = _drafter(speculative, num_speculative_tokens)
+            scoring = {"theta": theta} | ({} if theta_lora is None else {"theta_lora": theta_lora})
+            additional = llm_arguments.get("additional_config") or {}
+            llm_arguments["additional_config"] = {**additional, KEY: {**additional.get(KEY, {}), **scoring}}
         processors = llm_arguments.pop("logits_processors", None) or []
 
         from vllm import LLM
@@ -162,9 +179,10 @@ class OptimalSampler:
         if gpu_memory_utilization is None:
             gpu_memory_utilization = default_memory_share(MEMORY_SHARE)
         self.llm = LLM(
-            model=model_teacher,
+            model=teacher,
             gpu_memory_utilization=gpu_memory_utilization,
             logits_processors=[NAME, *processors],
+            speculative_config=speculative or None,
             **llm_arguments,
         )
 
@@ -392,6 +410,26 @@ OptimalSamplingV1 = OptimalSampler
 """The name that the original implementation gives it."""
 
 
+def _one_of(name: str, value: str | None, other_name: str, other: str | None) -> str:
+    if (value is None) == (other is None):
+        what = "both are given; drop one of them" if value is not None else "neither is given"
+        raise ArgumentError(name, f"{name} and {other_name} name one model, and {what}")
+    named = value if value is not None else other
+    assert named is not None
+    return named
+
+
+def _drafter(given: Mapping[str, Any], num_speculative_tokens: int) -> dict[str, Any]:
+    """vLLM's speculative configuration beside a theta that scores: the caller's drafter, or none."""
+    if not given and num_speculative_tokens != NUM_SPECULATIVE_TOKENS:
+        raise ArgumentError(
+            "num_speculative_tokens",
+            f"num_speculative_tokens={num_speculative_tokens}, and nothing drafts where theta scores; name a drafter in "
+            'speculative_config, such as {"method": "ngram"}',
+        )
+    return {"num_speculative_tokens": num_speculative_tokens, **given} if given else {}
+
+
 def _speculative(given: Mapping[str, Any], theta: str, num_speculative_tokens: int) -> dict[str, Any]:
     """vLLM's speculative configuration: the caller's, which may not contradict the sampler's own arguments."""
     if given.get("model", theta) != theta:
@@ -407,24 +445,15 @@ def _speculative(given: Mapping[str, Any], theta: str, num_speculative_tokens: i
     return {"num_speculative_tokens": num_speculative_tokens, **given, "model": theta}
 
 
-def _scoring(llm_arguments: Mapping[str, Any], theta_lora: str | None) -> dict[str, Any]:
-    """vLLM's arguments for a theta that is the teacher itself, with an adapter or without."""
-    additional = dict(llm_arguments.get("additional_config") or {})
-    settings = {**additional.get(KEY, {}), "theta": SELF}
-    if theta_lora is None:
-        return {"additional_config": {**additional, KEY: settings}}
-    return {"additional_config": {**additional, KEY: {**settings, "theta_lora": theta_lora}}, "enable_lora": True}
-
-
 def _check_llm_arguments(llm_arguments: Mapping[str, Any], chat: bool, theta_system_prompt: str | None) -> None:
     """Refuse what would stay without effect beside the sampler's own arguments."""
-    if "model" in llm_arguments:
-        raise ArgumentError("model", "model is model_teacher here; drop it")
     additional = llm_arguments.get("additional_config")
     settings = additional.get(KEY) if isinstance(additional, Mapping) else None
     own = ("optimal_sampling", *THETA_PROMPTS, "alpha_method", "alpha", "alpha_min", "alpha_max", "return_alpha")
     if isinstance(settings, Mapping) and "theta" in settings:
-        raise ArgumentError("theta", "additional_config has a theta, and here it is model_theta; drop it")
+        raise ArgumentError(
+            "theta", "additional_config has a theta, and here it is an argument of the sampler (theta); drop it"
+        )
     for name in settings if isinstance(settings, Mapping) else ():
         if name in own:
             raise ArgumentError(

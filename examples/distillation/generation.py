@@ -73,7 +73,7 @@ def generate_command(source: Source, problems: Path, output: Path, theta: Path, 
         "--input", str(problems), "--output", str(output), "--id-column", "id",
         "--chat", "--theta-template", "{{ problem }}",
         "--teacher-template", PRIVILEGED_TEMPLATE if source.privileged else "{{ problem }}",
-        "--privileged", "answer,steps,solution",
+        "--privileged", *(["answer"] if source.privileged else []),
         "--max-tokens", str(measure.MAX_TOKENS), "--num-samples", "1", "--seed", str(seed), "--return-alpha",
         *source.options, *ENGINE_OPTIONS,
     ]  # fmt: skip

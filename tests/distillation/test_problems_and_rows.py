@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,21 @@ def test_the_teacher_alone_sees_the_answer(tmp_path: Path) -> None:
         assert value["--theta-template"] == "{{ problem }}"
         assert ("answer" in value["--teacher-template"]) == source.privileged == (name != "teacher_without_answer")
         assert value["--num-samples"] == "1"
+
+
+@pytest.mark.parametrize("name", ["kl_symmetry", "teacher_without_answer"])
+def test_the_command_hides_the_answer_from_theta(tmp_path: Path, name: str) -> None:
+    """As the command itself shows it, which refuses columns that no row has."""
+    problems = draw_problems("train", 1, 1)
+    write_jsonl(tmp_path / "in.jsonl", problems)
+    theta = tmp_path / "theta"
+    command = generate_command(SOURCES[name], tmp_path / "in.jsonl", tmp_path / "out.jsonl", theta, 0)
+    done = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    assert shown["theta"] == [{"role": "user", "content": problems[0]["problem"]}]
+    assert shown["privileged_context"] == (problems[0]["answer"] if SOURCES[name].privileged else None)
+    assert ("theta is not shown: answer" in done.stderr) == SOURCES[name].privileged
 
 
 def test_the_sources_are_those_of_the_issue() -> None:

@@ -31,6 +31,7 @@ NAMED = {
     "parameters.md": {"python"},
     "report.md": {"bash", "python"},
     "security.md": set(),
+    "self-distillation.md": {"bash", "python"},
     "serving.md": {"bash", "python", "javascript", "yaml"},
     "training.md": {"python"},
     "troubleshooting.md": {"python"},
@@ -56,7 +57,10 @@ def test_python_without_an_engine(document: str) -> None:
         exec(compile(block.prepared(), block.name, "exec"), names)
 
 
-@pytest.mark.parametrize("block", blocks("offline.md", "python"), ids=lambda block: block.name)
+PROGRAMS = [*blocks("offline.md", "python"), *blocks("self-distillation.md", "python")]
+
+
+@pytest.mark.parametrize("block", PROGRAMS, ids=lambda block: block.name)
 def test_offline(block: Block, tmp_path: Path) -> None:
     """Each block, saved as a file, is a program, with the engine in a process of its own as vLLM has it by default."""
     run_as_program(block, tmp_path)
@@ -163,6 +167,14 @@ def test_generating(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     exec(compile(python.prepared(), python.name, "exec"), {})
     assert len((tmp_path / "served.jsonl").read_text().splitlines()) == 2
+
+
+def test_generating_with_one_model(tmp_path: Path) -> None:
+    (block,) = blocks("self-distillation.md", "bash")
+    run_in_shell(f"{block.prepared().rstrip()} {' '.join(SMALL_OPTIONS)}", tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == 2
+    assert all(0 < alpha < 1 for row in rows for alpha in row["optimal_sampling"]["alpha"][:1])
 
 
 def test_the_file_for_generating_is_read(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from vllm import LLM
 
-from support.engines import start_engine, stop_engine
+from support.engines import RUN_MODES, start_engine, stop_engine
 from support.random_models import save_model
 from support.reference_models import Reference
 
@@ -29,9 +29,13 @@ def reference(pair: tuple[str, str]) -> Reference:
     return Reference(*pair)
 
 
-@pytest.fixture(scope="module")
-def engines(pair: tuple[str, str]) -> Iterator[Callable[..., LLM]]:
-    """Engines of the random pair by their options; the last one stays up until another is asked for."""
+@pytest.fixture(scope="module", params=RUN_MODES)
+def engines(pair: tuple[str, str], request: pytest.FixtureRequest) -> Iterator[Callable[..., LLM]]:
+    """Engines of the random pair by their options; the last one stays up until another is asked for.
+
+    Where there is a GPU a test runs twice, eagerly and with CUDA graphs.
+    """
+    mode = RUN_MODES[request.param]
     running: dict[str, LLM] = {}
 
     def engine(**options: Any) -> LLM:
@@ -40,7 +44,7 @@ def engines(pair: tuple[str, str]) -> Iterator[Callable[..., LLM]]:
             for other in running.values():
                 stop_engine(other)
             running.clear()
-            running[key] = start_engine(*pair, **options)
+            running[key] = start_engine(*pair, **{**mode, **options})
         return running[key]
 
     yield engine

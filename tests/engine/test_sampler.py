@@ -172,7 +172,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"track_alpha_stats": 1}, "track_alpha_stats=1 is an integer"),
     ({"theta_system_prompt": ""}, "theta_system_prompt='' is not text"),
     ({"teacher_system_prompt": 3}, "teacher_system_prompt=3 is not text"),
-    ({"model": "another"}, "model is model_teacher here"),
+    ({"model": "another"}, "model_teacher and model name one model"),
     ({"speculative_config": {"model": "another"}}, "speculative_config has another model"),
     ({"num_speculative_tokens": 3, "speculative_config": {"num_speculative_tokens": 2}}, "give one of them"),
     ({"additional_config": {"optimal_sampling": {"alpha_max": 0.5}}}, "additional_config has alpha_max"),

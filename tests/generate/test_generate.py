@@ -111,6 +111,14 @@ def test_a_signal_lets_running_samples_finish(drawn: Drawn) -> None:
     assert "stopped by SIGTERM; run the same command again to go on" in drawn.log
 
 
+def test_the_log_holds_the_commands_own_lines(drawn: Drawn) -> None:
+    """Neither vLLM's configuration nor what the interpreter's numpy says of infinities stands between them."""
+    assert "starting the engine: " in drawn.log
+    assert "theta is not shown: answer" in drawn.log
+    assert " INFO " not in drawn.log
+    assert "RuntimeWarning" not in drawn.log
+
+
 def test_an_engine_that_dies_is_one_sentence(drawn: Drawn) -> None:
     said = [line for line in drawn.log.splitlines() if line.startswith("optimal-sampling generate: ")]
     assert len(said) == 1

@@ -337,3 +337,15 @@ def test_values_that_json_has_no_type_for_are_the_same_rows(tmp_path: Path) -> N
 
     part = input_columns(row.columns)
     assert input_digest(json.loads(line_of(part))) == input_digest(part)
+
+
+def test_a_run_of_which_no_row_succeeded_failed(tmp_path: Path) -> None:
+    """At c2787b4 its exit code was 0, and "all rows" were in the output."""
+    source = write_rows(tmp_path / "in.jsonl", [*problems(1), {"problem": "Why?"}])
+    options = [*MODELS, "--input", str(source), "--output", str(tmp_path / "rows.jsonl"), "--shard", "1/2"]
+    templates = ["--theta-template", "{{ problem }}", "--teacher-template", "{{ problem }} {{ answer }}"]
+    for _ in range(2):  # the second time it is in the output already
+        done = run(*options, *templates)
+        assert done.returncode == 1
+        assert "1 row failed; the column error of" in done.stderr
+        assert done.stderr.endswith("no row succeeded\n")

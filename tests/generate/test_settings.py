@@ -59,6 +59,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"chat_column": "turns"}, "chat_column='turns' holds messages; add --chat"),
     ({"temprature": 1}, "'temprature' is not a setting: did you mean temperature?"),
     ({"log_interval": 0}, "log_interval=0.0 is not above 0 seconds"),
+    ({"input": ""}, "input has an empty text"),
+    ({"input": []}, "input has an empty text"),
+    ({"teacher": ""}, "teacher is empty; give some text"),
+    ({"stop": ["x", ""]}, "stop has an empty text"),
     ({"temperature": float("nan")}, "temperature=nan is not a finite number"),
     ({"alpha": 0.5}, "alpha=0.5 has no effect with alpha_method='kl_symmetry'"),
     ({"alpha": 0.7, "alpha_method": "entropy"}, "alpha=0.7 has no effect with alpha_method='entropy'"),
@@ -185,6 +189,16 @@ def test_sampling_fields_of_json_are_read() -> None:
 def test_engine_options_that_contradict_this_commands(options: list[str], reason: str) -> None:
     with pytest.raises(SettingsError, match=reason):
         engine_args(given(engine=options))
+
+
+def test_a_machine_without_a_gpu_is_not_filled_to_the_brim() -> None:
+    """vLLM's own 0.92 of its memory is hardly ever free, and is then refused."""
+    from vllm.platforms import current_platform
+
+    default = engine_args(given()).gpu_memory_utilization
+    assert default == (0.5 if current_platform.is_cpu() else 0.92)
+    for options in (["--gpu-memory-utilization", "0.7"], ["--gpu_memory_utilization=0.7"]):
+        assert engine_args(given(engine=options)).gpu_memory_utilization == 0.7
 
 
 def test_drafts_may_be_numbered_in_either_place_and_not_in_both() -> None:

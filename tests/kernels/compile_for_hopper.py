@@ -17,7 +17,7 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from vllm_optimal_sampling.kernels.mix import NODES, PAD, read_kernel, refine_kernel, write_kernel
+from vllm_optimal_sampling.kernels.mix import NODES, PAD, read_kernel, refine_kernel, settle_kernel, write_kernel
 from vllm_optimal_sampling.kernels.plan import plan_kernel
 from vllm_optimal_sampling.kernels.relax_top_p import LANES, NUM_WARPS, relax_top_p_kernel
 from vllm_optimal_sampling.kernels.scratch import LaunchShape
@@ -63,9 +63,10 @@ def variants() -> Iterator[tuple[str, Any, dict[str, Any], int]]:
             for has_top_k in (True, False):
                 constants = {"HAS_TOP_K": has_top_k, "ROWS": 1, "LANES": LANES}
                 yield f"relax_top_p_top_k={has_top_k}", relax_top_p_kernel, constants, NUM_WARPS
-        for first in (True, False):
-            constants = tile | {"SUB": shape.refine_sub, "SPLITS": splits, "FIRST": first, "JOIN": shape.join}
-            yield f"refine_first={first}_splits={splits}", refine_kernel, constants, shape.num_warps
+        constants = tile | {"SUB": shape.refine_sub, "SPLITS": splits, "JOIN": shape.join}
+        yield f"refine_splits={splits}", refine_kernel, constants, shape.num_warps
+        constants = {"ROWS": shape.rows, "LANES": shape.lanes, "SPLITS": splits}
+        yield f"settle_splits={splits}", settle_kernel, constants, shape.plan_warps
         constants = {"ROWS": shape.rows, "BLOCK": shape.block, "SPLITS": splits}
         yield f"write_splits={splits}", write_kernel, constants, shape.num_warps
 

@@ -39,7 +39,13 @@ def check(report: dict[str, dict[str, int]]) -> None:
 def test_kernels_of_every_row_compile_without_spills() -> None:
     check(
         compile_for_hopper(
-            "bf16", "read", "refine_first=True_splits=32", "write_splits=16", "token_logprobs", "relax_top_p_top_k=True"
+            "bf16",
+            "read",
+            "refine_splits=32",
+            "settle_splits=32",
+            "write_splits=16",
+            "token_logprobs",
+            "relax_top_p_top_k=True",
         )
     )
 

@@ -10,7 +10,7 @@ from adversarial_rows import Pair, families
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from vllm_optimal_sampling.kernels import NEVER, Kind, Method, MixRecord, MixScratch, MixSettings, mix_, reference
-from vllm_optimal_sampling.kernels.scratch import LaunchShape
+from vllm_optimal_sampling.kernels.scratch import READINGS, LaunchShape
 
 VOCAB = 997
 GEOMETRIC_METHODS = [method for method in Method if method != Method.ARITHMETIC]
@@ -44,15 +44,11 @@ def check(
             continue
         limit = tolerances.TOTAL_VARIATION_ENTROPY if method == Method.ENTROPY else tolerances.TOTAL_VARIATION
         assert call.total_variation(row, wanted.log_q) < limit, at
-        extreme = name == "halves_80"
-        normalised = tolerances.NORMALISED_80 if extreme else tolerances.NORMALISED
-        assert abs(row.double().logsumexp(0).item()) < normalised, at
+        assert abs(row.double().logsumexp(0).item()) < tolerances.NORMALISED, at
         assert torch.equal(row == -torch.inf, wanted.log_q == -torch.inf), at
         if method == Method.KL_SYMMETRY:
-            gap = tolerances.KL_GAP_80 if extreme else tolerances.KL_GAP
-            assert call.kl_gap(row, teacher, theta) < gap, at
-        away = extreme or method != Method.KL_SYMMETRY
-        relative = tolerances.KL_RELATIVE_AWAY if away else tolerances.KL_RELATIVE
+            assert call.kl_gap(row, teacher, theta) < tolerances.KL_GAP, at
+        relative = tolerances.KL_RELATIVE if method == Method.KL_SYMMETRY else tolerances.KL_RELATIVE_AWAY
         # Where alpha is not at the root, both divergences move with it by their difference.
         absolute = relative * (1 + abs(wanted.kl_theta - wanted.kl_teacher) if method == Method.ENTROPY else 1)
         for got, want in ((record.kl_theta, wanted.kl_theta), (record.kl_teacher, wanted.kl_teacher)):
@@ -112,7 +108,7 @@ def test_launch_shapes_cover_the_row_and_fit_the_scratch() -> None:
                 shape = LaunchShape.choose(num_rows, vocab, interpreted=interpreted)
                 at = f"{num_rows} rows of {vocab}: {shape}"
                 assert (shape.splits - 1) * shape.split_size < vocab <= shape.splits * shape.split_size, at
-                assert 3 * num_rows * shape.splits <= len(scratch.partials), at
+                assert READINGS * num_rows * shape.splits <= len(scratch.partials), at
                 # Triton's limit for a tensor, of which the largest is [rows, 16, lanes].
                 assert shape.rows * 16 * shape.lanes <= 2**20, at
 
@@ -388,19 +384,16 @@ def test_any_row_gives_a_distribution_between_the_two(
         row, record = mixed.rows[i], mixed.record
         support = (teacher > reference.LOWEST) & (theta > reference.LOWEST)
         if record.fallback[i, 0]:
-            # Only where there is (next to) nothing in common.
             assert torch.equal(row, teacher)
-            if support.any():
-                u, v = theta[support].double().log_softmax(0), teacher[support].double().log_softmax(0)
-                assert float(((u + v) / 2).logsumexp(0)) < -60, "something in common"
+            assert not support.any(), "something in common"
             continue
         assert torch.equal(row > -torch.inf, support)
-        assert abs(row.double().logsumexp(0).item()) < tolerances.NORMALISED_80
+        assert abs(row.double().logsumexp(0).item()) < tolerances.NORMALISED
         assert 0 <= record.alpha[i, 0] <= 1
         assert record.kl_theta[i, 0] >= 0
         assert record.kl_teacher[i, 0] >= 0
         if method == Method.KL_SYMMETRY:
-            assert call.kl_gap(row, teacher, theta) < tolerances.KL_GAP_80
+            assert call.kl_gap(row, teacher, theta) < tolerances.KL_GAP
             # The equal divergence is the largest that any mixture has to its nearer model.
             assert record.kl_theta[i, 0].item() == pytest.approx(record.kl_teacher[i, 0].item(), rel=1e-3, abs=2e-3)
         elif method == Method.FIXED:

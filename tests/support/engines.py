@@ -5,9 +5,22 @@ from __future__ import annotations
 import gc
 from typing import Any
 
+import torch
 from vllm import LLM
 
 from vllm_optimal_sampling.worker.processor import OptimalSamplingLogitsProcessor
+
+ON_GPU = torch.cuda.is_available()
+
+# A card is shared with engines of other tests. The cache is given in bytes, so this is only checked.
+GPU_OPTIONS: dict[str, Any] = {"gpu_memory_utilization": 0.05} if ON_GPU else {}
+
+RUN_MODES: dict[str, dict[str, Any]] = {"eager": {"enforce_eager": True}} | (
+    {"graphs": {"enforce_eager": False, "compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}}}
+    if ON_GPU
+    else {}
+)
+"""How an engine runs its models; async scheduling, which vLLM's CPU build has not, is on with both where there is a GPU."""
 
 
 def engine_options(teacher: str, theta: str, num_speculative_tokens: int = 3, **options: Any) -> dict[str, Any]:
@@ -47,6 +60,7 @@ def _small(teacher: str, **options: Any) -> dict[str, Any]:
         "kv_cache_memory_bytes": 1 << 26,
         "block_size": 32,
         "disable_log_stats": False,
+        **GPU_OPTIONS,
         **options,
     }
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -65,4 +66,29 @@ def save_model(
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **options))
     model.save_pretrained(path)
     save_tokenizer(path)
+    return str(path)
+
+
+def save_eagle_head(path: Path, model: str, *, seed: int) -> str:
+    """Save a random EAGLE head for a Llama by `save_model`, whose embedding and output layer it shares."""
+    config = AutoConfig.from_pretrained(model)
+    config.num_hidden_layers = 1
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(path)
+    hidden, heads = config.hidden_size, config.num_attention_heads * config.head_dim
+    kv = config.num_key_value_heads * config.head_dim
+    shapes = {
+        "fc": (hidden, 2 * hidden),
+        "layers.0.self_attn.q_proj": (heads, hidden),
+        "layers.0.self_attn.k_proj": (kv, hidden),
+        "layers.0.self_attn.v_proj": (kv, hidden),
+        "layers.0.self_attn.o_proj": (hidden, heads),
+        "layers.0.mlp.gate_proj": (config.intermediate_size, hidden),
+        "layers.0.mlp.up_proj": (config.intermediate_size, hidden),
+        "layers.0.mlp.down_proj": (hidden, config.intermediate_size),
+    }
+    torch.manual_seed(seed)
+    weights = {f"{name}.weight": torch.randn(shape) * 0.15 for name, shape in shapes.items()}
+    weights["layers.0.post_attention_layernorm.weight"] = torch.ones(hidden)
+    save_file(weights, path / "model.safetensors")
     return str(path)

@@ -16,8 +16,10 @@ class Reference:
     """Both models in float64, and nothing of vLLM."""
 
     def __init__(self, teacher: str, theta: str):
-        self.teacher = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float64).eval()
-        self.theta = AutoModelForCausalLM.from_pretrained(theta, dtype=torch.float64).eval()
+        # Experts one by one: torch's grouped multiplication knows no float64.
+        options = {"dtype": torch.float64, "experts_implementation": "eager"}
+        self.teacher = AutoModelForCausalLM.from_pretrained(teacher, **options).eval()
+        self.theta = AutoModelForCausalLM.from_pretrained(theta, **options).eval()
         self._known: dict[tuple[int, tuple[int, ...]], torch.Tensor] = {}
 
     @torch.inference_mode()

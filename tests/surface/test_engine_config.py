@@ -281,7 +281,7 @@ SPECULATIVE = [
     *(
         (
             {"rejection_sample_method": method},
-            f"rejection_sample_method='{method}' is lossy or not shown exact: tokens would not follow q*; drop it, "
+            f"rejection_sample_method='{method}' is not supported: tokens would not follow q*; drop it, "
             '"standard" is the default',
         )
         for method in ("fly", "block")
@@ -302,7 +302,7 @@ SPECULATIVE = [
     ),
     (
         {"enable_adaptive_verification": True},
-        "enable_adaptive_verification is not supported: it is not shown exact; drop it",
+        "enable_adaptive_verification is not supported; drop it",
     ),
 ]
 
@@ -415,7 +415,7 @@ def test_another_version_of_vllm_is_refused(build_config: BuildConfig, monkeypat
     )
 
 
-# Configurations that are not shown exact
+# Configurations that are not supported
 
 
 def test_a_theta_that_vllm_takes_for_a_drafter_is_refused(
@@ -457,53 +457,73 @@ ENGINE = [
     (
         "parallel_config.enable_batch_sharded_sampling",
         True,
-        "batch-sharded sampling; drop enable_batch_sharded_sampling",
+        "batch-sharded sampling is not supported; drop enable_batch_sharded_sampling",
     ),
     (
         "speculative_config.enable_adaptive_verification",
         True,
-        "adaptive verification; drop enable_adaptive_verification",
+        "adaptive verification is not supported; drop enable_adaptive_verification",
     ),
-    ("parallel_config.pipeline_parallel_size", 2, "pipeline parallelism; use tensor parallelism"),
+    ("parallel_config.pipeline_parallel_size", 2, "pipeline parallelism is not supported; use tensor parallelism"),
     (
         "parallel_config.decode_context_parallel_size",
         2,
-        "decode context parallelism; drop --decode-context-parallel-size",
+        "decode context parallelism is not supported; drop --decode-context-parallel-size",
     ),
     (
         "parallel_config.prefill_context_parallel_size",
         2,
-        "prefill context parallelism; drop --prefill-context-parallel-size",
+        "prefill context parallelism is not supported; drop --prefill-context-parallel-size",
     ),
-    ("parallel_config.enable_dbo", True, "dual batch overlap and micro-batches; drop --enable-dbo and --ubatch-size"),
-    ("parallel_config.ubatch_size", 2, "dual batch overlap and micro-batches; drop --enable-dbo and --ubatch-size"),
+    (
+        "parallel_config.enable_dbo",
+        True,
+        "dual batch overlap and micro-batches are not supported; drop --enable-dbo and --ubatch-size",
+    ),
+    (
+        "parallel_config.ubatch_size",
+        2,
+        "dual batch overlap and micro-batches are not supported; drop --enable-dbo and --ubatch-size",
+    ),
     (
         "speculative_config.draft_parallel_config.tensor_parallel_size",
         2,
-        "a tensor-parallel size of theta's own; drop draft_tensor_parallel_size",
+        "a tensor-parallel size of theta's own is not supported; drop draft_tensor_parallel_size",
     ),
-    ("watermark_config", object(), "watermarking, which changes what is drawn; drop --watermark-config"),
+    (
+        "watermark_config",
+        object(),
+        "watermarking is not supported, since it changes what is drawn; drop --watermark-config",
+    ),
     (
         "kv_transfer_config",
         object(),
-        "KV connectors and KV offloading, which move the teacher's cache without theta's; drop --kv-transfer-config "
-        "and --kv-offloading-size",
+        "KV connectors and KV offloading are not supported, since they move the teacher's cache without theta's; drop "
+        "--kv-transfer-config and --kv-offloading-size",
     ),
-    ("ec_transfer_config", object(), "transfer of encoder outputs; drop --ec-transfer-config"),
-    ("cache_config.kv_sharing_fast_prefill", True, "fast prefill by KV sharing; drop --kv-sharing-fast-prefill"),
-    ("lora_config", object(), "LoRA; merge the adapter into the model"),
+    ("ec_transfer_config", object(), "transfer of encoder outputs is not supported; drop --ec-transfer-config"),
+    (
+        "cache_config.kv_sharing_fast_prefill",
+        True,
+        "fast prefill by KV sharing is not supported; drop --kv-sharing-fast-prefill",
+    ),
+    ("lora_config", object(), "LoRA is not supported beside a separate theta; merge the adapter into the model"),
     (
         "model_config.enable_prompt_embeds",
         True,
-        "prompt embeddings, which theta cannot read; drop --enable-prompt-embeds",
+        "prompt embeddings are not supported, since theta cannot read them; drop --enable-prompt-embeds",
     ),
-    ("model_config.enable_trace_replay", True, "trace replay; drop --enable-trace-replay"),
-    ("model_config.return_sampling_mask", True, "sampling masks in the output; drop --return-sampling-mask"),
+    ("model_config.enable_trace_replay", True, "trace replay is not supported; drop --enable-trace-replay"),
+    (
+        "model_config.return_sampling_mask",
+        True,
+        "sampling masks in the output are not supported; drop --return-sampling-mask",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("path", "value", "sentence"), ENGINE, ids=[path for path, _, _ in ENGINE])
-def test_engines_that_are_not_shown_exact_are_refused(
+def test_engines_that_are_not_supported_are_refused(
     supported: Any, monkeypatch: pytest.MonkeyPatch, path: str, value: Any, sentence: str
 ) -> None:
     check_supported(supported)
@@ -514,7 +534,7 @@ def test_engines_that_are_not_shown_exact_are_refused(
     monkeypatch.setattr(owner, name, value)
     with pytest.raises(UnsupportedEngineError) as caught:
         check_supported(supported)
-    assert str(caught.value) == f"optimal sampling cannot start: it is not shown exact with {sentence}."
+    assert str(caught.value) == f"optimal sampling cannot start: {sentence}."
 
 
 @pytest.mark.parametrize("name", ["data_parallel_size", "enable_expert_parallel"])
@@ -523,7 +543,8 @@ def test_experts_on_several_ranks_are_refused(supported: Any, monkeypatch: pytes
     check_supported(supported)  # a dense pair has one engine to a rank
     monkeypatch.setattr(ModelConfig, "is_moe", property(lambda _: True))
     with pytest.raises(
-        UnsupportedEngineError, match="a mixture of experts over several data-parallel or expert-parallel"
+        UnsupportedEngineError,
+        match="a mixture of experts is not supported over several data-parallel or expert-parallel",
     ):
         check_supported(supported)
 

@@ -147,13 +147,13 @@ def test_a_draft_model_beside_another_theta(build_config: BuildConfig, theta: st
     [
         (
             {"method": "suffix", "num_speculative_tokens": 2},
-            "drafting by 'suffix' is not shown exact beside theta; use one of ngram, ngram_gpu, eagle, eagle3, mtp, or drop "
+            "drafting by 'suffix' is not supported beside theta; use one of ngram, ngram_gpu, eagle, eagle3, mtp, or drop "
             "speculative_config",
         ),
         ({"method": "ngram"}, 'speculative_config has no "num_speculative_tokens"; add it, 3 is a good start'),
         (
             {**NGRAM, "rejection_sample_method": "block"},
-            "rejection_sample_method='block' is lossy or not shown exact: tokens would not follow q*; drop it, \"standard\" "
+            "rejection_sample_method='block' is not supported: tokens would not follow q*; drop it, \"standard\" "
             "is the default",
         ),
         ("ngram", "speculative_config is 'ngram', not an object"),

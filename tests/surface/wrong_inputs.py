@@ -83,9 +83,9 @@ def request(given: dict[str, Any], defaults: dict[str, Any] | None = None) -> st
 
 def fields(given: dict[str, Any]) -> str | None:
     """Fields of a request's JSON."""
-    from vllm_optimal_sampling.front_end.misplaced import misplaced
+    from vllm_optimal_sampling.front_end.misplaced import bool_as_number, misplaced
 
-    error = misplaced(given)
+    error = misplaced(given) or bool_as_number(given.get("vllm_xargs"))
     return None if error is None else str(error)
 
 
@@ -147,7 +147,7 @@ def generate(*words: str, without: tuple[str, ...] = (), **changes: str) -> str 
     options = {name: value for name, value in BASE.items() if name not in without}
     options |= {name.replace("_", "-"): value for name, value in changes.items()}
     given = [word for name, value in options.items() for word in (f"--{name}", value)]
-    return command("generate", *given, *words, "--dry-run")
+    return command("generate", *given, *([] if "--dry-run" in words else ["--dry-run"]), *words)
 
 
 def file(text: str, *words: str) -> str | None:
@@ -198,6 +198,7 @@ def wrong_inputs() -> Iterator[Wrong]:
         lambda: request({"alpha_min": 0.9}, {"alpha_max": 0.5}),
     )
     for kind, given in (
+        ("of a wrong type", {"vllm_xargs": {"alpha_max": True}}),
         ("misplaced", {"theta_prompt": "x"}),
         ("misplaced", {"alpha_max": 0.5}),
         ("misplaced", {"extra_body": {"vllm_xargs": {"theta_prompt": "x"}}}),
@@ -291,6 +292,8 @@ def options_of_generate() -> Iterator[Wrong]:
         ("of a wrong type", "--teacher-system-prompt 'It is {{ answer }}.'"),
         ("out of range", "--shard 9/8"),
         ("out of range", "--num-samples 0"),
+        ("out of range", "--dry-run 0"),
+        ("missing", "--input ''"),
         ("out of range", "--temperature nan"),
         ("ineffective", "--alpha 0.7"),
         ("ineffective", "--split train"),

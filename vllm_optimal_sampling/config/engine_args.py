@@ -271,7 +271,7 @@ def _drafter_problems(spec: Mapping[str, Any], theta: str) -> Iterator[str]:
         )
     elif method is not None and method not in EXACT_DRAFTERS:
         yield (
-            f"drafting by {shown(method)} is not shown exact beside theta; use one of {', '.join(EXACT_DRAFTERS)}, or drop "
+            f"drafting by {shown(method)} is not supported beside theta; use one of {', '.join(EXACT_DRAFTERS)}, or drop "
             "speculative_config"
         )
     if spec.get("num_speculative_tokens") is None and "num_speculative_tokens_per_batch_size" not in spec:
@@ -316,11 +316,11 @@ def _verification_problems(spec: Mapping[str, Any]) -> Iterator[str]:
     verification = spec.get("rejection_sample_method")
     if verification not in (None, "standard", "synthetic"):
         yield (
-            f"rejection_sample_method={shown(verification)} is lossy or not shown exact: tokens would not follow q*; "
+            f"rejection_sample_method={shown(verification)} is not supported: tokens would not follow q*; "
             'drop it, "standard" is the default'
         )
     if spec.get("enable_adaptive_verification"):
-        yield "enable_adaptive_verification is not supported: it is not shown exact; drop it"
+        yield "enable_adaptive_verification is not supported; drop it"
 
 
 def _missing_folders(models: Mapping[str, Any]) -> Iterator[str]:

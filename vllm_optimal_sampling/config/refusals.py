@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_supported(vllm_config: VllmConfig) -> None:
-    """Refuse an engine for which the output is not shown to follow q* exactly.
+    """Refuse an engine for which no test shows that the output follows q* exactly.
 
     Raises:
         UnsupportedEngineError: (a ValueError) with everything that is in the way, and what to do about each.
@@ -31,7 +31,7 @@ def check_supported(vllm_config: VllmConfig) -> None:
         if spec is not None and spec.method not in EXACT_DRAFTERS:
             raise UnsupportedEngineError(
                 f"optimal sampling cannot start: vLLM took speculative_config for the method {spec.method!r}, which is "
-                f"not shown exact beside theta; use one of {', '.join(EXACT_DRAFTERS)}, or drop it"
+                f"not supported beside theta; use one of {', '.join(EXACT_DRAFTERS)}, or drop it"
             )
     elif spec is None or spec.method != "draft_model" or spec.draft_model_config is None:
         method = None if spec is None else spec.method
@@ -88,37 +88,65 @@ def _engine_problems(config: VllmConfig) -> Iterator[str]:
         config.cache_config,
     )
     several_experts = parallel.data_parallel_size > 1 or parallel.enable_expert_parallel
-    table = {
-        "batch-sharded sampling; drop enable_batch_sharded_sampling": parallel.enable_batch_sharded_sampling,
-        "adaptive verification; drop enable_adaptive_verification": (
-            spec is not None and spec.enable_adaptive_verification
+    has_adaptive_verification = spec is not None and spec.enable_adaptive_verification
+    is_moe_on_ranks = several_experts and (model.is_moe or theta_model_config(config).is_moe)
+    has_lora = config.lora_config is not None and not scores_itself(config)
+    refused = (
+        (
+            parallel.enable_batch_sharded_sampling,
+            "batch-sharded sampling is not supported; drop enable_batch_sharded_sampling",
         ),
-        "pipeline parallelism; use tensor parallelism": parallel.pipeline_parallel_size > 1,
-        "decode context parallelism; drop --decode-context-parallel-size": parallel.decode_context_parallel_size > 1,
-        "prefill context parallelism; drop --prefill-context-parallel-size": parallel.prefill_context_parallel_size > 1,
-        "dual batch overlap and micro-batches; drop --enable-dbo and --ubatch-size": parallel.use_ubatching,
-        "a mixture of experts over several data-parallel or expert-parallel ranks; use tensor parallelism": (
-            several_experts and (model.is_moe or theta_model_config(config).is_moe)
+        (has_adaptive_verification, "adaptive verification is not supported; drop enable_adaptive_verification"),
+        (parallel.pipeline_parallel_size > 1, "pipeline parallelism is not supported; use tensor parallelism"),
+        (
+            parallel.decode_context_parallel_size > 1,
+            "decode context parallelism is not supported; drop --decode-context-parallel-size",
         ),
-        "watermarking, which changes what is drawn; drop --watermark-config": config.watermark_config is not None,
-        "KV connectors and KV offloading, which move the teacher's cache without theta's; drop --kv-transfer-config "
-        "and --kv-offloading-size": config.kv_transfer_config is not None,
-        "transfer of encoder outputs; drop --ec-transfer-config": config.ec_transfer_config is not None,
-        "fast prefill by KV sharing; drop --kv-sharing-fast-prefill": cache.kv_sharing_fast_prefill,
-        "LoRA; merge the adapter into the model": (config.lora_config is not None and not scores_itself(config)),
-        "prompt embeddings, which theta cannot read; drop --enable-prompt-embeds": model.enable_prompt_embeds,
-        "trace replay; drop --enable-trace-replay": model.enable_trace_replay,
-        "sampling masks in the output; drop --return-sampling-mask": model.return_sampling_mask,
-    }
-    for what, is_so in table.items():
-        if is_so:
-            yield f"it is not shown exact with {what}"
+        (
+            parallel.prefill_context_parallel_size > 1,
+            "prefill context parallelism is not supported; drop --prefill-context-parallel-size",
+        ),
+        (
+            parallel.use_ubatching,
+            "dual batch overlap and micro-batches are not supported; drop --enable-dbo and --ubatch-size",
+        ),
+        (
+            is_moe_on_ranks,
+            "a mixture of experts is not supported over several data-parallel or expert-parallel ranks; use tensor "
+            "parallelism",
+        ),
+        (
+            config.watermark_config is not None,
+            "watermarking is not supported, since it changes what is drawn; drop --watermark-config",
+        ),
+        (
+            config.kv_transfer_config is not None,
+            "KV connectors and KV offloading are not supported, since they move the teacher's cache without theta's; drop "
+            "--kv-transfer-config and --kv-offloading-size",
+        ),
+        (
+            config.ec_transfer_config is not None,
+            "transfer of encoder outputs is not supported; drop --ec-transfer-config",
+        ),
+        (
+            cache.kv_sharing_fast_prefill,
+            "fast prefill by KV sharing is not supported; drop --kv-sharing-fast-prefill",
+        ),
+        (has_lora, "LoRA is not supported beside a separate theta; merge the adapter into the model"),
+        (
+            model.enable_prompt_embeds,
+            "prompt embeddings are not supported, since theta cannot read them; drop --enable-prompt-embeds",
+        ),
+        (model.enable_trace_replay, "trace replay is not supported; drop --enable-trace-replay"),
+        (model.return_sampling_mask, "sampling masks in the output are not supported; drop --return-sampling-mask"),
+    )
+    yield from (sentence for is_so, sentence in refused if is_so)
     if scores_itself(config):
         yield from _one_model_problems(config)
     if spec is None or scores(config):
         return
     if spec.draft_parallel_config.tensor_parallel_size != parallel.tensor_parallel_size:
-        yield ("it is not shown exact with a tensor-parallel size of theta's own; drop draft_tensor_parallel_size")
+        yield "a tensor-parallel size of theta's own is not supported; drop draft_tensor_parallel_size"
     if spec.kv_cache_dtype not in (None, cache.cache_dtype):
         yield (
             f"theta's KV cache lies in the teacher's blocks, so kv_cache_dtype={spec.kv_cache_dtype!r} for theta alone "

@@ -68,6 +68,11 @@ def same_place(first: str, second: str) -> bool:
     )
 
 
+def is_teacher(theta: str, teacher: str) -> bool:
+    """Whether a theta of this name has the teacher's own weights."""
+    return theta == SELF or same_place(theta, teacher)
+
+
 def theta_model_config(vllm_config: VllmConfig) -> ModelConfig:
     """vLLM's configuration of theta, made anew for a theta that is neither the draft model nor the teacher.
 

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from vllm_optimal_sampling.argument_checks import wrong_type
 from vllm_optimal_sampling.config.settings import ENGINE_SETTINGS, is_enabled
 from vllm_optimal_sampling.params import ARGUMENTS, ArgumentError, closest
 
@@ -26,6 +27,13 @@ WRAPPERS = {
     "extra_args": "over HTTP they are called vllm_xargs",
 }
 """Fields that would hold our arguments and mean nothing to vLLM's server."""
+
+
+NUMBERS = (
+    *("alpha", "alpha_min", "alpha_max", "support_top_k", "support_top_p"),
+    *("teacher_only_tokens", "max_js_divergence"),
+)
+"""The arguments that are numbers."""
 
 
 def misplaced(fields: Iterable[str]) -> ArgumentError | None:
@@ -63,7 +71,10 @@ def refuse_misplaced(fields: Iterable[str] | None) -> None:
         VLLMValidationError: (HTTP 400) one of them is optimal sampling's, or is meant to hold its arguments.
 
     """
-    error = misplaced(fields or ())
+    _refuse(misplaced(fields or ()))
+
+
+def _refuse(error: ArgumentError | None) -> None:
     if error is not None:
         from vllm.exceptions import VLLMValidationError
 
@@ -81,4 +92,12 @@ async def refuse_misplaced_in(raw_request: Request) -> None:
         return
     body = await raw_request.json()
     if isinstance(body, dict):
-        refuse_misplaced(body)
+        _refuse(misplaced(body) or bool_as_number(body.get("vllm_xargs")))
+
+
+def bool_as_number(arguments: object) -> ArgumentError | None:
+    """Why arguments with true or false for a number are refused: vLLM makes 1 and 0 of them. None where there are none."""
+    for name in NUMBERS:
+        if isinstance(arguments, dict) and isinstance(arguments.get(name), bool):
+            return wrong_type(name, arguments[name], "a number")
+    return None

@@ -56,7 +56,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--config", metavar="FILE", help="options from a YAML file; those given here come first")
     group = parser.add_argument_group("models")
     group.add_argument("--teacher", metavar="MODEL", help="name or folder")
-    group.add_argument("--theta", metavar="MODEL", help="the student: smaller, with the same tokenizer")
+    group.add_argument(
+        "--theta",
+        metavar="MODEL",
+        help='the student: smaller, with the same tokenizer, or "self" for the teacher itself',
+    )
+    group.add_argument("--theta-lora", metavar="ADAPTER", help="with --theta self: the student is the teacher with it")
     group.add_argument("--num-speculative-tokens", type=int, metavar="K", help="drafts of theta in a round (4)")
     group.add_argument(
         "--endpoint", metavar="URL", help="ask a running `vllm serve` with the plugin instead of starting an engine"
@@ -157,6 +162,8 @@ def main(arguments: argparse.Namespace) -> int:
             _quieten()
         settings = _settings(values)
         if dry_run is not None:
+            if dry_run < 1:
+                raise SettingsError(f"--dry-run {dry_run} is less than 1 row")
             return _show_prompts(settings, dry_run)
         return _generate(settings, signals)
     except (SettingsError, RunError) as error:
@@ -211,6 +218,8 @@ def _opened(settings: Settings) -> tuple[Settings, list[Source]]:
     sources = open_inputs(settings.input, settings.split, settings.config_name, Path(settings.output), _say)
     settings = check_input(sources, settings, _say)
     templates = settings.templates()
+    if settings.temperature == 0 and settings.num_samples > 1:
+        _say(f"at temperature 0 the {settings.num_samples} samples of a row are the same text")
     if templates.privileged:
         _say(f"theta is not shown: {', '.join(templates.privileged)}")
     return settings, sources

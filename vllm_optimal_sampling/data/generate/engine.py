@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from vllm_optimal_sampling.config.memory import default_memory_share
 from vllm_optimal_sampling.config.settings import KEY, NAME
+from vllm_optimal_sampling.config.theta import SELF
 from vllm_optimal_sampling.data.generate.errors import RowError, RunError, SettingsError
 from vllm_optimal_sampling.data.generate.jobs import Sample
 from vllm_optimal_sampling.data.generate.progress import Figures
@@ -53,10 +54,28 @@ def engine_args(settings: Settings) -> Any:
     if "--gpu-memory-utilization" not in given:
         arguments.gpu_memory_utilization = default_memory_share(arguments.gpu_memory_utilization)
     arguments.logits_processors = [NAME, *(arguments.logits_processors or ())]
-    ours = {"model": settings.theta, "num_speculative_tokens": settings.num_speculative_tokens}
-    arguments.speculative_config = _speculative(arguments.speculative_config or {}, ours)
     _check_engine_settings(arguments.additional_config)
+    if settings.scores_itself:
+        _ask_for_one_model(arguments, settings)
+    else:
+        ours = {"model": settings.theta, "num_speculative_tokens": settings.num_speculative_tokens}
+        arguments.speculative_config = _speculative(arguments.speculative_config or {}, ours)
     return arguments
+
+
+def _ask_for_one_model(arguments: Any, settings: Settings) -> None:
+    """Have theta be the teacher itself; whatever drafts, if anything, is what vLLM's options say."""
+    if arguments.speculative_config is None and settings.num_speculative_tokens != NUM_SPECULATIVE_TOKENS:
+        raise SettingsError(
+            f"--num-speculative-tokens is {settings.num_speculative_tokens}, and nothing drafts where theta is the teacher "
+            'itself; name a drafter, such as --speculative-config \'{"method": "ngram"}\''
+        )
+    if arguments.speculative_config is not None:
+        ours = {"num_speculative_tokens": settings.num_speculative_tokens}
+        arguments.speculative_config = ours | arguments.speculative_config
+    theta = {"theta": SELF} | ({} if settings.theta_lora is None else {"theta_lora": settings.theta_lora})
+    additional = arguments.additional_config or {}
+    arguments.additional_config = {**additional, KEY: {**additional.get(KEY, {}), **theta}}
 
 
 def _speculative(given: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:

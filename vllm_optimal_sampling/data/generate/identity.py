@@ -91,7 +91,10 @@ def identity_of(settings: Settings) -> dict[str, Any]:
     identity["engine"] = _telling_options(settings.engine)
     if settings.endpoint is None:
         assert settings.teacher is not None and settings.theta is not None
-        identity |= {"teacher_files": model_digest(settings.teacher), "theta_files": model_digest(settings.theta)}
+        theta = settings.teacher if settings.scores_itself else settings.theta
+        identity |= {"teacher_files": model_digest(settings.teacher), "theta_files": model_digest(theta)}
+        if settings.theta_lora is not None:
+            identity |= {"theta_lora": settings.theta_lora, "theta_lora_files": model_digest(settings.theta_lora)}
     result: dict[str, Any] = json.loads(json.dumps(identity))
     return result
 

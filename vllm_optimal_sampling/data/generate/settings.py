@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from vllm_optimal_sampling.config.theta import is_teacher
 from vllm_optimal_sampling.data.generate.errors import SettingsError
 from vllm_optimal_sampling.data.generate.templates import Templates, template_text
 from vllm_optimal_sampling.data.rows import SUFFIXES as READ_SUFFIXES
@@ -48,6 +49,9 @@ class Settings:
     output: str
     teacher: str | None = None
     theta: str | None = None
+    """"self", or the teacher's own name, for a student with the teacher's weights."""
+    theta_lora: str | None = None
+    """The LoRA adapter that makes the student of the teacher."""
     endpoint: str | None = None
     """A running server's address; None: an engine in this machine."""
     theta_template: str | None = None
@@ -113,6 +117,11 @@ class Settings:
             if name in self.sampling:
                 raise SettingsError(f"sampling has {name!r}: {reason}")
 
+    @property
+    def scores_itself(self) -> bool:
+        """Whether the student has the teacher's weights: one model, which reads each row's two prompts."""
+        return self.teacher is not None and self.theta is not None and is_teacher(self.theta, self.teacher)
+
     def _check_models(self) -> None:
         if self.endpoint is None:
             for name in ("teacher", "theta"):
@@ -120,7 +129,14 @@ class Settings:
                     raise SettingsError(
                         f"{name} is missing; give --{name} MODEL, or --endpoint URL of a running server"
                     )
+            if self.theta_lora is not None and not self.scores_itself:
+                raise SettingsError(
+                    f"theta_lora={self.theta_lora!r} makes the student of the teacher, and theta is {self.theta!r}; give "
+                    "--theta self with it"
+                )
             return
+        if self.theta_lora is not None:
+            raise SettingsError("theta_lora is for an engine, and endpoint asks a running one; drop one of them")
         if not self.endpoint.startswith(("http://", "https://")):
             raise SettingsError(f"endpoint={self.endpoint!r} is not an address such as http://localhost:8000")
         if self.engine:

@@ -76,7 +76,13 @@ def _typed(name: str, kind: str, value: Any) -> Any:
         texts = (value,) if isinstance(value, str) else tuple(value)
         if not all(isinstance(text, str) for text in texts):
             raise SettingsError(f"{name}={value!r} is not {words}")
+        if "" in texts or (name == "input" and not texts):
+            raise SettingsError(
+                f"{name} has an empty text; give some, or leave it out (a variable of the shell may be unset)"
+            )
         return texts
+    if value == "":
+        raise SettingsError(f"{name} is empty; give some text, or leave it out (a variable of the shell may be unset)")
     if kind == "float" and not math.isfinite(value):
         raise SettingsError(f"{name}={value} is not a finite number")
     return float(value) if kind == "float" else value

@@ -28,7 +28,6 @@ from vllm.model_executor.model_loader import get_model
 from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
 from vllm.v1.worker.gpu.input_batch import InputBatch
-from vllm.v1.worker.gpu.spec_decode.rejection_sampler import get_max_chunk_logits
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import clear_layer_kv_caches
 
@@ -41,6 +40,7 @@ from vllm_optimal_sampling.worker.theta.reloading import reload_theta
 from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
 from vllm_optimal_sampling.worker.theta.rows import Rows, chunk_rows, decode_rows, passes
 from vllm_optimal_sampling.worker.theta.scoring_pass import ScoringPass
+from vllm_optimal_sampling.worker.verification_memory import chunk_rows_in_float32
 
 logger = init_logger(__name__)
 
@@ -149,7 +149,7 @@ class ThetaScorer(ABC):
         vocab_size = self.rows.shape[-1]
         num_rows = 2 * min(self.max_num_reqs * (self.num_speculative_steps + 1), self.max_num_tokens)
         rows = self.rows.new_empty(num_rows, vocab_size)
-        chunk = rows.new_empty(min(num_rows, get_max_chunk_logits(vocab_size)), vocab_size, dtype=torch.float32)
+        chunk = rows.new_empty(min(num_rows, chunk_rows_in_float32(vocab_size)), vocab_size, dtype=torch.float32)
         del rows, chunk
 
     # A step

@@ -1,0 +1,181 @@
+"""What only a GPU shows: graphs replayed at every padded size, requests that come and go in between, async scheduling.
+
+Everything else runs in the other files, on a GPU too, eagerly and with graphs (`engines` in conftest.py).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from vllm import LLM, SamplingParams
+from vllm.config.compilation import CUDAGraphMode
+
+from support.cases import KL_SYMMETRY, OPTED_OUT, Case, generate, mixed_batch, theta_prompts, token_ids
+from support.engines import ON_GPU, find_runner, start_engine, stop_engine
+from support.reference_models import Reference
+from support.row_audit import RowAudit
+
+pytestmark = pytest.mark.skipif(not ON_GPU, reason="CUDA graphs and async scheduling need a GPU; torch sees none here")
+
+MAX_NUM_SEQS = 12
+NUM_DRAFTS = 3
+GRAPHS = {"enforce_eager": False, "compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}}
+MODES: dict[str, dict[str, Any]] = {
+    "graphs, bfloat16": {**GRAPHS, "dtype": "bfloat16"},
+    "vLLM's defaults": {"enforce_eager": False, "dtype": "bfloat16"},
+    "graphs, float32": {**GRAPHS, "dtype": "float32"},
+    "drafts by batch size": {
+        **GRAPHS,
+        "dtype": "bfloat16",
+        "speculative_config": {"num_speculative_tokens_per_batch_size": [(1, 2, 3), (3, 6, 1), (7, MAX_NUM_SEQS, 0)]},
+    },
+}
+
+
+@pytest.fixture(scope="module", params=MODES)
+def llm(pair: tuple[str, str], request: pytest.FixtureRequest) -> Iterator[LLM]:
+    llm = start_engine(
+        *pair,
+        num_speculative_tokens=NUM_DRAFTS,
+        max_num_seqs=MAX_NUM_SEQS,
+        enable_prefix_caching=True,
+        **MODES[request.param],
+    )
+    yield llm
+    stop_engine(llm)
+
+
+def cases_of(count: int, seed: int) -> list[Case]:
+    """So many requests with prompts of both models of any length, some opted out."""
+    rng = random.Random(seed)
+    return [
+        Case(
+            token_ids(rng, rng.randrange(1, 70)),
+            token_ids(rng, rng.randrange(1, 70)),
+            OPTED_OUT if i % 5 == 4 else KL_SYMMETRY,
+        )
+        for i in range(count)
+    ]
+
+
+def test_graphs_and_async_scheduling_are_on(llm: LLM) -> None:
+    config = llm.llm_engine.vllm_config
+    assert config.scheduler_config.async_scheduling
+    assert config.compilation_config.cudagraph_mode.decode_mode() == CUDAGraphMode.FULL
+    assert find_runner(llm).speculator.has_round_graphs
+
+
+def test_rows_are_right_at_every_padded_size(llm: LLM, reference: Reference) -> None:
+    """Every batch from one request to the most: each is padded to a size that was captured, theta's round to its own."""
+    runner = find_runner(llm)
+    replayed: set[int] = set()
+    replay = runner.speculator.round_graphs.run_fullgraph
+
+    def counted(desc: Any) -> Any:
+        replayed.add(desc.num_tokens)
+        return replay(desc)
+
+    runner.speculator.round_graphs.run_fullgraph = counted
+    try:
+        for count in range(1, MAX_NUM_SEQS + 1):
+            cases = cases_of(count, seed=count)
+            with RowAudit(llm) as audit:
+                outputs = generate(llm, cases, max_tokens=9, seed=count)
+            report = audit.check(reference, theta_prompts(cases, outputs))
+            assert report.mixed
+    finally:
+        del runner.speculator.round_graphs.run_fullgraph
+    captured = {desc.num_tokens for desc in runner.speculator.round_graphs.graphs}
+    assert replayed == captured
+
+
+def test_requests_that_arrive_and_leave_at_any_step(llm: LLM, reference: Reference) -> None:
+    """Arrivals between steps, and aborts of requests whose tokens are in flight: the rows of the others stay right."""
+    rng = random.Random(5)
+    cases = cases_of(24, seed=77)
+    engine = llm.llm_engine
+    waiting, finished, aborted = list(enumerate(cases)), {}, set()
+    with RowAudit(llm) as audit:
+        while waiting or engine.has_unfinished_requests():
+            for _ in range(rng.choice((0, 0, 1, 3))):
+                if not waiting:
+                    break
+                number, case = waiting.pop()
+                params = SamplingParams(
+                    max_tokens=20, temperature=1.0, seed=number, ignore_eos=True, extra_args=case.extra_args()
+                )
+                engine.add_request(f"staggered-{number}", {"prompt_token_ids": case.prompt}, params)
+            for output in engine.step():
+                if output.finished:
+                    finished[output.request_id] = output
+            running = [n for n in range(24) if f"staggered-{n}" not in finished and all(n != w for w, _ in waiting)]
+            if running and rng.random() < 0.1 and len(aborted) < 6:
+                number = rng.choice(running)
+                if number not in aborted:
+                    engine.abort_request([f"staggered-{number}"])
+                    aborted.add(number)
+    assert len(finished) >= 24 - len(aborted) and aborted
+    report = audit.check(reference, {f"staggered-{number}-": case.theta_prompt for number, case in enumerate(cases)})
+    assert report.mixed > 200
+    # The engine is as it was: the next batch is right too.
+    again = mixed_batch(seed=9, long=70)
+    with RowAudit(llm) as audit:
+        outputs = generate(llm, again, max_tokens=6)
+    audit.check(reference, theta_prompts(again, outputs))
+
+
+def tokens_of(llm: LLM) -> list[list[int]]:
+    cases = mixed_batch(seed=31, long=70)
+    return [
+        list(output.outputs[0].token_ids) for output in generate(llm, cases, max_tokens=24, temperature=0.9, seed=3)
+    ]
+
+
+@pytest.mark.parametrize("mode", ["graphs, bfloat16", "vLLM's defaults"])
+def test_async_scheduling_changes_no_token(pair: tuple[str, str], mode: str) -> None:
+    """The same seeds, batch and kernels: what the host knows later moves nothing."""
+    drawn: dict[bool, list[list[int]]] = {}
+    for is_async in (True, False):
+        llm = start_engine(*pair, num_speculative_tokens=NUM_DRAFTS, async_scheduling=is_async, **MODES[mode])
+        try:
+            assert llm.llm_engine.vllm_config.scheduler_config.async_scheduling is is_async
+            drawn[is_async] = tokens_of(llm)
+        finally:
+            stop_engine(llm)
+    assert drawn[True] == drawn[False]
+
+
+def test_self_distillation_starts_with_vllms_defaults(pair: tuple[str, str], reference: Reference) -> None:
+    """Theta's compiled code is its own: with the teacher's, the first step ended in a KeyError of a layer's name."""
+    teacher = pair[0]
+    llm = start_engine(teacher, teacher, enforce_eager=False, dtype="bfloat16")
+    try:
+        assert find_runner(llm).speculator.shares_weights
+        cases = mixed_batch(seed=8, long=70)
+        with RowAudit(llm) as audit:
+            outputs = generate(llm, cases, max_tokens=8)
+        audit.check(Reference(teacher, teacher), theta_prompts(cases, outputs))
+    finally:
+        stop_engine(llm)
+
+
+def test_nothing_compiles_after_start(llm: LLM, capfd: pytest.CaptureFixture[str]) -> None:
+    """Triton compiles every kernel that a request can need before the first one: top-p, greedy, opted out, records."""
+    compiled: list[str] = []
+    import triton
+
+    hook = triton.knobs.runtime.jit_post_compile_hook
+    triton.knobs.runtime.jit_post_compile_hook = lambda *args, fn, **kwargs: compiled.append(fn.name)
+    try:
+        cases = cases_of(MAX_NUM_SEQS, seed=1)
+        for options in ({"temperature": 1.0}, {"temperature": 0.0}, {"top_p": 0.9}, {"top_p": 0.9, "top_k": 20}):
+            generate(llm, cases, max_tokens=6, **options)
+        generate(llm, cases_of(1, seed=2), max_tokens=6)
+        torch.cuda.synchronize()
+    finally:
+        triton.knobs.runtime.jit_post_compile_hook = hook
+    assert compiled == []
