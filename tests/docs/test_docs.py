@@ -33,6 +33,7 @@ NAMED = {
     "security.md": set(),
     "self-distillation.md": {"bash", "python"},
     "serving.md": {"bash", "python", "javascript", "yaml"},
+    "training.md": {"python"},
     "troubleshooting.md": {"python"},
 }
 """The languages of each document's blocks, all of which are run below."""
@@ -62,7 +63,11 @@ PROGRAMS = [*blocks("offline.md", "python"), *blocks("self-distillation.md", "py
 @pytest.mark.parametrize("block", PROGRAMS, ids=lambda block: block.name)
 def test_offline(block: Block, tmp_path: Path) -> None:
     """Each block, saved as a file, is a program, with the engine in a process of its own as vLLM has it by default."""
-    script = tmp_path / "program.py"
+    run_as_program(block, tmp_path)
+
+
+def run_as_program(block: Block, folder: Path) -> None:
+    script = folder / "program.py"
     script.write_text(block.starting_an_engine())
     done = subprocess.run(
         [sys.executable, script],
@@ -70,10 +75,25 @@ def test_offline(block: Block, tmp_path: Path) -> None:
         text=True,
         timeout=ENGINE_SECONDS,
         check=False,
+        cwd=folder,
         env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"},
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(block, marks=pytest.mark.full if block.mark == "full" else (), id=block.name)
+        for block in blocks("training.md", "python")
+    ],
+)
+def test_training(block: Block, tmp_path: Path) -> None:
+    for library in ("trl", "peft"):
+        if f"from {library} " in block.text:
+            pytest.importorskip(library, reason="the extra `trl` is not installed")
+    run_as_program(block, tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -89,6 +89,17 @@ CALLED: dict[str, str] = {
         "use_fp64 ..."
     ),
     "vllm.v1.core.kv_cache_utils:resolve_kv_cache_block_sizes": "kv_cache_config vllm_config",
+    # New weights for theta.
+    "vllm.model_executor.model_loader.reload.inplace:reload_weights": (
+        "vllm_config model weights_iterator weights_path is_checkpoint_format"
+    ),
+    "vllm.model_executor.layers.vocab_parallel_embedding:UnquantizedEmbeddingMethod.process_weights_after_loading": (
+        "self layer"
+    ),
+    "vllm.model_executor.layers.vocab_parallel_embedding:ParallelLMHead.tie_weights": "self embed_tokens",
+    "vllm.v1.engine.llm_engine:LLMEngine.get_num_unfinished_requests": "self",
+    "vllm.v1.engine.llm_engine:LLMEngine.is_sleeping": "self",
+    "vllm.v1.engine.core_client:InprocClient.collective_rpc": "self method timeout args kwargs",
     "vllm.v1.core.kv_cache_manager:KVCacheManager.allocate_slots": (
         "self request num_new_tokens num_new_computed_tokens new_computed_blocks num_lookahead_tokens ..."
     ),

@@ -216,7 +216,7 @@ def test_the_ratio_is_one_where_the_student_draws(
         assert log["sampling/sampling_logp_difference/max"] < MAX_LOG_PROB_ERROR
 
 
-@pytest.mark.parametrize("theta", ["adapter", "own weights"])
+@pytest.mark.parametrize("theta", ["adapter", pytest.param("own weights", marks=pytest.mark.full)])
 def test_a_student_with_an_adapter(theta: str, tmp_path: Path) -> None:
     """The trainer trains a LoRA adapter: theta is the teacher with it, or a model of its own that it is merged into."""
     peft = pytest.importorskip("peft", reason="PEFT is not installed")

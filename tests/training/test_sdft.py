@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def sampler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OptimalSampler
     """Teacher and student are one model here, in two folders, so that the student has weights of its own."""
     folder = tmp_path_factory.mktemp("models")
     teacher = save_model(folder / "teacher", seed=90)
-    (folder / "student").symlink_to(teacher)
+    shutil.copytree(teacher, folder / "student")
     with OptimalSampler(
         teacher,
         str(folder / "student"),

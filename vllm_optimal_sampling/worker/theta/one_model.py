@@ -118,7 +118,8 @@ class OneModelScorer(ThetaScorer):
 
     def check_own_weights(self) -> None:
         raise ValueError(
-            "theta has no weights of its own here, it is the teacher; update the teacher, or theta's adapter (theta_lora)"
+            "theta has no weights of its own here, it is the teacher; update the teacher, or theta's adapter (theta_lora), or "
+            "start the engine with a copy of theta under another path"
         )
 
     # A step
