@@ -19,8 +19,8 @@ ordinary rows: 50 exponentials an element, paid only by the rows that ask for th
 import triton
 import triton.language as tl
 
-from .settle import LAST_BIT, at_end, newton, point_sums
-from .tilt import LN_2, LOG2_E, RESOLVED, log_sum, pick, tilted_sums
+from .settle import LAST_BIT, at_end, newton, point_sums, shift_of
+from .tilt import LN_2, LOG2_E, RESOLVED, log_sum, tilted_sums
 
 POINTS = tl.constexpr(4)
 NEAR = tl.constexpr(2.0**-6)
@@ -29,8 +29,8 @@ CLOSED = tl.constexpr(1.0e-4)
 """w (1 + J)."""
 MOST_ROUNDS = tl.constexpr(40)
 """Of which 24 take a bracket from 1 to the last bit of 1."""
-FLAT = tl.constexpr(1.0e-5)
-"""Nats. If F grows by less over all of [0, 1], every alpha balances, and 1/2 is taken."""
+FLAT = tl.constexpr(1.6e-7)
+"""Nats. Where J is less 1/2 is taken, since F is known to 1e-7: TV(q, q*) is at most sqrt(1.6e-7) / 4."""
 
 
 @triton.jit
@@ -89,18 +89,15 @@ def ess_balance_alpha(
     )
     # Where a sum is no number alpha is none either.
     resolved = (index < NODES) & right_resolved & left_resolved
-    # L(0) and L(1) are 0 but for the rounding of the normalisers; it would count where the models nearly agree.
-    off_theta = pick(left, index, tl.full([ROWS], NODES - 1, tl.int32))
-    off_teacher = pick(right, index, tl.full([ROWS], 0, tl.int32))
-    twist = off_teacher - off_theta
+    shift = shift_of(teacher_row, theta_row, floor, active, lse_theta, lse_teacher, vocab, ROWS, LANES)[0]
     alpha = 1.0 - index / (NODES - 1)
-    off = left - right + 2.0 * twist[:, None]
-    shift = lse_teacher.to(tl.float64) - lse_theta.to(tl.float64) + twist.to(tl.float64)
+    off = left - right
     rise = right_slope - left_slope
-    largest = tl.max(tl.where(resolved, tl.abs(off), 0.0), axis=1)
-    flat = largest < FLAT
-    below = resolved & (off < 0.0)
-    above = resolved & (off >= 0.0)
+    flat = divergences < FLAT
+    # The spans' own constants are rounded too: nodes so close to the zero are left to the rounds.
+    doubt = (2.0e-6 + 6.0e-7 * (tl.abs(lse_theta) + tl.abs(lse_teacher)))[:, None]
+    below = resolved & (off < -doubt)
+    above = resolved & (off > doubt)
     a = tl.maximum(tl.max(tl.where(below, alpha, 0.0), axis=1), 0.0)
     b = tl.min(tl.where(above, alpha, 1.0), axis=1)
     at_a = below & (alpha == a[:, None])

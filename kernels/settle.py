@@ -50,7 +50,7 @@ def point_sums(
 ):
     """L, its slope and its curvature at any alphas; all [ROWS, POINTS], nats.
 
-    Tilts are added in float64: beside a peak at 0, what is left of 300 - 300 has lost 3e-5, and r is as large.
+    Tilts are added in float64: what is left of 300 - 300 has lost 3e-5 in float32, and g is of r's size times that.
     """
     lane = tl.arange(0, LANES)[None, :]
     peak = tl.full([ROWS, POINTS, LANES], NOTHING, tl.float32)
@@ -64,14 +64,14 @@ def point_sums(
         )
         exact_theta = tl.where(both, theta.to(tl.float64), 0.0)
         exact_ratio = tl.where(both, teacher.to(tl.float64) - exact_theta, 0.0)
-        exact_theta -= lse_theta.to(tl.float64)[:, None]
+        exact_theta = ((exact_theta - lse_theta.to(tl.float64)[:, None]) * LOG2_E)[:, None, :]
         exact_ratio -= shift[:, None]
-        nats = exact_theta[:, None, :] + alpha.to(tl.float64)[:, :, None] * exact_ratio[:, None, :]
-        bits = tl.where(both[:, None, :], nats.to(tl.float32) * LOG2_E, float("-inf"))
         ratio = tl.where(both, exact_ratio.to(tl.float32), 0.0)[:, None, :]
-        top = tl.maximum(peak, bits)
+        exact_bits = exact_theta + alpha.to(tl.float64)[:, :, None] * (exact_ratio * LOG2_E)[:, None, :]
+        exact_bits = tl.where(both[:, None, :], exact_bits, float("-inf"))
+        top = tl.maximum(peak, exact_bits.to(tl.float32))
         scale = tl.exp2(peak - top)
-        weight = tl.exp2(bits - top)
+        weight = tl.exp2((exact_bits - top.to(tl.float64)).to(tl.float32))
         moment = weight * ratio
         z = z * scale + weight
         r = r * scale + moment
@@ -79,10 +79,37 @@ def point_sums(
         peak = top
     highest = tl.max(peak, axis=2)
     scale = tl.exp2(peak - highest[:, :, None])
-    z_sum = tl.maximum(tl.sum(z * scale, axis=2), RESOLVED)
+    z *= scale
+    z_sum = tl.maximum(tl.sum(z, axis=2), RESOLVED)
     slope = tl.sum(r * scale, axis=2) / z_sum
     curvature = tl.sum(q * scale, axis=2) / z_sum - slope * slope
-    return (tl.log2(z_sum) + highest) * LN_2, slope, tl.maximum(curvature, 0.0)
+    # L is near 0 where the models nearly agree, and log z and the peak are not.
+    log_z = tl.log2(tl.maximum(tl.sum(z.to(tl.float64), axis=2), RESOLVED)) + highest.to(tl.float64)
+    return (log_z * LN_2).to(tl.float32), slope, tl.maximum(curvature, 0.0)
+
+
+@triton.jit
+def shift_of(
+    teacher_row,  # [ROWS, 1] pointers
+    theta_row,  # [ROWS, 1] pointers
+    floor,  # [ROWS]
+    active,  # [ROWS]
+    lse_theta,  # [ROWS]
+    lse_teacher,  # [ROWS]
+    vocab,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """What to take off r, [ROWS] fp64: the normalisers' difference, and L(1) - L(0), which is their rounding, [ROWS].
+
+    Where the models nearly agree the rounding is more than g.
+    """
+    shift = lse_teacher.to(tl.float64) - lse_theta.to(tl.float64)
+    end = tl.arange(0, 2)[None, :]
+    ends = tl.full([ROWS], 0.0, tl.float32)[:, None] + end
+    value, _, _ = point_sums(teacher_row, theta_row, floor, active, ends, lse_theta, shift, vocab, ROWS, 2, LANES)
+    rounding = tl.sum(tl.where(end == 0, -value, value), axis=1)
+    return shift + rounding.to(tl.float64), rounding
 
 
 @triton.jit
@@ -145,13 +172,7 @@ def settle_alpha(
     value_b = nothing
     rise_a = nothing
     rise_b = nothing
-    # L(0) and L(1) are 0 but for the rounding of the normalisers; it would count where the models nearly agree.
-    ends, _, _ = point_sums(
-        teacher_row, theta_row, floor, active, nothing[:, None] + tl.arange(0, 2)[None, :], lse_theta,
-        lse_teacher.to(tl.float64) - lse_theta.to(tl.float64), vocab, ROWS, 2, LANES,
-    )  # fmt: skip
-    off_ends = tl.sum(tl.where(tl.arange(0, 2)[None, :] == 0, -ends, ends), axis=1)
-    shift = lse_teacher.to(tl.float64) - lse_theta.to(tl.float64) + off_ends.to(tl.float64)
+    shift, off_ends = shift_of(teacher_row, theta_row, floor, active, lse_theta, lse_teacher, vocab, ROWS, LANES)
     still_open = active
     rounds = 0
     while (tl.max(still_open.to(tl.int32), axis=0) > 0) & (rounds < MOST_ROUNDS):

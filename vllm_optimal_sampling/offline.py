@@ -11,20 +11,24 @@ import math
 import random
 import statistics
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from vllm_optimal_sampling.argument_checks import ArgumentError, check_bool, checked_count
+from vllm_optimal_sampling.argument_checks import ArgumentError, check_bool
 from vllm_optimal_sampling.config.memory import default_memory_share
 from vllm_optimal_sampling.config.settings import KEY, NAME
 from vllm_optimal_sampling.config.theta import SELF, is_teacher
 from vllm_optimal_sampling.params import ALPHA_READERS, THETA_PROMPTS, OptimalSamplingParams
-from vllm_optimal_sampling.selection import Scores, Selection
+from vllm_optimal_sampling.selection import Scores, selection_of
+from vllm_optimal_sampling.weights import theta_version, update_theta
 
 if TYPE_CHECKING:
-    from vllm import RequestOutput, SamplingParams
+    import os
+
+    import torch
+    from vllm import CompletionOutput, RequestOutput, SamplingParams
 
 MEMORY_SHARE = 0.9
 """Of the GPU's memory, for both models and their cache."""
@@ -158,9 +162,10 @@ class OptimalSampler:
 
         self._is_closed = False
         self._lock = threading.Lock()  # two calls in the engine at once would get each other's outputs
+        _check_llm_arguments(llm_arguments, enable_chat_template, theta_system_prompt)
         speculative = llm_arguments.pop("speculative_config", None) or {}
         drafts_named = bool(speculative) or num_speculative_tokens != NUM_SPECULATIVE_TOKENS
-        if theta is None and is_teacher(named, teacher) and not drafts_named:
+        if theta is None and (named == SELF or (is_teacher(named, teacher) and not drafts_named)):
             theta = SELF
         if theta is None:
             if theta_lora is not None:
@@ -174,7 +179,6 @@ class OptimalSampler:
             additional = llm_arguments.get("additional_config") or {}
             llm_arguments["additional_config"] = {**additional, KEY: {**additional.get(KEY, {}), **scoring}}
         processors = llm_arguments.pop("logits_processors", None) or []
-        _check_llm_arguments(llm_arguments, enable_chat_template, theta_system_prompt)
 
         from vllm import LLM
 
@@ -250,7 +254,13 @@ class OptimalSampler:
             )
         if "extra_args" in sampling_arguments:
             raise ArgumentError("extra_args", "extra_args are made of this sampler's own arguments; drop it")
-        selection = self._selection(best_of, select, select_by, temperature, use_optimal_sampling)
+        if best_of is not None and not use_optimal_sampling:
+            raise ArgumentError(
+                "best_of",
+                f"best_of={best_of} compares texts of q*, and use_optimal_sampling=False draws none; drop one",
+            )
+        method = self._arguments["alpha_method"]
+        selection = selection_of(best_of, select, select_by, alpha_method=method, temperature=temperature)
         num_drawn = best_of or 1
         record = {} if selection is None else {"return_alpha": True}  # what candidates are compared by
         params = [
@@ -270,7 +280,13 @@ class OptimalSampler:
         ]
         if use_tqdm is None:
             use_tqdm = len(prompts) >= LONG_BATCH
-        outputs = self._run(prompts, params, use_tqdm) if params else []
+        run: Callable[..., list[RequestOutput]]
+        given: list[Any]
+        if self.enable_chat_template:
+            run, given = self.llm.chat, [_chat(prompt, self.teacher_system_prompt) for prompt in prompts]
+        else:
+            run, given = self.llm.generate, [_plain(prompt, self.teacher_system_prompt) for prompt in prompts]
+        outputs = self._run(run, given, params, use_tqdm)
         candidates = kept = None
         if selection is not None:
             candidates = [[_scores(completion) for completion in output.outputs] for output in outputs]
@@ -290,48 +306,86 @@ class OptimalSampler:
             kept=kept,
         )
 
-    def _selection(
+    def generate_from_tokens(
         self,
-        best_of: int | None,
-        select: str | None,
-        select_by: str | None,
-        temperature: float,
-        use_optimal_sampling: bool,
-    ) -> Selection | None:
-        """How one of several candidates is returned; None where there are none."""
-        if best_of is None:
-            for name, value in (("select", select), ("select_by", select_by)):
-                if value is not None:
-                    raise ArgumentError(
-                        name,
-                        f"{name}={value!r} keeps one of several candidates; say of how many with best_of, or drop it",
-                    )
-            return None
-        checked_count("best_of", best_of, 1, "leave it out to return what is drawn")
-        selection = Selection(select or "log_z", select_by)
-        selection.check_method(self._arguments["alpha_method"])
-        if not use_optimal_sampling:
-            raise ArgumentError(
-                "best_of",
-                f"best_of={best_of} compares texts of q*, and use_optimal_sampling=False draws none; drop one",
-            )
-        if best_of > 1 and temperature == 0:
-            raise ArgumentError(
-                "best_of",
-                f"best_of={best_of} candidates are the same text at temperature 0; drop it, or raise temperature",
-            )
-        return selection
+        prompts: Sequence[Sequence[int]],
+        theta_prompts: Sequence[Sequence[int]],
+        *,
+        seed: int | None = None,
+        use_tqdm: bool = False,
+        **sampling_arguments: Any,
+    ) -> list[CompletionOutput]:
+        """Draw one completion for each prompt, with its record: what a training loop samples.
 
-    def _run(self, prompts: Sequence[str], params: list[SamplingParams], use_tqdm: bool) -> list[RequestOutput]:
+        System prompts and chat templates are not applied. The alpha of this sampler's arguments holds.
+
+        Args:
+            prompts: the teacher's, as token ids.
+            theta_prompts: theta's, one for each of `prompts`.
+            seed: completion i is drawn with seed + i.
+            use_tqdm: show a progress bar.
+            **sampling_arguments: of `vllm.SamplingParams`, such as `max_tokens` or `temperature`.
+
+        Returns:
+            vLLM's completions in the order of the prompts; `completion.optimal_sampling` is the `TokenRecords`.
+
+        Raises:
+            ArgumentError: (a ValueError) the numbers of prompts differ.
+            RuntimeError, VLLMValidationError: as `generate`.
+
+        """
+        from vllm import SamplingParams
+
+        self._check_open()
+        if len(theta_prompts) != len(prompts):
+            raise ArgumentError(
+                "theta_prompts",
+                f"there are {len(prompts)} prompts and {len(theta_prompts)} theta_prompts; give one for each",
+            )
+        params = [
+            SamplingParams(
+                seed=None if seed is None else seed + number,
+                extra_args=OptimalSamplingParams(theta_prompt_token_ids=tuple(prompt)).to_extra_args()
+                | self._arguments
+                | {"return_alpha": True},
+                **sampling_arguments,
+            )
+            for number, prompt in enumerate(theta_prompts)
+        ]
+        given = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        return [output.outputs[0] for output in self._run(self.llm.generate, given, params, use_tqdm)]
+
+    def update_theta(
+        self,
+        named_parameters: Mapping[str, torch.Tensor]
+        | Iterable[tuple[str, torch.Tensor]]
+        | torch.nn.Module
+        | None = None,
+        *,
+        adapter_path: str | os.PathLike[str] | None = None,
+    ) -> int:
+        """Give theta new weights in place, between calls; see `weights.update_theta` for arguments, version and errors.
+
+        A `generate` that another thread has begun ends on the old weights first.
+        """
+        with self._lock:
+            self._check_open()
+            return update_theta(self.llm, named_parameters, adapter_path=adapter_path)
+
+    @property
+    def theta_version(self) -> int:
+        """How often theta's weights were replaced: `theta_version` of the records of the next call."""
+        return theta_version(self.llm)
+
+    def _run(
+        self, run: Callable[..., list[RequestOutput]], prompts: list[Any], params: list[SamplingParams], use_tqdm: bool
+    ) -> list[RequestOutput]:
         """vLLM's outputs for the prompts, in their order."""
+        if not prompts:
+            return []
         with self._lock, self._nothing_left_open():
             self._check_open()  # another thread may have had the lock to close it
-            if self.enable_chat_template:
-                chats: list[Any] = [_chat(prompt, self.teacher_system_prompt) for prompt in prompts]
-                outputs = self.llm.chat(chats, params, use_tqdm=use_tqdm)
-            else:
-                texts = [_plain(prompt, self.teacher_system_prompt) for prompt in prompts]
-                outputs = self.llm.generate(texts, params, use_tqdm=use_tqdm)
+            outputs = run(prompts, params, use_tqdm=use_tqdm)
         if len(outputs) != len(prompts):
             raise RuntimeError(
                 f"vLLM returned {len(outputs)} outputs for {len(prompts)} prompts; nothing tells which is whose"
@@ -365,22 +419,6 @@ class OptimalSampler:
             prompt = {"theta_prompt": _plain(theta_prompt, self.theta_system_prompt)}
         # What equals the default is written out: the engine may have been given other defaults.
         return OptimalSamplingParams(**prompt).to_extra_args() | self._arguments
-
-    def update_theta(self, *, adapter_path: str) -> None:
-        """Make another LoRA adapter theta, without a restart: the student's newest one, in a loop that trains it.
-
-        Args:
-            adapter_path: name or folder, in PEFT's format; of no higher rank than the engine has room for.
-
-        Raises:
-            RuntimeError: the sampler is closed, or its engine is at work.
-            ValueError: the sampler was made without `theta_lora`, or this adapter cannot be loaded; the old one stays.
-        """
-        from vllm_optimal_sampling.weights import replace_theta_adapter
-
-        with self._lock, self._nothing_left_open():
-            self._check_open()
-            replace_theta_adapter(self.llm, adapter_path)
 
     def close(self) -> None:
         """Stop the engine and free its memory. The sampler cannot be used afterwards; closing it again does nothing."""
@@ -448,6 +486,10 @@ def _check_llm_arguments(llm_arguments: Mapping[str, Any], chat: bool, theta_sys
     additional = llm_arguments.get("additional_config")
     settings = additional.get(KEY) if isinstance(additional, Mapping) else None
     own = ("optimal_sampling", *THETA_PROMPTS, "alpha_method", "alpha", "alpha_min", "alpha_max", "return_alpha")
+    if isinstance(settings, Mapping) and "theta" in settings:
+        raise ArgumentError(
+            "theta", "additional_config has a theta, and here it is an argument of the sampler (theta); drop it"
+        )
     for name in settings if isinstance(settings, Mapping) else ():
         if name in own:
             raise ArgumentError(

@@ -171,7 +171,7 @@ class Truth:
     """`[rows]`: D_KL(q || teacher)."""
 
 
-def truth(teacher: torch.Tensor, theta: torch.Tensor, method: Method = Method.KL_SYMMETRY) -> Truth:
+def truth(teacher: torch.Tensor, theta: torch.Tensor, method: Method = Method.KL_SYMMETRY, alpha: float = 0.5) -> Truth:
     """q* of many rows by bisection in float64; `vllm_optimal_sampling.kernels.reference` does it one row at a time."""
     support = (teacher > LOWEST) & (theta > LOWEST)
     has_common = support.any(-1)
@@ -181,35 +181,37 @@ def truth(teacher: torch.Tensor, theta: torch.Tensor, method: Method = Method.KL
     u_inside = torch.where(support, u, 0.0)
     r = torch.where(support, v - u_inside, 0.0)
 
-    def tilted(alpha: torch.Tensor) -> torch.Tensor:
-        return torch.where(support, u_inside + alpha[:, None] * r, -INF)
+    def tilted(at: torch.Tensor) -> torch.Tensor:
+        return torch.where(support, u_inside + at[:, None] * r, -INF)
 
-    def log_z(alpha: torch.Tensor) -> torch.Tensor:
-        return tilted(alpha).logsumexp(-1)
+    def log_z(at: torch.Tensor) -> torch.Tensor:
+        return tilted(at).logsumexp(-1)
 
-    def g(alpha: torch.Tensor) -> torch.Tensor:
-        return (tilted(alpha).softmax(-1) * r).sum(-1)
+    def g(at: torch.Tensor) -> torch.Tensor:
+        return (tilted(at).softmax(-1) * r).sum(-1)
 
     zero = torch.zeros(len(teacher), dtype=torch.float64)
-    if method == Method.REVERSE_KL_SYMMETRY:
+    if method == Method.FIXED:
+        found = zero + alpha
+    elif method == Method.REVERSE_KL_SYMMETRY:
         kl_theta_teacher, kl_teacher_theta = -g(zero), g(zero + 1)
         total = kl_theta_teacher + kl_teacher_theta
-        alpha = torch.where(total > 0, kl_teacher_theta / total, 0.5)
+        found = torch.where(total > 0, kl_teacher_theta / total, 0.5)
     else:
         assert method in (Method.KL_SYMMETRY, Method.ESS_BALANCE)
 
-        def increasing(alpha: torch.Tensor) -> torch.Tensor:
-            return g(alpha) if method == Method.KL_SYMMETRY else log_z(-alpha) - log_z(2 - alpha)
+        def increasing(at: torch.Tensor) -> torch.Tensor:
+            return g(at) if method == Method.KL_SYMMETRY else log_z(-at) - log_z(2 - at)
 
         low, high = zero, zero + 1
         for _ in range(64):
             middle = (low + high) / 2
             below = increasing(middle) < 0
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        alpha = torch.where(increasing(zero) == increasing(zero + 1), 0.5, (low + high) / 2)
-    log_q = tilted(alpha).log_softmax(-1)
-    slope, value = g(alpha), log_z(alpha)
-    return Truth(has_common, r, log_q, alpha, alpha * slope - value, (alpha - 1) * slope - value)
+        found = torch.where(increasing(zero) == increasing(zero + 1), 0.5, (low + high) / 2)
+    log_q = tilted(found).log_softmax(-1)
+    slope, value = g(found), log_z(found)
+    return Truth(has_common, r, log_q, found, found * slope - value, (found - 1) * slope - value)
 
 
 @dataclass(frozen=True)
@@ -235,19 +237,20 @@ def judge(
     theta: torch.Tensor,
     method: Method = Method.KL_SYMMETRY,
     *,
+    alpha: float = 0.5,
     theta_dtype: torch.dtype = torch.float32,
     shape: LaunchShape | None = None,
 ) -> Verdict:
     """Mix the rows in one call and compare them with float64."""
-    mixed = mix(list(zip(teacher, theta, strict=True)), method, theta_dtype=theta_dtype, shape=shape)
-    wanted = truth(teacher, theta.to(theta_dtype).float(), method)
+    mixed = mix(list(zip(teacher, theta, strict=True)), method, theta_dtype=theta_dtype, shape=shape, alpha=alpha)
+    wanted = truth(teacher, theta.to(theta_dtype).float(), method, alpha)
     some = wanted.has_common
     rows = torch.where(some[:, None], mixed.rows, 0.0).double()
     record = mixed.record
     q = rows.softmax(-1)
-    alpha = record.alpha[:, 0]
+    found = record.alpha[:, 0]
     mean = (q * wanted.log_ratio).sum(-1)
-    ulp = (torch.nextafter(alpha, torch.tensor(2.0)) - alpha).double()
+    ulp = (torch.nextafter(found, torch.tensor(2.0)) - found).double()
     variance = (q * wanted.log_ratio**2).sum(-1) - mean**2
     allowed = torch.clamp(ulp * variance, min=tolerances.KL_GAP)
     off = torch.stack([record.kl_theta[:, 0] - wanted.kl_theta, record.kl_teacher[:, 0] - wanted.kl_teacher]).abs()

@@ -101,6 +101,9 @@ def test_families(family: str) -> None:
         check(FAMILIES[family](Draw(vocab), 64, vocab), (family, vocab))
     for method in (Method.REVERSE_KL_SYMMETRY, Method.ESS_BALANCE):
         check(FAMILIES[family](Draw(1), 64, 64), family, method)
+    # A given alpha is no solution, but its normaliser and record are interpolated in the same way.
+    for alpha in (0.02, 0.6):
+        check(FAMILIES[family](Draw(4), 64, 64), (family, alpha), Method.FIXED, alpha=alpha)
 
 
 @pytest.mark.parametrize("noise", [0.5, 1, 2, 3, 6, 10, 15, 25, 40, 60])
