@@ -31,6 +31,7 @@ NAMED = {
     "parameters.md": {"python"},
     "report.md": {"bash", "python"},
     "security.md": set(),
+    "sequences.md": set(),
     "self-distillation.md": {"bash", "python"},
     "serving.md": {"bash", "python", "javascript", "yaml"},
     "training.md": {"python"},
