@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
 import statistics
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,11 +16,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from vllm_optimal_sampling.argument_checks import ArgumentError, check_bool
+from vllm_optimal_sampling.argument_checks import ArgumentError, check_bool, checked_count
 from vllm_optimal_sampling.config.memory import default_memory_share
 from vllm_optimal_sampling.config.settings import KEY, NAME
 from vllm_optimal_sampling.config.theta import SELF, is_teacher
 from vllm_optimal_sampling.params import ALPHA_READERS, THETA_PROMPTS, OptimalSamplingParams
+from vllm_optimal_sampling.selection import Scores, Selection
 from vllm_optimal_sampling.weights import theta_version, update_theta
 
 if TYPE_CHECKING:
@@ -50,6 +52,10 @@ class OptimalSamplingOutput:
     count where there is no token. None without `track_alpha_stats`, and where the teacher draws alone."""
     alpha_history: list[list[float]] | None = None
     """For each completion alpha, the weight of the teacher in [0, 1], at each of its tokens. None as `alpha_stats`."""
+    candidates: list[list[Scores]] | None = None
+    """With `best_of`: for each prompt the scores of all that was drawn for it."""
+    kept: list[int] | None = None
+    """With `best_of`: for each prompt which of its `candidates` the completion is."""
 
 
 class OptimalSampler:
@@ -197,6 +203,9 @@ class OptimalSampler:
         use_optimal_sampling: bool = True,
         seed: int | None = None,
         use_tqdm: bool | None = None,
+        best_of: int | None = None,
+        select: str | None = None,
+        select_by: str | None = None,
         **sampling_arguments: Any,
     ) -> OptimalSamplingOutput:
         """Draw one completion for each prompt.
@@ -210,13 +219,18 @@ class OptimalSampler:
             top_p: in (0, 1], of q* after the temperature.
             top_k: of q* after the temperature; -1 is off.
             use_optimal_sampling: False draws from the teacher alone; theta's prompts are then not looked at.
-            seed: completion i is drawn with seed + i. The same seeds in the same batch give the same completions.
+            seed: completion i is drawn with seed + i, and candidate j of completion i with seed + i * best_of + j. The same
+                seeds in the same batch give the same completions.
             use_tqdm: show a progress bar; None does from 16 prompts on.
+            best_of: at least 1: draw so many candidates for each prompt, from one cache of it, and return one. None: what is
+                drawn is returned.
+            select: which of them, one of `selection.SELECTIONS`; None: `log_z`, the largest Σ log Z.
+            select_by: `sum` (None) or `mean` over the tokens, for `log_z` and `teacher_logprob`.
             **sampling_arguments: everything else that `vllm.SamplingParams` takes, such as `stop` or `min_p`.
 
         Raises:
-            ArgumentError: (a ValueError) `theta_prompts` has another length than `prompts`, a list is not a list of texts, or
-                `sampling_arguments` has what is not for it.
+            ArgumentError: (a ValueError) `theta_prompts` has another length than `prompts`, a list is not a list of texts,
+                `sampling_arguments` has what is not for it, or `best_of`, `select` and `select_by` do not go together.
             RuntimeError: the sampler is closed, or its engine is at work on requests that are not this sampler's.
             VLLMValidationError: vLLM or optimal sampling refuses an argument or a prompt, such as one that is too long.
         """
@@ -234,17 +248,26 @@ class OptimalSampler:
                     "leave theta_prompts out",
                 )
         if "n" in sampling_arguments:
-            raise ArgumentError("n", "n would need several completions for a prompt; give the prompt n times")
+            raise ArgumentError(
+                "n",
+                "n would need several completions for a prompt; give the prompt n times, or best_of to keep one of n",
+            )
         if "extra_args" in sampling_arguments:
             raise ArgumentError("extra_args", "extra_args are made of this sampler's own arguments; drop it")
+        selection = self._selection(best_of, select, select_by, temperature, use_optimal_sampling)
+        num_drawn = best_of or 1
+        record = {} if selection is None else {"return_alpha": True}  # what candidates are compared by
         params = [
             SamplingParams(
                 max_tokens=max_tokens,
                 temperature=temperature,
                 top_p=top_p,
                 top_k=top_k,
-                seed=None if seed is None else seed + number,
-                extra_args=self._extra_args(theta_prompt) if use_optimal_sampling else {"optimal_sampling": False},
+                seed=None if seed is None else seed + number * num_drawn,
+                n=num_drawn,
+                extra_args=self._extra_args(theta_prompt) | record
+                if use_optimal_sampling
+                else {"optimal_sampling": False},
                 **sampling_arguments,
             )
             for number, theta_prompt in enumerate(prompts if theta_prompts is None else theta_prompts)
@@ -258,7 +281,12 @@ class OptimalSampler:
         else:
             run, given = self.llm.generate, [_plain(prompt, self.teacher_system_prompt) for prompt in prompts]
         outputs = self._run(run, given, params, use_tqdm)
-        completions = [output.outputs[0] for output in outputs]
+        candidates = kept = None
+        if selection is not None:
+            candidates = [[_scores(completion) for completion in output.outputs] for output in outputs]
+            generators = (random.Random(None if seed is None else f"select {seed + i}") for i in range(len(outputs)))
+            kept = [selection.choose(*pair) for pair in zip(candidates, generators, strict=True)]
+        completions = [output.outputs[index] for output, index in zip(outputs, kept or [0] * len(outputs), strict=True)]
         history = None
         if self.track_alpha_stats and use_optimal_sampling:
             history = [_alphas(completion) for completion in completions]
@@ -268,7 +296,41 @@ class OptimalSampler:
             num_tokens=[len(completion.token_ids) for completion in completions],
             alpha_stats=None if history is None else [_statistics(alphas) for alphas in history],
             alpha_history=history,
+            candidates=candidates,
+            kept=kept,
         )
+
+    def _selection(
+        self,
+        best_of: int | None,
+        select: str | None,
+        select_by: str | None,
+        temperature: float,
+        use_optimal_sampling: bool,
+    ) -> Selection | None:
+        """How one of several candidates is returned; None where there are none."""
+        if best_of is None:
+            for name, value in (("select", select), ("select_by", select_by)):
+                if value is not None:
+                    raise ArgumentError(
+                        name,
+                        f"{name}={value!r} keeps one of several candidates; say of how many with best_of, or drop it",
+                    )
+            return None
+        checked_count("best_of", best_of, 1, "leave it out to return what is drawn")
+        selection = Selection(select or "log_z", select_by)
+        selection.check_method(self._arguments["alpha_method"])
+        if not use_optimal_sampling:
+            raise ArgumentError(
+                "best_of",
+                f"best_of={best_of} compares texts of q*, and use_optimal_sampling=False draws none; drop one",
+            )
+        if best_of > 1 and temperature == 0:
+            raise ArgumentError(
+                "best_of",
+                f"best_of={best_of} candidates are the same text at temperature 0; drop it, or raise temperature",
+            )
+        return selection
 
     def generate_from_tokens(
         self,
@@ -484,6 +546,11 @@ def _plain(prompt: str, system_prompt: str | None) -> str:
 def _alphas(completion: Any) -> list[float]:
     """Alpha at each token of a completion, from its record (see `records`)."""
     return list(completion.optimal_sampling.alpha)
+
+
+def _scores(completion: Any) -> Scores:
+    """What a completion is compared by, from its record."""
+    return Scores.of(vars(completion.optimal_sampling), completion.finish_reason)
 
 
 def _statistics(alphas: Sequence[float]) -> dict[str, float]:

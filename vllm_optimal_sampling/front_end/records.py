@@ -20,7 +20,7 @@ JSON_FIELD = "optimal_sampling"
 
 @dataclass
 class TokenRecords:
-    """What optimal sampling did at each token: six lists with one entry per token of the output they stand on.
+    """What optimal sampling did at each token: lists with one entry per token of the output they stand on.
 
     It is `output.outputs[i].optimal_sampling` of a request that set `return_alpha`, aligned with `token_ids`: of all
     tokens so far, or of the new ones where vLLM streams deltas. None without `return_alpha`. Log-probabilities and
@@ -38,6 +38,10 @@ class TokenRecords:
     kl: list[float] = field(default_factory=list)
     """D_KL(q* || theta) in nats; equal to D_KL(q* || teacher) where alpha is inside its bounds. inf or nan
     where the row could not be mixed."""
+    log_z: list[float] = field(default_factory=list)
+    """log Z, the log of the mixture's normaliser: at most 0, and -`kl` under KL symmetry where alpha is inside its bounds.
+    nan where there is none: `arithmetic`, and tokens of the teacher alone. The sum over an output is its log-weight under
+    the product of the two models' distributions over whole texts (see `selection`)."""
     logprob: list[float] = field(default_factory=list)
     """log q* of the token."""
     teacher_logprob: list[float] = field(default_factory=list)
@@ -77,7 +81,7 @@ class TokenRecords:
         return cls(**lists)
 
     def to_json(self) -> dict[str, list[float | None]]:
-        """The six lists as JSON knows them: a number that is not finite becomes null."""
+        """The lists as JSON knows them: a number that is not finite becomes null."""
         return {
             name: [value if math.isfinite(value) else None for value in getattr(self, name)]
             for name in wire.RECORD_FIELDS
