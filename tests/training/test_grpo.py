@@ -107,6 +107,9 @@ class Watched:
                 else:
                     drawn_from = torch.stack([expected_log_q(*pair) for pair in pairs])
                     assert any(0.05 < alpha < 0.95 for alpha in output["alpha"][number])
+                for token, alpha in enumerate(output["alpha"][number]):
+                    mixed = torch.lerp(*(rows[name][token].log_softmax(-1) for name in ("theta", "teacher")), alpha)
+                    assert abs(output["log_z"][number][token] - mixed.logsumexp(-1).item()) < MAX_LOG_PROB_ERROR
                 self._compare(output["logprobs"][number], (drawn_from / temperature).log_softmax(-1), tokens)
 
     @staticmethod
@@ -118,7 +121,7 @@ class Watched:
 
 def reward(completions: list[Any], **columns: Any) -> list[float]:
     """Another number for each completion, so that there is a gradient; and what a reward function is given."""
-    for name in ("theta_logprobs", "teacher_logprobs", "alpha"):
+    for name in ("theta_logprobs", "teacher_logprobs", "alpha", "log_z"):
         assert [len(values) for values in columns[name]] == [len(ids) for ids in columns["completion_ids"]]
     return [float(sum(ids) % 7) for ids in columns["completion_ids"]]
 
