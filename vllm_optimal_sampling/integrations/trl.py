@@ -31,7 +31,7 @@ RECORDED = {
     "alpha": "alpha",
     "log_z": "log_z",
 }
-"""Extra fields of a rollout, and the record's field that each is; those that the record lacks are left out."""
+"""Extra fields of a rollout, and the record's field that each is."""
 
 
 def rollout_func(sampler: OptimalSampler, privileged: Privileged, *, importance_sampling: bool = True) -> Rollout:
@@ -40,7 +40,7 @@ def rollout_func(sampler: OptimalSampler, privileged: Privileged, *, importance_
     The data set's `prompt` is what theta reads, and what is trained on; the teacher's prompt is made of it and of `privileged`.
     Before the rollout of a new step the trainer's model is brought into the engine. A rollout returns TRL's `prompt_ids`,
     `completion_ids` and `logprobs` (those of the distribution that was drawn from), and for the reward functions
-    `theta_logprobs`, `teacher_logprobs` and `alpha` (a list a completion, one number a token, natural logarithms at
+    `theta_logprobs`, `teacher_logprobs`, `alpha` and `log_z` (a list a completion, one number a token, natural logarithms at
     temperature 1) and `theta_version`.
 
     Args:
@@ -82,11 +82,7 @@ class Rollout:
             "prompt_ids": theirs,
             "completion_ids": [list(completion.token_ids) for completion in completions],
             "logprobs": [logprobs_drawn_from(trainer.args, completion) for completion in completions],
-            **{
-                field: [getattr(record, name) for record in records]
-                for field, name in RECORDED.items()
-                if all(hasattr(record, name) for record in records)
-            },
+            **{field: [getattr(record, name) for record in records] for field, name in RECORDED.items()},
             "theta_version": [record.theta_version for record in records],
         }
 
