@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from vllm_optimal_sampling.argument_checks import ArgumentError, check_bool, checked_count
+from vllm_optimal_sampling.argument_checks import ArgumentError, check_bool
 from vllm_optimal_sampling.config.memory import default_memory_share
 from vllm_optimal_sampling.config.settings import KEY, NAME
 from vllm_optimal_sampling.config.theta import SELF, is_teacher
 from vllm_optimal_sampling.params import ALPHA_READERS, THETA_PROMPTS, OptimalSamplingParams
-from vllm_optimal_sampling.selection import Scores, Selection
+from vllm_optimal_sampling.selection import Scores, selection_of
 from vllm_optimal_sampling.weights import theta_version, update_theta
 
 if TYPE_CHECKING:
@@ -254,7 +254,13 @@ class OptimalSampler:
             )
         if "extra_args" in sampling_arguments:
             raise ArgumentError("extra_args", "extra_args are made of this sampler's own arguments; drop it")
-        selection = self._selection(best_of, select, select_by, temperature, use_optimal_sampling)
+        if best_of is not None and not use_optimal_sampling:
+            raise ArgumentError(
+                "best_of",
+                f"best_of={best_of} compares texts of q*, and use_optimal_sampling=False draws none; drop one",
+            )
+        method = self._arguments["alpha_method"]
+        selection = selection_of(best_of, select, select_by, alpha_method=method, temperature=temperature)
         num_drawn = best_of or 1
         record = {} if selection is None else {"return_alpha": True}  # what candidates are compared by
         params = [
@@ -299,38 +305,6 @@ class OptimalSampler:
             candidates=candidates,
             kept=kept,
         )
-
-    def _selection(
-        self,
-        best_of: int | None,
-        select: str | None,
-        select_by: str | None,
-        temperature: float,
-        use_optimal_sampling: bool,
-    ) -> Selection | None:
-        """How one of several candidates is returned; None where there are none."""
-        if best_of is None:
-            for name, value in (("select", select), ("select_by", select_by)):
-                if value is not None:
-                    raise ArgumentError(
-                        name,
-                        f"{name}={value!r} keeps one of several candidates; say of how many with best_of, or drop it",
-                    )
-            return None
-        checked_count("best_of", best_of, 1, "leave it out to return what is drawn")
-        selection = Selection(select or "log_z", select_by)
-        selection.check_method(self._arguments["alpha_method"])
-        if not use_optimal_sampling:
-            raise ArgumentError(
-                "best_of",
-                f"best_of={best_of} compares texts of q*, and use_optimal_sampling=False draws none; drop one",
-            )
-        if best_of > 1 and temperature == 0:
-            raise ArgumentError(
-                "best_of",
-                f"best_of={best_of} candidates are the same text at temperature 0; drop it, or raise temperature",
-            )
-        return selection
 
     def generate_from_tokens(
         self,

@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vllm_optimal_sampling.argument_checks import ArgumentError, closest, shown
+from vllm_optimal_sampling.argument_checks import ArgumentError, checked_count, closest, shown
 
 SELECTIONS = ("log_z", "resample", "teacher_logprob", "none")
 """Ways to keep one text of several."""
@@ -177,6 +177,38 @@ class Selection:
         generator = random.Random() if generator is None else generator
         ranks = [self.rank(scores, generator) for scores in candidates]
         return ranks.index(max(ranks))
+
+
+def selection_of(
+    best_of: int | None, select: str | None, select_by: str | None, *, alpha_method: str, temperature: float
+) -> Selection | None:
+    """How one of `best_of` candidates is kept; None where what is drawn is the result.
+
+    Args:
+        best_of: at least 1, or None.
+        select: one of `SELECTIONS`; None: `log_z`.
+        select_by: see `Selection`.
+        alpha_method: of the mixture that they are drawn from.
+        temperature: the same.
+
+    Raises:
+        ArgumentError: (a ValueError) an argument is refused, or has no effect beside the others.
+    """
+    if best_of is None:
+        for name, value in (("select", select), ("select_by", select_by)):
+            if value is not None:
+                raise ArgumentError(
+                    name, f"{name}={value!r} keeps one of several candidates; say of how many with best_of, or drop it"
+                )
+        return None
+    checked_count("best_of", best_of, 1, "leave it out to keep what is drawn")
+    selection = Selection(select or "log_z", select_by)
+    selection.check_method(alpha_method)
+    if temperature == 0 and best_of > 1:
+        raise ArgumentError(
+            "best_of", f"best_of={best_of} candidates are the same text at temperature 0; drop it, or raise temperature"
+        )
+    return selection
 
 
 def effective_sample_size(log_weights: Sequence[float]) -> float:

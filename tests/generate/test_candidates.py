@@ -155,7 +155,10 @@ def test_one_request_draws_all_candidates() -> None:
     ("changes", "reason"),
     [
         ({"best_of": 0}, "best_of=0 is less than 1"),
-        ({"select": "log_z"}, r"select='log_z' keeps one of several candidates; say of how many with --best-of N"),
+        (
+            {"select": "log_z"},
+            r"select='log_z' keeps one of several candidates; say of how many with best_of, or drop it",
+        ),
         ({"select_by": "mean"}, "select_by='mean' keeps one of several candidates"),
         ({"best_of": 4, "select": "best"}, "select='best' is not one of log_z, resample, teacher_logprob, none"),
         ({"best_of": 4, "alpha_method": "arithmetic"}, "select='log_z' needs log Z, and alpha_method='arithmetic'"),

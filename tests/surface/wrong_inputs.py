@@ -251,6 +251,8 @@ def wrong_inputs() -> Iterator[Wrong]:
         ("out of range", "--samples -1"),
         ("contradictory", "--output problems.csv"),
         ("misspelt", "--tokenizer no/such/folder"),
+        ("ineffective", "--boxed"),
+        ("misspelt", "--boxed --answer-column anwser"),
         ("twice", "--seed 1 --seed 2"),
     ):
         yield Wrong(REPORT, kind, words, lambda words=words: command("report", "drawn.jsonl", *words.split()))

@@ -14,7 +14,7 @@ from vllm_optimal_sampling.data.generate.templates import Templates, template_te
 from vllm_optimal_sampling.data.rows import SUFFIXES as READ_SUFFIXES
 from vllm_optimal_sampling.data.rows import settings_path
 from vllm_optimal_sampling.params import ArgumentError, OptimalSamplingParams
-from vllm_optimal_sampling.selection import Selection
+from vllm_optimal_sampling.selection import Selection, selection_of
 
 FORMATS = ("jsonl", "parquet", "hf")
 
@@ -118,7 +118,10 @@ class Settings:
                 raise SettingsError(f"{name}={value} is less than 1")
         if self.seed is not None and not 0 <= self.seed < 1 << 63:
             raise SettingsError(f"seed={self.seed} is not in [0, 2^63)")
-        self._check_selection()
+        try:
+            _ = self.selection
+        except ArgumentError as error:
+            raise SettingsError(error.message) from None
         if self.log_interval <= 0:
             raise SettingsError(f"log_interval={self.log_interval} is not above 0 seconds")
         for name, reason in NOT_FOR_SAMPLING.items():
@@ -127,28 +130,19 @@ class Settings:
 
     @property
     def selection(self) -> Selection | None:
-        """How one of a sample's candidates is kept; None where there are none."""
-        return None if self.best_of is None else Selection(self.select or "log_z", self.select_by)
+        """How one of a sample's candidates is kept; None where there are none.
 
-    def _check_selection(self) -> None:
-        if self.best_of is None:
-            for name in ("select", "select_by"):
-                if (value := getattr(self, name)) is not None:
-                    raise SettingsError(
-                        f"{name}={value!r} keeps one of several candidates; say of how many with --best-of N, or drop it"
-                    )
-            return
-        try:
-            selection = self.selection
-            assert selection is not None
-            selection.check_method(self.optimal_sampling.alpha_method)
-        except ArgumentError as error:
-            raise SettingsError(error.message) from None
-        if self.temperature == 0 and self.best_of > 1:
-            raise SettingsError(
-                f"best_of={self.best_of} candidates are the same text at temperature 0; give a temperature above 0, or "
-                "drop best_of"
-            )
+        Raises:
+            ArgumentError: the settings about it do not go together.
+
+        """
+        return selection_of(
+            self.best_of,
+            self.select,
+            self.select_by,
+            alpha_method=self.optimal_sampling.alpha_method,
+            temperature=self.temperature,
+        )
 
     @property
     def scores_itself(self) -> bool:

@@ -230,7 +230,8 @@ def trade(ways: Sequence[Way], width: int) -> Markup:
         ways: those with a share of right answers and a KL.
         width: of the picture; a narrow one is for telephones.
     """
-    height, room = 320, 16
+    room = 16
+    height = max(320, TOP + BOTTOM + room * (len(ways) + 1))
     lowest = min(way.interval[0] for way in ways)
     bottom = max(0.0, math.floor(lowest * 10) / 10 - (0.1 if lowest < 0.1 else 0))
     farthest = max(way.kl for way in ways)
