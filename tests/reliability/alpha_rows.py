@@ -1,8 +1,9 @@
-"""Rows on which the models disagree, by the hundred thousand, through the kernels and against float64: a job that can be resumed.
+"""Rows on which the models disagree, by the hundred thousand, through the kernels and against float64; it can be resumed.
 
-Every batch draws rows of one family (`tests/kernels/disagreement.py`), one vocabulary and one method that solves for alpha: as
-many rows as Triton's interpreter holds in one program, which costs about the same whatever their number. A row is right if the total variation from q* is at most 1e-4, the two divergences of KL symmetry differ by at most
-1e-3 nats (or what one ulp of alpha moves), the row is normalised, the record right, and nothing flagged that could be mixed.
+Every batch draws rows of one family (`tests/kernels/disagreement.py`), one vocabulary and one method that solves for alpha:
+as many rows as Triton's interpreter holds in one program, which costs about the same whatever their number. A row is right
+if the total variation from q* is at most 1e-4, the two divergences of KL symmetry differ by at most 1e-3 nats (or what one
+ulp of alpha moves), the row is normalised, the record right, and nothing flagged that could be mixed.
 
     python tests/reliability/alpha_rows.py       # 500,000 rows; state and result: results/alpha_rows.json
 """
