@@ -3,7 +3,7 @@
 #   make demo         the demo: a trained pair of small models, problems from a file
 #   make test         the tests that CI runs
 #   make test-full    the long matrix, on every supported vLLM version; continues where it was interrupted
-#   make soak         10,000 hostile requests, 100,000 audited rows and 100,000 of disagreeing models, 30 minutes of mixed
+#   make soak         10,000 hostile requests, 100,000 audited rows and 500,000 of disagreeing models, 30 minutes of mixed
 #                     traffic; continues likewise
 #   make lint         ruff and mypy
 #   make bench        the benchmarks that this machine can run, an hour or more; then the tables of the READMEs

@@ -43,6 +43,8 @@ MOST_GROWTH = tl.constexpr(8.0)
 """From one node to the next Z'' grows by less where no token with r of more than 2 nodes counts."""
 MOST_LOG_Z = tl.constexpr(20.0)
 """Nats. Where L bends more between two nodes, the polynomial is of no use."""
+LAST_BIT = tl.constexpr(6.0e-8)
+"""Of a float32, relative."""
 SURE = tl.constexpr(5.0)
 """A node is on its side of the root if its g is this many times as large as it is off."""
 NO_DEVIATION = tl.constexpr(2.0e-4)
@@ -128,9 +130,13 @@ def close_cell(
     scale = LN_2 / span[:, None]
     curvature = tl.maximum(q / safe_z - mean * mean, 0.0) * (scale * scale)
 
+    # What is far from both peaks has lost digits.
+    slope_doubt = doubt[:, None] + 2.0 * LAST_BIT * tl.abs(mean) * scale
+    curvature_doubt = LAST_BIT * (q / safe_z) * (scale * scale)
+
     # Outside the bounds the sign is what would put alpha at the bound.
-    above = slope > SURE * doubt[:, None]
-    below = (slope < -SURE * doubt[:, None]) & (alpha <= alpha_max[:, None])
+    above = slope > SURE * slope_doubt
+    below = (slope < -SURE * slope_doubt) & (alpha <= alpha_max[:, None])
     left_nodes = resolved & (index < NODES - 1) & (below | (alpha < alpha_min[:, None]))
     left = tl.max(tl.where(left_nodes, index, 0), axis=1)
     right_nodes = (resolved & (index > left[:, None]) & (above | (alpha > alpha_max[:, None]))) | (index == NODES - 1)
@@ -139,8 +145,12 @@ def close_cell(
     cell_high = tl.where(right == NODES - 1, high, low + step * right)
     slope_left = pick(slope, index, left)
     slope_right = pick(slope, index, right)
-    at_most = (alpha_max <= cell_low) | ((alpha_max < cell_high) & (slope_right < -SURE * doubt))
-    at_least = (alpha_min >= cell_high) | ((alpha_min > cell_low) & (slope_left > SURE * doubt))
+    at_most = (alpha_max <= cell_low) | (
+        (alpha_max < cell_high) & (slope_right < -SURE * pick(slope_doubt, index, right))
+    )
+    at_least = (alpha_min >= cell_high) | (
+        (alpha_min > cell_low) & (slope_left > SURE * pick(slope_doubt, index, left))
+    )
     known = (alpha_min == alpha_max) | at_most | at_least
 
     # In nodes from the low end of the span.
@@ -148,9 +158,15 @@ def close_cell(
     highest = tl.minimum((alpha_max - low) / step, right.to(tl.float32))
     lowest = tl.where(at_most, highest, lowest)
     highest = tl.where(at_least, lowest, highest)
-    between = (slope_left < 0.0) & (slope_right > 0.0)
-    part = tl.where(between, -slope_left / tl.where(between, slope_right - slope_left, 1.0), 0.5)
-    guess = tl.minimum(tl.maximum(left + part * (right - left), lowest), highest)
+    # Where to begin; signs that rounding may have made will do.
+    inside = resolved & (index >= left[:, None]) & (index <= right[:, None])
+    before = tl.max(tl.where(inside & (slope < 0.0) & (index < right[:, None]), index, left[:, None]), axis=1)
+    after = tl.min(tl.where(inside & (slope >= 0.0) & (index > before[:, None]), index, right[:, None]), axis=1)
+    slope_before = pick(slope, index, before)
+    slope_after = pick(slope, index, after)
+    between = (slope_before < 0.0) & (slope_after > 0.0)
+    part = tl.where(between, -slope_before / tl.where(between, slope_after - slope_before, 1.0), 0.5)
+    guess = tl.minimum(tl.maximum(before + part * (after - before), lowest), highest)
     # A root needs nodes on both sides of the three.
     nearest = (guess + 0.5).to(tl.int32)
     at_node = known & (tl.abs(guess - nearest) < 1.0e-6)
@@ -202,7 +218,9 @@ def close_cell(
     g = slope_0 + relative / step
     deviation = tl.sqrt(tl.maximum(at_rise / safe - relative * relative, 0.0)) / step
     error = kappa_of(t, with_values) * outer + tl.where(with_values, ROUNDING, 0.0)
-    error = error * (1.0 + tl.abs(relative)) / (safe * step) + doubt
+    # Between two nodes a curvature counts for at most 4 / 27 of a step.
+    rounding = tl.max(tl.where(near, slope_doubt + 0.3 * step[:, None] * curvature_doubt, 0.0), axis=1)
+    error = error * (1.0 + tl.abs(relative)) / (safe * step) + rounding
     t2 = t * t
     correction = (tl.abs(c6) + tl.abs(c7 * t)) * t2 * (1.0 - t2) * (1.0 - t2) / (safe * step)
     # What the tokens beside the peaks weigh at either end of the span; in between it is less than the larger one. The sum
@@ -216,7 +234,7 @@ def close_cell(
     # Beyond a bound of the request the root may be as far as it likes, beyond an end of the cell not.
     not_below = (g - error >= -tolerance) | ((t >= highest) & (alpha_max < cell_high))
     not_above = (g + error <= tolerance) | ((t <= lowest) & (alpha_min > cell_low))
-    usable = enough_nodes & (at_z > 0.5)
+    usable = enough_nodes & (at_z > 0.5) & (tl.abs(t) <= 2.0)
     solved = usable & not_below & not_above & (error <= RECORD_TOLERANCE)
     steady = tl.maximum(second_less, second_more) <= MOST_GROWTH * second_0
     given = (usable & steady & (correction <= CORRECTION_TOLERANCE)) | (at_node & (pick(z, index, middle) >= RESOLVED))

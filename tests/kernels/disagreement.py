@@ -129,10 +129,10 @@ class Draw:
         return teacher + self.uniform(-100, 100, rows, 1), theta + self.uniform(-100, 100, rows, 1)
 
     def deep(self, rows: int, vocab: int) -> Rows:
-        """Logits down to -9,000 that are no masks."""
+        """Logits down to -2,000 that are no masks. Beyond some thousands alpha itself has too few digits."""
         teacher, theta = self.sharp(rows, vocab)
         for row in (teacher, theta):
-            row -= torch.where(self.uniform(0, 1, rows, vocab) < 0.3, self.uniform(0, 9000, rows, vocab), 0.0)
+            row -= torch.where(self.uniform(0, 1, rows, vocab) < 0.3, self.uniform(0, 2000, rows, vocab), 0.0)
         return teacher, theta
 
 

@@ -1,10 +1,11 @@
-"""Rows on which the models disagree, by the hundred thousand, through `mix_` and against float64: a job that can be resumed.
+"""Rows on which the models disagree, by the hundred thousand, through the kernels and against float64; it can be resumed.
 
-Every batch draws 64 rows of one family (`tests/kernels/disagreement.py`), one vocabulary and one method that solves for
-alpha. A row is right if the total variation from q* is at most 1e-4, the two divergences of KL symmetry differ by at most
-1e-3 nats (or what one ulp of alpha moves), the row is normalised, the record right, and nothing flagged that could be mixed.
+Every batch draws rows of one family (`tests/kernels/disagreement.py`), one vocabulary and one method that solves for alpha:
+as many rows as Triton's interpreter holds in one program, which costs about the same whatever their number. A row is right
+if the total variation from q* is at most 1e-4, the two divergences of KL symmetry differ by at most 1e-3 nats (or what one
+ulp of alpha moves), the row is normalised, the record right, and nothing flagged that could be mixed.
 
-    python tests/reliability/alpha_rows.py       # 100,000 rows; state and result: results/alpha_rows.json
+    python tests/reliability/alpha_rows.py       # 500,000 rows; state and result: results/alpha_rows.json
 """
 
 from __future__ import annotations
@@ -20,25 +21,36 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
 import torch
 from disagreement import FAMILIES, SOLVING, Draw, judge
 from record import Record
+from triton import next_power_of_2
+from vllm_optimal_sampling.kernels.scratch import LaunchShape
 
-BATCH = 64
-VOCABULARIES = (8, 8, 16, 64, 64, 256, 997, 4096)
+VOCABULARIES = (8, 16, 64, 256, 997, 4096)
+ELEMENTS = 2**16
+"""Rows times lanes of a program: Triton allows 2^20 elements a tensor, and the largest has 16 for each."""
 KINDS = ("total_variation", "kl_gap", "normalised", "kl", "flags")
 RESULT = Path(__file__).parent / "results" / "alpha_rows.json"
 
 
-def run_batch(number: int, seed: int, families: dict[str, Any], wrong: list[dict[str, Any]]) -> None:
-    """Judge one batch, a pure function of its number and the seed; what is found is added to the last two."""
+def shape_of(vocab: int) -> LaunchShape:
+    """A launch that has all rows of a batch in one program."""
+    lanes = min(next_power_of_2(vocab), 1024)
+    rows = min(ELEMENTS // lanes, 1024)
+    return LaunchShape(rows, splits=1, split_size=-(-vocab // lanes) * lanes, sub=1, lanes=lanes, num_warps=1)
+
+
+def run_batch(number: int, seed: int, families: dict[str, Any], wrong: list[dict[str, Any]]) -> int:
+    """Judge one batch, a pure function of its number and the seed, and return its rows; findings are added to the last two."""
     draw = Draw(seed * 1_000_003 + number)
     name = list(FAMILIES)[number % len(FAMILIES)]
     vocab = VOCABULARIES[int(draw.integers(len(VOCABULARIES), 1))]
     # Half of the rows are those of the default.
     method = SOLVING[max(0, int(draw.integers(4, 1)) - 1)]
-    teacher, theta = FAMILIES[name](draw, BATCH, vocab)
-    verdict = judge(teacher, theta, method)
+    shape = shape_of(vocab)
+    teacher, theta = FAMILIES[name](draw, shape.rows, vocab)
+    verdict = judge(teacher, theta, method, shape=shape)
     entry = families.setdefault(name, {"rows": 0, "wrong": 0, "worst": dict.fromkeys(KINDS, 0.0)})
     worst = verdict.worst()
-    entry["rows"] += BATCH
+    entry["rows"] += shape.rows
     entry["wrong"] += int((worst > 1).sum())
     for kind in KINDS:
         entry["worst"][kind] = max(entry["worst"][kind], float(f"{getattr(verdict, kind).max().item():.3g}"))
@@ -46,11 +58,12 @@ def run_batch(number: int, seed: int, families: dict[str, Any], wrong: list[dict
         {"family": name, "vocab": vocab, "method": method.name, "batch": number, "row": row, "off": worst[row].item()}
         for row in torch.nonzero(worst > 1)[:5, 0].tolist()
     )
+    return shape.rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--rows", type=int, default=500_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--result", type=Path, default=RESULT)
     parser.add_argument("--fresh", action="store_true", help="begin anew")
@@ -68,9 +81,8 @@ def main() -> None:
     data.setdefault("seconds", 0.0)
     saved = time.monotonic()
     while data["rows"] < options.rows:
-        run_batch(data["batches"], options.seed, data["families"], data["wrong"])
+        data["rows"] += run_batch(data["batches"], options.seed, data["families"], data["wrong"])
         data["batches"] += 1
-        data["rows"] += BATCH
         if time.monotonic() - saved > 20 or data["rows"] >= options.rows:
             data["seconds"] += time.monotonic() - saved
             saved = time.monotonic()

@@ -107,6 +107,9 @@ class Watched:
                 else:
                     drawn_from = torch.stack([expected_log_q(*pair) for pair in pairs])
                     assert any(0.05 < alpha < 0.95 for alpha in output["alpha"][number])
+                for token, alpha in enumerate(output["alpha"][number]):
+                    mixed = torch.lerp(*(rows[name][token].log_softmax(-1) for name in ("theta", "teacher")), alpha)
+                    assert abs(output["log_z"][number][token] - mixed.logsumexp(-1).item()) < MAX_LOG_PROB_ERROR
                 self._compare(output["logprobs"][number], (drawn_from / temperature).log_softmax(-1), tokens)
 
     @staticmethod
@@ -118,7 +121,7 @@ class Watched:
 
 def reward(completions: list[Any], **columns: Any) -> list[float]:
     """Another number for each completion, so that there is a gradient; and what a reward function is given."""
-    for name in ("theta_logprobs", "teacher_logprobs", "alpha"):
+    for name in ("theta_logprobs", "teacher_logprobs", "alpha", "log_z"):
         assert [len(values) for values in columns[name]] == [len(ids) for ids in columns["completion_ids"]]
     return [float(sum(ids) % 7) for ids in columns["completion_ids"]]
 
@@ -216,54 +219,6 @@ def test_the_ratio_is_one_where_the_student_draws(
         assert log["sampling/sampling_logp_difference/max"] < MAX_LOG_PROB_ERROR
 
 
-@pytest.mark.parametrize("theta", ["adapter", pytest.param("own weights", marks=pytest.mark.full)])
-def test_a_student_with_an_adapter(theta: str, tmp_path: Path) -> None:
-    """The trainer trains a LoRA adapter: theta is the teacher with it, or a model of its own that it is merged into."""
-    peft = pytest.importorskip("peft", reason="PEFT is not installed")
-    teacher, student = (
-        save_model(tmp_path / "teacher", hidden_size=128, seed=80),
-        save_model(tmp_path / "student", seed=81),
-    )
-    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
-    arguments: dict[str, Any] = {**ENGINE}
-    if theta == "adapter":
-        student = teacher
-        first = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(teacher), config)
-        first.save_pretrained(tmp_path / "first")
-        arguments |= {"theta_lora": str(tmp_path / "first"), "max_lora_rank": 8}
-
-    class Merging(Watched):
-        """The reference is the model with its adapter merged."""
-
-        def __call__(self, prompts: list[Any], trainer: Any) -> dict[str, list[Any]]:
-            model = trainer.accelerator.unwrap_model(trainer.model)
-            before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-            with RowAudit(sampler.llm) as audit:
-                output = self.rollout(prompts, trainer)
-            for name, parameter in model.named_parameters():  # merging and unmerging rounds
-                assert (parameter - before[name]).abs().max() < 1e-6
-            merged = copy.deepcopy(model).merge_and_unload()
-            path = str(self.folder / f"merged-{len(self.calls)}")
-            merged.save_pretrained(path)
-            reference = Reference(self.teacher, path)
-            audit.check(reference)
-            self.weights.append(torch.cat([p.flatten() for n, p in model.named_parameters() if "lora_" in n]).detach())
-            self.calls.append((prompts, output, reference))
-            return output
-
-    with OptimalSampler(teacher, "self" if theta == "adapter" else student, **arguments) as sampler:
-        watched = Merging(rollout_func(sampler, "answer"), teacher, tmp_path)
-        trainer = trainer_of((teacher, student), PLAIN, watched, tmp_path, peft_config=config)
-        trainer.train()
-        tokens = encode((teacher, student))
-        watched.check(lambda prompt: tokens(f"{prompt}\n\n{by_problem(prompt)['answer']}"))
-        assert sampler.theta_version == 3
-        assert (watched.weights[0] - watched.weights[2]).abs().max() > 1e-3
-        if theta == "adapter":
-            with pytest.raises(ArgumentError, match="theta is an adapter, and the trainer's model has none"):
-                trainer_of((teacher, student), PLAIN, rollout_func(sampler, "answer"), tmp_path).train()
-
-
 def test_a_temperature(sampler: OptimalSampler, models: tuple[str, str], tmp_path: Path) -> None:
     """The log-probabilities are those after the temperature, as TRL computes the student's."""
     watched = Watched(rollout_func(sampler, "answer"), models[0], tmp_path)
@@ -314,3 +269,52 @@ def test_another_model_than_thetas(sampler: OptimalSampler, models: tuple[str, s
     trainer = trainer_of((models[0], models[0]), PLAIN, rollout_func(sampler, "answer"), tmp_path, max_steps=1)
     with pytest.raises(ArgumentError, match=r"model.embed_tokens.weight has shape \[512, 128\], and theta's"):
         trainer.train()
+
+
+# The last: the end of its engine takes vLLM's process groups with it, the other engine's too.
+@pytest.mark.parametrize("theta", ["adapter", pytest.param("own weights", marks=pytest.mark.full)])
+def test_a_student_with_an_adapter(theta: str, tmp_path: Path) -> None:
+    """The trainer trains a LoRA adapter: theta is the teacher with it, or a model of its own that it is merged into."""
+    peft = pytest.importorskip("peft", reason="PEFT is not installed")
+    teacher, student = (
+        save_model(tmp_path / "teacher", hidden_size=128, seed=80),
+        save_model(tmp_path / "student", seed=81),
+    )
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
+    arguments: dict[str, Any] = {**ENGINE}
+    if theta == "adapter":
+        student = teacher
+        first = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(teacher), config)
+        first.save_pretrained(tmp_path / "first")
+        arguments |= {"theta_lora": str(tmp_path / "first"), "max_lora_rank": 8}
+
+    class Merging(Watched):
+        """The reference is the model with its adapter merged."""
+
+        def __call__(self, prompts: list[Any], trainer: Any) -> dict[str, list[Any]]:
+            model = trainer.accelerator.unwrap_model(trainer.model)
+            before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+            with RowAudit(sampler.llm) as audit:
+                output = self.rollout(prompts, trainer)
+            for name, parameter in model.named_parameters():  # merging and unmerging rounds
+                assert (parameter - before[name]).abs().max() < 1e-6
+            merged = copy.deepcopy(model).merge_and_unload()
+            path = str(self.folder / f"merged-{len(self.calls)}")
+            merged.save_pretrained(path)
+            reference = Reference(self.teacher, path)
+            audit.check(reference)
+            self.weights.append(torch.cat([p.flatten() for n, p in model.named_parameters() if "lora_" in n]).detach())
+            self.calls.append((prompts, output, reference))
+            return output
+
+    with OptimalSampler(teacher, "self" if theta == "adapter" else student, **arguments) as sampler:
+        watched = Merging(rollout_func(sampler, "answer"), teacher, tmp_path)
+        trainer = trainer_of((teacher, student), PLAIN, watched, tmp_path, peft_config=config)
+        trainer.train()
+        tokens = encode((teacher, student))
+        watched.check(lambda prompt: tokens(f"{prompt}\n\n{by_problem(prompt)['answer']}"))
+        assert sampler.theta_version == 3
+        assert (watched.weights[0] - watched.weights[2]).abs().max() > 1e-3
+        if theta == "adapter":
+            with pytest.raises(ArgumentError, match="theta is an adapter, and the trainer's model has none"):
+                trainer_of((teacher, student), PLAIN, rollout_func(sampler, "answer"), tmp_path).train()
