@@ -201,6 +201,8 @@ def test_ways_in_words() -> None:
     assert way_in_words({"alpha_method": "arithmetic", "alpha": 0.25, "temperature": 0.7, "filter": {}}) == (
         "arithmetic 0.25, temperature 0.7, filtered"
     )
+    best = {"filter": {"best_of_group": "custom_id", "by": "resample"}}
+    assert way_in_words(best) == "kl_symmetry, the best of a custom_id by resample"
     assert way_in_words({"best_of": 8, "select": "teacher_logprob", "select_by": "mean"}) == (
         "kl_symmetry, best of 8 by teacher_logprob mean"
     )

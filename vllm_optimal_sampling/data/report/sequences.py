@@ -180,8 +180,14 @@ def way_in_words(settings: Mapping[str, Any]) -> str:
         if value is not None and value != usual:
             words.append(f"{name.replace('_', ' ')} {value}")
     if settings.get("best_of") is not None:
-        by = " mean" if settings.get("select_by") == "mean" else ""
-        words.append(f"best of {settings['best_of']} by {settings.get('select')}{by}")
-    if settings.get("filter") is not None:
+        words.append(f"best of {settings['best_of']} by {settings.get('select')}{_mean(settings)}")
+    filtered = settings.get("filter")
+    if isinstance(filtered, dict) and filtered.get("best_of_group") is not None:
+        words.append(f"the best of a {filtered['best_of_group']} by {filtered.get('by', 'log_z')}{_mean(filtered)}")
+    elif filtered is not None:
         words.append("filtered")
     return ", ".join(words)[:80]
+
+
+def _mean(settings: Mapping[str, Any]) -> str:
+    return " mean" if settings.get("select_by") == "mean" else ""
