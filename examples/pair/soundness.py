@@ -3,11 +3,19 @@
 `task.follows` finds the running totals somewhere in a text. Here the whole text is read, sentence by sentence, in the
 wordings that the task has, so that a wrong half step (`67 plus 5 is 71`), a step that is left out or made twice, a count
 that the story does not start with, or an answer that does not follow from the last step makes the text unsound.
+
+Of rows that ``optimal-sampling generate`` or ``filter`` wrote over the pair's problems, as chats::
+
+    python examples/pair/soundness.py rows.jsonl best.jsonl
 """
 
+import argparse
+import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import measure
 import task
 
 PLACE = re.compile(r"\{(\w+)\}")
@@ -91,3 +99,33 @@ def _says(sentence: str, answer: str) -> bool:
 
 def _sorts(sentence: str, numbers: Sequence[int]) -> bool:
     return read(SORT_STEPS, sentence) == dict(zip("pqr", numbers, strict=True))
+
+
+def judged(rows: Sequence[Mapping]) -> dict[str, object]:
+    """How many of some output rows are right and sound, with 95 % intervals."""
+    texts = [row["completion"][0]["content"] for row in rows]
+    right = sum(task.is_right(text, row["answer"]) for text, row in zip(texts, rows, strict=True))
+    sound = sum(is_sound(text, row) for text, row in zip(texts, rows, strict=True))
+    return {
+        "rows": len(rows),
+        "right": right,
+        "right_interval_95": measure.interval(right, len(rows)),
+        "sound": sound,
+        "sound_interval_95": measure.interval(sound, len(rows)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Count right and sound rows.")
+    parser.add_argument("files", type=Path, nargs="+", help="JSON lines that optimal-sampling wrote")
+    parser.add_argument("--sample", type=int, help="only rows with this number of the sample")
+    arguments = parser.parse_args()
+    for path in arguments.files:
+        rows = [row for row in task.read_rows(path) if row["error"] is None]
+        if arguments.sample is not None:
+            rows = [row for row in rows if row["sample"] == arguments.sample]
+        print(json.dumps({"file": path.name, **judged(rows)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -69,3 +69,16 @@ def test_the_rows_drawn_have_the_record_that_selection_reads(pair: Path) -> None
         assert candidate.record["log_z"] == pytest.approx([-kl for kl in candidate.record["kl"]], abs=1e-9)
         assert candidate.scores.log_z == pytest.approx(sum(candidate.record["log_z"]))
         assert candidate.scores.num_tokens == len(candidate.token_ids)
+
+
+def test_the_document_quotes_what_the_engine_drew(pair: Path) -> None:
+    kept = json.loads((pair / "selection_engine.json").read_text())["kept"]
+    text = " ".join(DOCUMENT.read_text().split())
+    for words, rule in (
+        ("one draw {} right and {} sound", "one draw"),
+        ("the best of 4 by Σ log Z {} and {}", "log_z"),
+        ("resampled {} and {}", "resample"),
+        ("by the teacher {} and {}", "teacher_logprob"),
+    ):
+        rates = (f"{100 * kept[rule][word] / kept[rule]['rows']:.1f} %" for word in ("right", "sound"))
+        assert words.format(*rates) in text

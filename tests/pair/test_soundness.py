@@ -65,3 +65,14 @@ def test_sound_is_stricter_than_right_with_right_totals() -> None:
     assert task.is_right(text, PROBLEM["answer"])
     assert task.follows(text, PROBLEM["steps"])
     assert not soundness.is_sound(text, PROBLEM)
+
+
+def test_rows_are_counted() -> None:
+    texts = (
+        "We start with 47. 47 plus 25 is 72. Then 72 minus 13 is 59. The answer is 59.",
+        "We start with 47. 47 plus 25 is 71. Then 71 minus 13 is 58. The answer is 59.",
+        "We start with 47. 47 plus 25 is 72. Then 72 minus 13 is 58. The answer is 58.",
+    )
+    rows = [PROBLEM | {"completion": [{"role": "assistant", "content": text}]} for text in texts]
+    counts = soundness.judged(rows)
+    assert (counts["rows"], counts["right"], counts["sound"]) == (3, 2, 1)
