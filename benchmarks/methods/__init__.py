@@ -17,6 +17,7 @@ METHODS = {
     "optimal": "methods.engines:Optimal",
     "original": "methods.original:Original",
     "lockstep": "methods.lockstep:Lockstep",
+    "self_teacher": "methods.scoring:Alone",
     "self": "methods.scoring:OneForward",
     "self_apart": "methods.scoring:TwoForwards",
 }

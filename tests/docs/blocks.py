@@ -2,7 +2,7 @@
 
 What is exchanged, and nothing else: the two models' names for the example pair's folders, the server's address for that
 of the test's server, `vllm` and `optimal-sampling` for the modules behind them in this interpreter. Where an engine is
-started, the options of `support.servers.SMALL_SERVER` are added.
+started, the options of `support.servers.SMALL_SERVER` are added, and where a trainer is, that it is to run on a CPU.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class Block:
 
     def starting_an_engine(self) -> str:
         """The text of a Python block, with the small options after the teacher's name."""
-        return self.prepared().replace(f'"{TEACHER}",', f'"{TEACHER}", **{SMALL_ARGUMENTS!r},')
+        text = self.prepared().replace(f'"{TEACHER}", model_theta', f'"{TEACHER}", **{SMALL_ARGUMENTS!r}, model_theta')
+        text = re.sub(f'^( +(?:model_teacher=)?"{TEACHER}",)$', rf"\1 **{SMALL_ARGUMENTS!r},", text, flags=re.M)
+        return text.replace("GRPOConfig(\n", "GRPOConfig(use_cpu=True, bf16=False,\n")
 
 
 def blocks(document: str, *languages: str) -> list[Block]:

@@ -31,7 +31,10 @@ NAMED = {
     "parameters.md": {"python"},
     "report.md": {"bash", "python"},
     "security.md": set(),
+    "sequences.md": set(),
+    "self-distillation.md": {"bash", "python"},
     "serving.md": {"bash", "python", "javascript", "yaml"},
+    "training.md": {"python"},
     "troubleshooting.md": {"python"},
 }
 """The languages of each document's blocks, all of which are run below."""
@@ -55,10 +58,17 @@ def test_python_without_an_engine(document: str) -> None:
         exec(compile(block.prepared(), block.name, "exec"), names)
 
 
-@pytest.mark.parametrize("block", blocks("offline.md", "python"), ids=lambda block: block.name)
+PROGRAMS = [*blocks("offline.md", "python"), *blocks("self-distillation.md", "python")]
+
+
+@pytest.mark.parametrize("block", PROGRAMS, ids=lambda block: block.name)
 def test_offline(block: Block, tmp_path: Path) -> None:
     """Each block, saved as a file, is a program, with the engine in a process of its own as vLLM has it by default."""
-    script = tmp_path / "program.py"
+    run_as_program(block, tmp_path)
+
+
+def run_as_program(block: Block, folder: Path) -> None:
+    script = folder / "program.py"
     script.write_text(block.starting_an_engine())
     done = subprocess.run(
         [sys.executable, script],
@@ -66,10 +76,25 @@ def test_offline(block: Block, tmp_path: Path) -> None:
         text=True,
         timeout=ENGINE_SECONDS,
         check=False,
+        cwd=folder,
         env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"},
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(block, marks=pytest.mark.full if block.mark == "full" else (), id=block.name)
+        for block in blocks("training.md", "python")
+    ],
+)
+def test_training(block: Block, tmp_path: Path) -> None:
+    for library in ("trl", "peft"):
+        if f"from {library} " in block.text:
+            pytest.importorskip(library, reason="the extra `trl` is not installed")
+    run_as_program(block, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +168,14 @@ def test_generating(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     exec(compile(python.prepared(), python.name, "exec"), {})
     assert len((tmp_path / "served.jsonl").read_text().splitlines()) == 2
+
+
+def test_generating_with_one_model(tmp_path: Path) -> None:
+    (block,) = blocks("self-distillation.md", "bash")
+    run_in_shell(f"{block.prepared().rstrip()} {' '.join(SMALL_OPTIONS)}", tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == 2
+    assert all(0 < alpha < 1 for row in rows for alpha in row["optimal_sampling"]["alpha"][:1])
 
 
 def test_the_file_for_generating_is_read(tmp_path: Path) -> None:

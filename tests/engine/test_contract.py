@@ -79,6 +79,7 @@ CALLED: dict[str, str] = {
     "vllm.v1.worker.gpu.lora_utils:LoraState.make_lora_inputs": "self req_ids idx_mapping num_scheduled_tokens",
     "vllm.v1.worker.gpu.lora_utils:LoraState.get_activate_loras": "self req_ids",
     "vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin.add_lora": "self lora_request",
+    "vllm.lora.model_manager:LoRAModelManager.get_adapter": "self adapter_id",
     "vllm.v1.worker.gpu.dp_utils:dispatch_cg_and_sync_dp": (
         "cudagraph_manager num_reqs num_tokens uniform_token_count dp_size dp_rank ..."
     ),
@@ -88,6 +89,17 @@ CALLED: dict[str, str] = {
         "use_fp64 ..."
     ),
     "vllm.v1.core.kv_cache_utils:resolve_kv_cache_block_sizes": "kv_cache_config vllm_config",
+    # New weights for theta.
+    "vllm.model_executor.model_loader.reload.inplace:reload_weights": (
+        "vllm_config model weights_iterator weights_path is_checkpoint_format"
+    ),
+    "vllm.model_executor.layers.vocab_parallel_embedding:UnquantizedEmbeddingMethod.process_weights_after_loading": (
+        "self layer"
+    ),
+    "vllm.model_executor.layers.vocab_parallel_embedding:ParallelLMHead.tie_weights": "self embed_tokens",
+    "vllm.v1.engine.llm_engine:LLMEngine.get_num_unfinished_requests": "self",
+    "vllm.v1.engine.llm_engine:LLMEngine.is_sleeping": "self",
+    "vllm.v1.engine.core_client:InprocClient.collective_rpc": "self method timeout args kwargs",
     "vllm.v1.core.kv_cache_manager:KVCacheManager.allocate_slots": (
         "self request num_new_tokens num_new_computed_tokens new_computed_blocks num_lookahead_tokens ..."
     ),
@@ -97,7 +109,16 @@ CALLED: dict[str, str] = {
     "vllm.v1.worker.gpu.buffer_utils:StagedWriteTensor.__init__": (
         "self size dtype device max_concurrency uva_instead_of_gpu"
     ),
-    "vllm.v1.worker.gpu.spec_decode.rejection_sampler:get_max_chunk_logits": "vocab_size",
+    "vllm.v1.worker.gpu.spec_decode.rejection_sampler:RejectionSampler._verify_in_chunks": (
+        "self logits input_batch draft_logits draft_sampled pos max_chunk_logits max_num_logprobs verify_draft_sampled"
+    ),
+    # What the engine times its warm-up steps with.
+    "vllm.v1.worker.gpu.model_runner:GPUModelRunner._dummy_run": (
+        "self num_tokens args skip_attn uniform_decode context_len skip_eplb ..."
+    ),
+    "vllm.v1.worker.gpu.model_runner:GPUModelRunner.capture_model": "self profile_only",
+    "vllm.v1.worker.gpu.async_utils:StepTimingCollector.collect": "self",
+    "vllm.config.vllm:VllmConfig._set_cudagraph_sizes": "self",
     "vllm.v1.worker.gpu.spec_decode.rejection_sampler:_flatten_sampled_kernel": (
         "flat_sampled_ptr sampled_ptr sampled_stride num_sampled_ptr cu_num_logits_ptr"
     ),

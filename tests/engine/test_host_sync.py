@@ -16,7 +16,7 @@ from vllm import LLM
 
 import vllm_optimal_sampling
 from support.cases import Case, generate, token_ids
-from support.engines import find_runner
+from support.engines import find_runner, scoring_options, stop_engine
 from vllm_optimal_sampling import kernels
 from vllm_optimal_sampling.worker.theta.speculator import ThetaSpeculator
 
@@ -88,6 +88,19 @@ def runner_in_prompt(runner: Any, scheduler_output: Any) -> bool:
 
 def test_nothing_is_read_on_the_host(engines: Callable[..., LLM], monkeypatch: pytest.MonkeyPatch) -> None:
     reads = steady_state(engines(num_speculative_tokens=2), monkeypatch)
+    assert not reads.lines
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_nothing_is_read_on_the_host_where_theta_scores(
+    drafts: int, pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = LLM(**scoring_options(pair[0], drafts=drafts))
+    try:
+        reads = steady_state(llm, monkeypatch)
+        assert find_runner(llm).theta.steps.fused > 5
+    finally:
+        stop_engine(llm)
     assert not reads.lines
 
 

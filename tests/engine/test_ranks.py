@@ -9,12 +9,12 @@ import asyncio
 import random
 
 import pytest
-from vllm import SamplingParams
+from vllm import LLM, SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from support.cases import Case, generate, mixed_batch
-from support.engines import engine_options, start_engine, stop_engine
+from support.engines import engine_options, scoring_options, start_engine, stop_engine
 from support.reference_models import Reference, greedy_tokens
 
 RANKS: dict[str, dict[str, int]] = {
@@ -30,6 +30,20 @@ def test_greedy(name: str, pair: tuple[str, str], reference: Reference, monkeypa
     try:
         cases = mixed_batch(seed=71, long=70)
         outputs = generate(llm, cases, max_tokens=8, temperature=0.0)
+        for case, output in zip(cases, outputs, strict=True):
+            assert list(output.outputs[0].token_ids) == greedy_tokens(reference, case, 8), case
+    finally:
+        stop_engine(llm)
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_greedy_where_the_teacher_is_theta(name: str, pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    llm = LLM(**scoring_options(pair[0], drafts=2, **RANKS[name]))
+    try:
+        cases = mixed_batch(seed=76, long=70)
+        outputs = generate(llm, cases, max_tokens=8, temperature=0.0)
+        reference = Reference(pair[0], pair[0])
         for case, output in zip(cases, outputs, strict=True):
             assert list(output.outputs[0].token_ids) == greedy_tokens(reference, case, 8), case
     finally:

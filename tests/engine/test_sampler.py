@@ -111,6 +111,59 @@ def test_seeds_and_the_progress_bar(sampler: OptimalSampler, capfd: pytest.Captu
     assert "Processed prompts" not in capfd.readouterr().err
 
 
+def test_one_of_several_candidates_is_returned(sampler: OptimalSampler) -> None:
+    """The candidates are those that the same seeds draw one at a time, and the kept one is the best by its own record."""
+    given: dict[str, Any] = {"max_tokens": 6, "ignore_eos": True}
+    output = sampler.generate(PROMPTS, THETA_PROMPTS, seed=20, best_of=4, **given)
+    assert output.candidates is not None
+    assert output.kept is not None
+    for prompt in range(2):
+        scores = [candidate.log_z for candidate in output.candidates[prompt]]
+        assert len(set(scores)) == 4
+        assert output.kept[prompt] == scores.index(max(scores))
+        assert output.alpha_history is not None
+        assert len(output.alpha_history[prompt]) == output.num_tokens[prompt] == 6
+        for candidate in range(4):
+            # Seed 20 + 4 i + j; the second prompt of a call has seed + 1.
+            alone = sampler.generate(
+                [PROMPTS[prompt]], [THETA_PROMPTS[prompt]], seed=20 + 4 * prompt + candidate, best_of=1, **given
+            )
+            assert alone.candidates is not None
+            assert alone.candidates[0][0].log_z == pytest.approx(scores[candidate], abs=1e-3)
+            if candidate == output.kept[prompt]:
+                assert alone.generated_ids[0] == output.generated_ids[prompt]
+    by_teacher = sampler.generate(PROMPTS, THETA_PROMPTS, seed=20, best_of=4, select="teacher_logprob", **given)
+    assert by_teacher.candidates is not None
+    assert by_teacher.kept == [
+        max(range(4), key=lambda index: one[index].teacher_logprob) for one in by_teacher.candidates
+    ]
+    first = sampler.generate(PROMPTS, THETA_PROMPTS, seed=20, best_of=4, select="none", **given)
+    assert first.kept == [0, 0]
+    plain = sampler.generate(PROMPTS[:1], THETA_PROMPTS[:1], seed=20, **given)
+    assert plain.generated_ids[0] == first.generated_ids[0]
+    assert plain.candidates is None
+    assert plain.kept is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"best_of": 0}, r"best_of=0 is outside \[1, "),
+        ({"best_of": "4"}, "best_of='4' is text, not a whole number"),
+        ({"select": "log_z"}, "say of how many with best_of"),
+        ({"select_by": "mean"}, "say of how many with best_of"),
+        ({"best_of": 4, "select": "logz"}, "did you mean log_z"),
+        ({"best_of": 4, "select": "resample", "select_by": "mean"}, "select_by='mean' has no effect"),
+        ({"best_of": 4, "temperature": 0}, "the same text at temperature 0"),
+        ({"best_of": 4, "use_optimal_sampling": False}, "use_optimal_sampling=False draws none"),
+        ({"n": 4}, "or best_of to keep one of n"),
+    ],
+)
+def test_selections_that_are_refused(sampler: OptimalSampler, arguments: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ArgumentError, match=reason):
+        sampler.generate(PROMPTS, **arguments)
+
+
 def test_a_refused_call_leaves_the_sampler_usable(sampler: OptimalSampler) -> None:
     with pytest.raises(ArgumentError, match="2 prompts and 1 theta_prompts"):
         sampler.generate(PROMPTS, THETA_PROMPTS[:1])
@@ -172,7 +225,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"track_alpha_stats": 1}, "track_alpha_stats=1 is an integer"),
     ({"theta_system_prompt": ""}, "theta_system_prompt='' is not text"),
     ({"teacher_system_prompt": 3}, "teacher_system_prompt=3 is not text"),
-    ({"model": "another"}, "model is model_teacher here"),
+    ({"model": "another"}, "model_teacher and model name one model"),
     ({"speculative_config": {"model": "another"}}, "speculative_config has another model"),
     ({"num_speculative_tokens": 3, "speculative_config": {"num_speculative_tokens": 2}}, "give one of them"),
     ({"additional_config": {"optimal_sampling": {"alpha_max": 0.5}}}, "additional_config has alpha_max"),

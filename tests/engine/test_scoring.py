@@ -10,11 +10,15 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from vllm import LLM
+from vllm.config.compilation import CUDAGraphMode
 from vllm.lora.request import LoRARequest
+from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 
 from support.adapters import save_adapter, save_merged
 from support.cases import KL_SYMMETRY, OPTED_OUT, Case, generate, mixed_batch, theta_prompts, token_ids
@@ -24,6 +28,7 @@ from support.reference_models import Reference, greedy_tokens
 from support.row_audit import Report, RowAudit
 from vllm_optimal_sampling.worker.theta import one_model, twin_layers
 from vllm_optimal_sampling.worker.theta.scorer import ScorerSteps
+from vllm_optimal_sampling.worker.theta.scoring_pass import ScoringPass
 
 # Few tokens to draw from, so that n-grams draft what is then drawn. The audit's rows are those before that.
 FEW_TOKENS: dict[str, Any] = {"allowed_token_ids": [5, 6, 7]}
@@ -156,6 +161,58 @@ def test_steps_too_large_for_one_forward(
     assert report.rows == 8 * 12 and steps.apart > 5
 
 
+class EagerGraphs:
+    """In place of CUDA graphs, which a CPU has none of: the forward that one would hold, padded as one would be."""
+
+    def __init__(self, scoring: ScoringPass, model: Any, query_len: int) -> None:
+        self.scoring, self.model, self.query_len = scoring, model, query_len
+        self.replays = 0
+
+    def dispatch(self, num_reqs: int, num_tokens: int, uniform: int | None, num_active_loras: int) -> Any:
+        if uniform != self.query_len:
+            return BatchExecutionDescriptor(CUDAGraphMode.NONE, num_tokens, num_reqs)
+        padded = num_reqs + 3 - (num_reqs + 2) % 3  # three requests more, or fewer, up to a multiple of three
+        return BatchExecutionDescriptor(CUDAGraphMode.FULL, padded * uniform, padded, uniform)
+
+    def run_fullgraph(self, desc: Any) -> None:
+        """What a graph reads: the buffers' contents, as large as when it was captured."""
+        scoring, tables = self.scoring, self.scoring.block_tables
+        self.replays += 1
+        mappings = tables.slot_mappings[:, : desc.num_tokens]
+        metadata = scoring._attn_metadata(
+            desc.num_reqs,
+            desc.num_tokens,
+            scoring.buffers.query_start_loc[: desc.num_reqs + 1].numpy(),
+            self.query_len,
+            scoring.buffers.seq_lens[: desc.num_reqs],
+            scoring.vllm_config.model_config.max_model_len,
+            mappings,
+            torch.zeros(desc.num_reqs, dtype=torch.bool),
+        )
+        self.hidden_states = scoring._forward(self.model, desc.num_tokens, metadata, mappings, desc)
+
+    def output(self, num_tokens: int) -> Any:
+        return self.hidden_states
+
+
+@pytest.mark.parametrize("drafts", [0, 3])
+def test_rows_padded_as_for_a_cuda_graph(
+    drafts: int,
+    scoring_engines: Callable[..., LLM],
+    pair: tuple[str, str],
+    self_reference: Reference,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    llm = scoring_engines(pair[0], drafts=drafts)
+    scoring, model = find_runner(llm).theta.scoring, find_runner(llm).model
+    graphs = EagerGraphs(scoring, model, drafts + 1)
+    monkeypatch.setattr(scoring, "graphs", graphs)
+    for table in scoring.block_tables.input_block_tables:
+        table.fill_(1)  # what an earlier step may have left in the padding
+    audited(llm, self_reference, mixed_batch(seed=46, long=70), max_tokens=10)
+    assert graphs.replays > 5
+
+
 def test_twins_that_lie_elsewhere_take_a_forward_of_their_own(
     pair: tuple[str, str], self_reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,7 +326,7 @@ def adapters(pair: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.mark.parametrize("drafts", [0, pytest.param(3, marks=pytest.mark.full)])
 def test_an_adapter_as_theta_and_another_after_it(
-    drafts: int, scoring_engines: Callable[..., LLM], pair: tuple[str, str], adapters: dict[str, str]
+    drafts: int, scoring_engines: Callable[..., LLM], pair: tuple[str, str], adapters: dict[str, str], tmp_path: Path
 ) -> None:
     llm = scoring_engines(pair[0], drafts=drafts, theta_lora=adapters["first"])
     cases = mixed_batch(seed=61, long=70)
@@ -278,6 +335,10 @@ def test_an_adapter_as_theta_and_another_after_it(
     assert steps.fused > 0.6 * (steps.fused + steps.apart)
     with pytest.raises(ValueError, match="theta_lora='nowhere' cannot be loaded"):
         llm.collective_rpc("reload_weights", kwargs={"theta_lora": "nowhere"})
+    wrong = save_adapter(tmp_path / "wrong", pair[1], seed=3)
+    with pytest.raises(ValueError, match="wrong' cannot be loaded"):
+        llm.collective_rpc("reload_weights", kwargs={"theta_lora": wrong})
+    audited(llm, Reference(pair[0], adapters["first_merged"]), cases[:3], max_tokens=3, **few)
     llm.collective_rpc("reload_weights", kwargs={"theta_lora": adapters["second"]})
     llm.llm_engine.reset_prefix_cache(reset_running_requests=True)
     second = Reference(pair[0], adapters["second_merged"])
@@ -297,12 +358,24 @@ def test_adapters_of_requests_are_the_teachers(
     audited(llm, plain, mixed_batch(seed=63, long=70)[:6], max_tokens=4)
 
 
+def test_adapters_of_requests_beside_a_theta_without_one(
+    scoring_engines: Callable[..., LLM], pair: tuple[str, str], adapters: dict[str, str]
+) -> None:
+    llm = scoring_engines(pair[0], enable_lora=True, max_lora_rank=8)
+    lora = LoRARequest("first", 1, adapters["first"])
+    reference = Reference(adapters["first_merged"], pair[0])
+    _, steps = audited(llm, reference, mixed_batch(seed=64, long=70), max_tokens=8, lora_request=lora)
+    assert steps.fused and steps.apart
+
+
+def test_an_adapter_of_another_model_is_refused_at_start(pair: tuple[str, str], tmp_path: Path) -> None:
+    wrong = save_adapter(tmp_path / "wrong", pair[1], seed=3)
+    with pytest.raises(ValueError, match=r"^optimal sampling cannot start: theta_lora=.*is made for \d+ inputs"):
+        LLM(**scoring_options(pair[0], theta_lora=wrong))
+
+
 def test_the_offset_is_refused_where_it_is_none() -> None:
     """Twins a part of a block away, in two buffers, or beyond what block tables hold."""
-    from types import SimpleNamespace
-
-    import torch
-
     buffer = torch.zeros(4096)
 
     def layer(start: int, shape: tuple[int, ...] = (8, 16), of: torch.Tensor = buffer) -> Any:

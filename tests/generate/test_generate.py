@@ -207,6 +207,36 @@ def test_a_server_gives_the_same_rows(drawn: Drawn, server: Server, tmp_path: Pa
     assert "drafts accepted" in done.stderr
 
 
+BEST_OF = ["--best-of", "3", "--max-tokens", "64", "--seed", "5", "--id-column", "id", "--chat"]
+
+
+def test_best_of_through_an_engine_and_through_a_server(server: Server, tmp_path: Path) -> None:
+    """The same candidates either way, the best of them kept, and one draw among them that a run without them has too."""
+    rows = [{"id": f"p{i}", **row} for i, row in enumerate(problems(3))]
+    source = write_rows(tmp_path / "problems.jsonl", rows)
+    asked = ["--input", str(source), *TEMPLATES, *BEST_OF]
+    running = start(tmp_path / "engine.jsonl", *MODELS, *asked, "--return-alpha", *SMALL)
+    assert running.wait() == 0, running.log.read_text()[-4000:]
+    done = run("--endpoint", server.url, *asked, "--output", str(tmp_path / "server.jsonl"))
+    assert done.returncode == 0, done.stderr
+    served = {row["custom_id"]: row for row in read_rows(tmp_path / "server.jsonl")}
+    for row in read_rows(tmp_path / "engine.jsonl"):
+        other = served[row["custom_id"]]
+        assert "optimal_sampling" not in other
+        log_z = [one["log_z"] for one in row["candidates"]]
+        assert len(log_z) == 3
+        assert [one["kept"] for one in row["candidates"]] == [one == max(log_z) for one in log_z]
+        assert sum(row["optimal_sampling"]["log_z"]) == pytest.approx(max(log_z), abs=1e-4)
+        assert len(row["completion_token_ids"]) == row["candidates"][log_z.index(max(log_z))]["num_tokens"]
+        # Another batch may round a draw over an edge, never most of them.
+        same = [
+            a["log_z"] == pytest.approx(b["log_z"], abs=1e-3)
+            for a, b in zip(row["candidates"], other["candidates"], strict=True)
+        ]
+        assert sum(same) >= 2
+    assert len(served) == 3
+
+
 def comparable(rows: list[dict[str, Any]]) -> dict[Any, Any]:
     """Rows by id and sample, without what rounding may change and without the words of vLLM's refusals."""
     return {

@@ -149,7 +149,7 @@ UNREADABLE: list[tuple[str, bytes, str]] = [
     ),
     ("in.jsonl", b'{"problem": "x", "answer": 1, "answer": 2}\n', "'answer' is there twice"),
     ("in.jsonl.gz", b'{"problem": "x", "answer": "y"}\n', "cannot be read: Not a gzipped file"),
-    ("in.csv.gz", gzip.compress(CSV.encode("utf-16")), "looks like UTF-16"),
+    ("in.csv.gz", gzip.compress(CSV.encode("utf-16"), mtime=0), "looks like UTF-16"),
 ]
 
 

@@ -41,7 +41,7 @@ class Scripted:
             raise RowError("too long")
         return Prepared(prompts.theta, [1, 2])
 
-    async def sample(self, prepared: Prepared, request_id: str, seed: int | None) -> Sample:
+    async def sample(self, prepared: Prepared, request_id: str, seed: int | None) -> list[Sample]:
         self.running += 1
         self.most = max(self.most, self.running)
         self.seeds[request_id] = seed
@@ -55,7 +55,7 @@ class Scripted:
                 raise RunError("the engine died")
         finally:
             self.running -= 1
-        return Sample("text", [3, 4], "stop")
+        return [Sample("text", [3, 4], "stop")]
 
     async def figures(self) -> Figures:
         return Figures()

@@ -38,6 +38,7 @@ def record(num_tokens: int, seed: int) -> dict[str, list[Any]]:
     return {
         "alpha": [rng.random() for _ in range(num_tokens)],
         "kl": [rng.expovariate(20) for _ in range(num_tokens)],
+        "log_z": [-rng.expovariate(20) for _ in range(num_tokens)],
         "logprob": [-rng.expovariate(1) for _ in range(num_tokens)],
         "teacher_logprob": [-rng.expovariate(1) for _ in range(num_tokens)],
         "theta_logprob": [-rng.expovariate(1) for _ in range(num_tokens)],

@@ -3,6 +3,7 @@
 No GPU is needed: which graph serves a batch is worked out by vLLM's own manager, from the configuration.
 """
 
+import copy
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -156,3 +157,30 @@ def test_no_size_is_beyond_a_step_or_what_gains_from_graphs() -> None:
     assert graph_sizes({4: range(1, 1025)}, 1024, max_tokens=16384)[-1] <= MOST_VERIFIED_TOKENS
     assert graph_sizes({7: range(1, 9)}, 8, max_tokens=4) == [1, 2, 4]
     assert request_counts(100)[-3:] == [80, 96, 100]
+
+
+@pytest.mark.parametrize(("drafts", "max_num_seqs"), [(0, 256), (0, 5), (3, 64), (2, 1)])
+def test_every_step_of_both_models_rows_has_a_graph(
+    build_config: BuildConfig, manager: Callable[..., Any], drafts: int, max_num_seqs: int
+) -> None:
+    """Where theta is the teacher itself: all requests of a step, and behind them those that did not opt out."""
+    ngram = {"method": "ngram", "num_speculative_tokens": drafts, "prompt_lookup_max": 3} if drafts else None
+    config = with_graphs(
+        build_config(
+            speculative_config=ngram,
+            additional_config={"optimal_sampling": {"theta": "self"}},
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=4096,
+        )
+    )
+    choose_graph_sizes(config)
+    scoring = copy.copy(config)  # as `ScoringPass` sizes its own
+    scoring.scheduler_config = copy.copy(config.scheduler_config)
+    scoring.scheduler_config.max_num_seqs = 2 * max_num_seqs
+    graphs, teachers = manager(scoring, drafts + 1), manager(config, drafts + 1)
+    for rows in range(2, 2 * max_num_seqs + 1):
+        found = graph_for(graphs, rows, drafts + 1)
+        assert found.cg_mode == CUDAGraphMode.FULL
+        assert found.num_tokens == found.num_reqs * (drafts + 1) and found.num_reqs - rows < 32
+    for requests in range(1, max_num_seqs + 1):  # a step in which nobody asked
+        assert graph_for(teachers, requests, drafts + 1).cg_mode == CUDAGraphMode.FULL

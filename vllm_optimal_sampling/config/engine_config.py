@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from vllm_optimal_sampling.config.engine_args import check_engine_args, prepare_engine_args
 from vllm_optimal_sampling.config.graph_sizes import choose_graph_sizes, has_own_sizes
 from vllm_optimal_sampling.config.refusals import check_supported
-from vllm_optimal_sampling.config.theta import scores
 
 if TYPE_CHECKING:
     from vllm.config import SpeculativeConfig, VllmConfig
@@ -40,7 +39,7 @@ def create_engine_config(engine_args: EngineArgs, create: Callable[[], VllmConfi
     check_supported(vllm_config)
     if vllm_config.speculative_config is not None:
         vars(vllm_config.speculative_config)["drafts_with_theta"] = True
-    if not has_own_sizes(engine_args) and not scores(vllm_config):
+    if not has_own_sizes(engine_args):
         choose_graph_sizes(vllm_config)
     _use_own_classes(vllm_config)
     return vllm_config

@@ -6,6 +6,9 @@ A graph serves a step of exactly its own shape, padded up to it. Three kinds of 
 - *theta's round*, one token a request: sizes up to `max_num_seqs`;
 - *mixed* steps, in which prompts join a batch that decodes, of any number of tokens.
 
+A theta that scores has no round. Where it is the teacher itself, verification is of up to 2 `max_num_seqs` rows, since each
+request may have one of both models.
+
 vLLM's own sizes end at 512 tokens, 512 / (K + 1) requests: beyond, every layer is launched one by one. At 128 requests and
 K = 4 a step took 34 ms so, and 25 ms with sizes up to 1,280 (one H200, 3B with 1.5B). Each size costs time at start and
 memory, so one list serves all three kinds and is as coarse as padding allows.
@@ -18,6 +21,8 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
+
+from vllm_optimal_sampling.config.theta import scores_itself
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -58,7 +63,15 @@ def choose_graph_sizes(vllm_config: VllmConfig) -> None:
     if compilation.cudagraph_mode == CUDAGraphMode.NONE or not compilation.cudagraph_capture_sizes:
         return
     scheduler = vllm_config.scheduler_config
-    sizes = graph_sizes(_tiers(vllm_config), scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
+    most = scheduler.max_num_seqs
+    largest = {most, 2 * most} if scores_itself(vllm_config) else {most}
+    sizes = sorted(
+        {
+            size
+            for rows in largest
+            for size in graph_sizes(_tiers(vllm_config, rows), rows, scheduler.max_num_batched_tokens)
+        }
+    )
     asked_to_compile = set(compilation.compile_sizes or ()) == set(compilation.cudagraph_capture_sizes)
     compilation.cudagraph_capture_sizes = sizes
     compilation.max_cudagraph_capture_size = sizes[-1]
@@ -146,15 +159,19 @@ def _step(count: int) -> int:
     return next((step for limit, step in STEPS if count <= limit), LAST_STEP)
 
 
-def _tiers(vllm_config: VllmConfig) -> dict[int, range]:
-    """By number of drafts, the batches that the engine verifies with so many, from the first to the last of them."""
+def _tiers(vllm_config: VllmConfig, rows: int) -> dict[int, range]:
+    """By number of drafts, the batches that the engine verifies with so many, from the first to the last of them.
+
+    Args:
+        vllm_config: the engine's.
+        rows: of the largest batch.
+    """
     from vllm.v1.spec_decode.dynamic.utils import build_dynamic_sd_schedule_lookup
 
     speculative, max_num_seqs = vllm_config.speculative_config, vllm_config.scheduler_config.max_num_seqs
-    assert speculative is not None
     drafts = vllm_config.num_speculative_tokens
-    if speculative.num_speculative_tokens_per_batch_size is None:
-        return {drafts: range(1, max_num_seqs + 1)}
+    if speculative is None or speculative.num_speculative_tokens_per_batch_size is None:
+        return {drafts: range(1, rows + 1)}
     by_batch = build_dynamic_sd_schedule_lookup(
         speculative.num_speculative_tokens_per_batch_size,
         vllm_max_batch_size=max_num_seqs,
@@ -162,5 +179,5 @@ def _tiers(vllm_config: VllmConfig) -> dict[int, range]:
     )
     tiers: dict[int, range] = {}
     for batch, drafts in enumerate(by_batch[1:], start=1):
-        tiers[drafts] = range(tiers[drafts].start if drafts in tiers else batch, batch + 1)
+        tiers[drafts] = range(tiers[drafts].start if drafts in tiers else batch, batch * (rows // max_num_seqs) + 1)
     return tiers

@@ -244,3 +244,8 @@ def unreadable_weights(theta: str, error: Exception) -> UnsupportedEngineError:
         f"optimal sampling cannot start: theta's weights in {theta!r} cannot be loaded ({first_line(error)}); check that "
         "the files are whole, and that config.json is of the same model"
     )
+
+
+def no_adapter() -> ValueError:
+    """The error of an engine that is asked for another adapter of a theta without one."""
+    return ValueError('theta has no adapter to replace in this engine; start it with "theta_lora" in its settings')

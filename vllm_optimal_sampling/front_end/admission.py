@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from vllm_optimal_sampling.chat_messages import parse_messages
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError
 from vllm_optimal_sampling.config.settings import EngineSettings
-from vllm_optimal_sampling.config.theta import max_request_loras, theta_model_config
+from vllm_optimal_sampling.config.theta import max_request_loras, scores, theta_model_config
 from vllm_optimal_sampling.config.tokenizers import load_theta_tokenizer
 from vllm_optimal_sampling.params import (
     ARGUMENTS,
@@ -45,6 +45,8 @@ class RequestResolver:
         self.vllm_config = vllm_config
         self.theta_config = theta_model_config(vllm_config)
         self.settings = EngineSettings.from_config(vllm_config)
+        self.theta_version = 0
+        """How often theta's weights were replaced (see `weights`)."""
         self._theta_tokenizer: TokenizerLike | None = None
         self._lock = threading.Lock()  # a fast tokenizer is not to be used by two threads at once
 
@@ -60,7 +62,7 @@ class RequestResolver:
         `OptimalSamplingParams()`, with the engine's defaults merged; theta's prompt as `theta_prompt_token_ids`, a
         list, absent where theta reads the teacher's prompt; all other keys, untouched. `max_tokens` is lowered to what
         theta's prompt leaves room for, if the client left it open: it did not give it, or it is all that the teacher's
-        prompt leaves, which is what vLLM's server fills in.
+        prompt leaves, which is what vLLM's server fills in. `request.cache_salt` gets theta's version.
 
         The lengths and the vocabulary hold for a request that opts out too: theta reads along, to draft.
 
@@ -116,6 +118,10 @@ class RequestResolver:
         if own:
             arguments["theta_prompt_token_ids"] = ids
         arguments |= {key: value for key, value in extra_args.items() if key not in ARGUMENTS}
+        if self.theta_version and (params.optimal_sampling or not scores(self.vllm_config)):
+            # A block holds keys and values of both models: old weights of theta must not be found by these requests. What
+            # theta does not read (a theta that drafts reads every request) is as good as before.
+            request.cache_salt = f"{request.cache_salt or ''}theta {self.theta_version}"
         # Params may be shared between requests (`skip_clone`), and extra_args always are.
         request.sampling_params = copy.copy(sampling_params)
         request.sampling_params.extra_args = arguments or None

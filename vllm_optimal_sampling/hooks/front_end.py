@@ -101,7 +101,7 @@ def process_outputs(original: Any, self: Any, engine_core_outputs: Any, *args: A
     if any(output.kv_transfer_params for output in engine_core_outputs):
         from vllm_optimal_sampling.front_end.records import collect_records
 
-        collect_records(engine_core_outputs, self.request_states)
+        collect_records(engine_core_outputs, self.request_states, getattr(self, "theta_version", 0))
     return original(self, engine_core_outputs, *args, **kwargs)
 
 

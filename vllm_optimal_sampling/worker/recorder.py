@@ -15,6 +15,7 @@ from vllm.v1.worker.gpu.async_utils import async_copy_to_np, stream
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import _flatten_sampled_kernel
 
 from vllm_optimal_sampling.kernels import MixRecord, tally, token_logprobs
+from vllm_optimal_sampling.kernels.record import Kind
 from vllm_optimal_sampling.kernels.tally import NUM_EDGES
 from vllm_optimal_sampling.params import OptimalSamplingParams
 from vllm_optimal_sampling.wire import ALPHA_EDGES, KL_EDGES, StepRecords
@@ -126,9 +127,27 @@ class Recorder:
         if not wanted:
             return DeviceRecords(None, counts, [])
         record = self.record
-        columns = (record.alpha, record.kl_theta, record.logprob, record.teacher_logprob, record.theta_logprob)
-        rows = torch.stack((*columns, record.fallback.to(torch.float32)), dim=-1).index_select(0, slots)
+        columns = (
+            record.alpha,
+            record.kl_theta,
+            _log_z(record),
+            record.logprob,
+            record.teacher_logprob,
+            record.theta_logprob,
+            record.fallback.to(torch.float32),
+        )  # as RECORD_FIELDS names them
+        rows = torch.stack(columns, dim=-1).index_select(0, slots)
         return DeviceRecords(rows, counts, [(input_batch.req_ids[index], index) for index in wanted])
+
+
+def _log_z(record: MixRecord) -> torch.Tensor:
+    """`[slots, K + 1]` float32: log Z of the two models' probabilities; nan where the row is no geometric mixture.
+
+    The record's own normaliser is that of the logits, as the mix needs it.
+    """
+    theirs = record.alpha * record.mixed_teacher_lse + (1 - record.alpha) * record.mixed_theta_lse
+    log_z = (record.log_z - theirs).clamp(max=0)
+    return torch.where(record.kind == int(Kind.GEOMETRIC), log_z, torch.nan)
 
 
 def _histogram_edges() -> torch.Tensor:

@@ -9,6 +9,7 @@ from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 
 from vllm_optimal_sampling.worker.recorder import Recorder
 from vllm_optimal_sampling.worker.relaxed_top_p import drawing_with_theta
+from vllm_optimal_sampling.worker.verification_memory import chunk_rows_in_float32
 
 
 class RecordingSampler(Sampler):
@@ -49,6 +50,19 @@ class RecordingRejectionSampler(RejectionSampler):
     """The same where drafts are verified, a chunk of the batch at a time."""
 
     recorder: Recorder
+
+    def _verify_in_chunks(
+        self,
+        logits: Any,
+        input_batch: Any,
+        draft_logits: Any,
+        draft_sampled: Any,
+        pos: Any,
+        max_chunk_logits: int,
+        *args: Any,
+    ) -> Any:
+        rows = min(max_chunk_logits, chunk_rows_in_float32(logits.shape[1]))
+        return super()._verify_in_chunks(logits, input_batch, draft_logits, draft_sampled, pos, rows, *args)
 
     def _verify(
         self,

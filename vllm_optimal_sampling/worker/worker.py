@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError
 from vllm_optimal_sampling.worker.model_runner import add_theta
+
+if TYPE_CHECKING:
+    from vllm_optimal_sampling.worker.theta.new_weights import ThetaUpdates
 
 
 class ThetaWorkerMixin:
@@ -29,6 +33,23 @@ class ThetaWorkerMixin:
                 "vLLM's Model Runner V2; extend vllm.v1.worker.gpu.model_runner.GPUModelRunner, or drop --worker-cls"
             )
         add_theta(self.model_runner)
+
+    @cached_property
+    def _theta_updates(self) -> ThetaUpdates:
+        from vllm_optimal_sampling.worker.theta.new_weights import ThetaUpdates
+
+        return ThetaUpdates(self.model_runner)
+
+    def refusal_of_theta(self, *given: Any) -> str | None:
+        """Why weights are not for this theta; see `ThetaUpdates.refusal`."""
+        return self._theta_updates.refusal(*given)
+
+    def update_theta(self, *given: Any) -> None:
+        """New weights for theta; see `ThetaUpdates.load`."""
+        from vllm.config import set_current_vllm_config
+
+        with set_current_vllm_config(self.model_runner.vllm_config):
+            self._theta_updates.load(*given)
 
     def _set_draft_weight_update_target(self) -> None:
         # A theta that shares the teacher's weights is no target of its own: an update would change the teacher too.

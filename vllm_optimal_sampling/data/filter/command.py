@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_optimal_sampling.data.options import Once
+from vllm_optimal_sampling.selection import AGGREGATES, SCORED
 
 if TYPE_CHECKING:
     from vllm_optimal_sampling.data.filter.rules import Rules
 
 DESCRIPTION = """\
 Keep the rows of the output of `optimal-sampling generate` that pass every rule, and say how many each rule dropped.
-Rules are asked in this order: errors, truncation, length, answer, duplicates, rows of a prompt. The input is left as it is;
-the output is put in place when it is complete."""
+Rules are asked in this order: errors, truncation, length, answer, the best of a group, duplicates, rows of a prompt. The
+input is left as it is; the output is put in place when it is complete."""
 
 OUTPUT_SUFFIXES = (".jsonl", ".parquet")
 
@@ -41,6 +42,38 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     rows.add_argument("--min-tokens", type=int, metavar="N", help="drop shorter completions")
     rows.add_argument("--max-tokens", type=int, metavar="N", help="drop longer completions")
 
+    add_answer_options(parser)
+
+    best = parser.add_argument_group("the best of several")
+    best.add_argument(
+        "--best-of-group", metavar="COLUMN", help="keep one of the rows with the same value in it, such as custom_id"
+    )
+    best.add_argument(
+        "--by",
+        metavar="HOW",
+        help=f"one of {', '.join(SCORED)}: the largest sum of log Z (default), one at random with weights exp(sum of log Z), "
+        "the likeliest under the teacher",
+    )
+    best.add_argument(
+        "--select-by",
+        metavar="HOW",
+        help=f"{' or '.join(AGGREGATES)} over the tokens, for log_z and teacher_logprob (sum)",
+    )
+    best.add_argument("--seed", type=int, metavar="S", help="of the choices of resample (0)")
+
+    rest = parser.add_argument_group("repetition")
+    rest.add_argument(
+        "--deduplicate",
+        choices=("completion", "prompt+completion"),
+        help="keep the first of the rows where this is the same but for spaces",
+    )
+    rest.add_argument("--max-per-prompt", type=int, metavar="N", help="keep at most N rows of a prompt, the first ones")
+    parser.set_defaults(handler=run)
+    return parser
+
+
+def add_answer_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options about how answers are read and compared."""
     answer = parser.add_argument_group("the final answer")
     answer.add_argument("--answer-column", metavar="NAME", help="the column with the right answer, or a list of them")
     answer.add_argument(
@@ -64,16 +97,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     answer.add_argument(
         "--ignore-case", action="store_true", help="answers are compared as they are written; with this, Yes is yes"
     )
-
-    rest = parser.add_argument_group("repetition")
-    rest.add_argument(
-        "--deduplicate",
-        choices=("completion", "prompt+completion"),
-        help="keep the first of the rows where this is the same but for spaces",
-    )
-    rest.add_argument("--max-per-prompt", type=int, metavar="N", help="keep at most N rows of a prompt, the first ones")
-    parser.set_defaults(handler=run)
-    return parser
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
-from vllm_optimal_sampling.data.filter.answers import AnswerPattern, boxed, contains, same
-from vllm_optimal_sampling.data.rows import completion_text
+from vllm_optimal_sampling.argument_checks import ArgumentError
+from vllm_optimal_sampling.data.filter.answer_check import AnswerCheck
+from vllm_optimal_sampling.data.filter.best_of_group import BestOfGroup
+from vllm_optimal_sampling.selection import SCORED, Selection
 
 Row = Mapping[str, Any]
 Deduplicate = Literal["completion", "prompt+completion"]
@@ -40,6 +41,10 @@ class FilterSettings:
         reference_regex: how the right answer is read from that column; None: the column is the answer.
         numeric: compare as numbers where both are numbers.
         ignore_case: compare answers without regard to capital and small letters. Regular expressions have `(?i)` for it.
+        best_of_group: of the rows with the same value in this column keep one, of those that the rules before let through.
+        by: which one: by `log_z` (None), `resample` or `teacher_logprob`, see `selection`.
+        select_by: `sum` (None) or `mean` over the tokens, for `log_z` and `teacher_logprob`.
+        seed: of the random choices of `resample`; None: 0.
         deduplicate: keep the first of the rows whose completion, or prompt and completion, is the same but for spaces.
         max_per_prompt: keep at most so many rows of a prompt, the first ones.
 
@@ -58,6 +63,10 @@ class FilterSettings:
     reference_regex: str | None = None
     numeric: bool = False
     ignore_case: bool = False
+    best_of_group: str | None = None
+    by: str | None = None
+    select_by: str | None = None
+    seed: int | None = None
     deduplicate: Deduplicate | None = None
     max_per_prompt: int | None = None
 
@@ -100,6 +109,30 @@ class FilterSettings:
             raise ValueError(
                 "--numeric compares an answer that was read, and --contains-answer reads none; drop one of them"
             )
+        self._check_best_of_group()
+
+    def _check_best_of_group(self) -> None:
+        if self.best_of_group is None:
+            for name in ("by", "select_by", "seed"):
+                if (value := getattr(self, name)) is not None:
+                    option = f"--{name.replace('_', '-')}"
+                    raise ValueError(f"{option} {value} is about the best row of a group; give --best-of-group too")
+            return
+        if self.by is not None and self.by not in SCORED:
+            raise ValueError(f"--by {self.by} is not one of {', '.join(SCORED)}")
+        try:
+            selection = self.selection
+        except ArgumentError as error:
+            raise ValueError(error.message) from None
+        if self.seed is not None and selection.select != "resample":
+            raise ValueError(
+                f"--seed {self.seed} has no effect with --by {selection.select}, which draws nothing; drop it"
+            )
+
+    @property
+    def selection(self) -> Selection:
+        """Which row of a group is kept."""
+        return Selection(self.by or "log_z", self.select_by)
 
 
 @dataclass(frozen=True)
@@ -137,6 +170,8 @@ class Rules:
             self._needs("completion_token_ids", "--max-tokens")
             self.rules.append(Rule(f"over {most:,} tokens", lambda row: _length(row) <= most))
         self._add_answer_rules()
+        self.best_of_group: BestOfGroup | None = None
+        self._add_best_of_group()
         if settings.deduplicate is not None:
             self._needs("completion", "--deduplicate")
             self.rules.append(Rule("duplicate", self._is_new))
@@ -151,46 +186,45 @@ class Rules:
 
     def _add_answer_rules(self) -> None:
         settings = self.settings
-        if settings.contains_answer:
-            self._add_right_answer("--contains-answer", lambda text, right: contains(text, right, settings.ignore_case))
+        check = AnswerCheck(settings)
+        if check.reads:
+            self._needs("completion", "--boxed" if settings.boxed else "--answer-regex")
+            self.rules.append(Rule("no answer", check.has_answer))
+        if settings.answer_column is not None:
+            self._needs("completion", "--answer-column" if check.reads else "--contains-answer")
+            self._needs(settings.answer_column, "--answer-column")
+            self.rules.append(Rule("wrong answer", check.is_right))
+
+    def _add_best_of_group(self) -> None:
+        settings = self.settings
+        if settings.best_of_group is None:
             return
-        if settings.boxed:
-            read: Callable[[str], str | None] = boxed
-        elif settings.answer_regex is not None:
-            read = AnswerPattern("--answer-regex", settings.answer_regex).find
-        else:
+        self._needs(settings.best_of_group, "--best-of-group")
+        best = BestOfGroup(settings.best_of_group, settings.selection, settings.seed or 0)
+        self.best_of_group, self.rules_before = best, tuple(self.rules)
+        self.rules.append(Rule("not the best of its group", lambda _: best.is_kept(self.num_read)))
+
+    def look_for_best(self, rows: Iterable[Row | None]) -> None:
+        """Find the best row of each group, where that is asked for, in a first pass over all rows.
+
+        Args:
+            rows: as `keeps` will be asked about them, in the same order.
+
+        Raises:
+            ColumnError: no row has what they are compared by.
+        """
+        if self.best_of_group is None:
             return
-        read = lru_cache(maxsize=1)(read)  # two rules ask for the answer of the same row
-        self._needs("completion", "--boxed" if settings.boxed else "--answer-regex")
-        self.rules.append(Rule("no answer", lambda row: read(completion_text(row.get("completion"))) is not None))
-        if settings.answer_column is None:
-            return
-
-        def is_right(text: str, right: str) -> bool:
-            answer = read(text)
-            return answer is not None and same(answer, right, settings.numeric, settings.ignore_case)
-
-        self._add_right_answer("--answer-column", is_right)
-
-    def _add_right_answer(self, option: str, is_right: Callable[[str, str], bool]) -> None:
-        """The rule that a completion goes with its row's right answer, or with one of them."""
-        column, pattern = self.settings.answer_column, self.settings.reference_regex
-        assert column is not None, "the settings ask for it"
-        self._needs("completion", option)
-        self._needs(column, "--answer-column")
-        find = AnswerPattern("--reference-regex", pattern).find if pattern is not None else None
-
-        def keeps(row: Row) -> bool:
-            text, references = completion_text(row.get("completion")), row.get(column)
-            for reference in references if isinstance(references, list | tuple) else [references]:
-                right = None if reference is None else str(reference)
-                if right is not None and find is not None:
-                    right = find(right)
-                if right is not None and is_right(text, right):
-                    return True
-            return False
-
-        self.rules.append(Rule("wrong answer", keeps))
+        offered = False
+        for number, row in enumerate(rows, 1):
+            if row is not None and all(rule.keeps(row) for rule in self.rules_before):
+                offered = True
+                self.best_of_group.offer(row, number)
+        if offered and not self.best_of_group.has_scores:
+            raise ColumnError(
+                f"no row has what --by {self.settings.selection.select} compares; it is in the per-token record, which "
+                "generate writes with --return-alpha, and in the candidates of --best-of"
+            )
 
     def keeps(self, row: Row | None) -> bool:
         """Whether a row stays; None is a line that cannot be read, which no file of rows can keep."""

@@ -40,6 +40,7 @@ def filter_rows(source: Path, output: Path, rules: Rules) -> None:
         ColumnError: no row has a column that a rule needs.
     """
     columnar = [file.suffix in COLUMNAR for file in files_of(source)]
+    rules.look_for_best(row.values for row in read_rows(source))
     with put_in_place(output) as partial:
         if output.suffix != ".parquet":
             _write_lines(source, partial, rules)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_optimal_sampling.data.options import Once, json_object
 from vllm_optimal_sampling.params import ALPHA_METHODS
+from vllm_optimal_sampling.selection import AGGREGATES, SELECTIONS
 
 if TYPE_CHECKING:
     from vllm_optimal_sampling.data.generate.input_row import Source
@@ -112,6 +113,20 @@ def add_parser(subparsers: Any) -> None:
         "--seed", type=int, metavar="S", help="each sample gets a seed of its own, made of it and its id"
     )
     group.add_argument("--sampling", type=json_object, metavar="JSON", help="further fields of vLLM's SamplingParams")
+
+    group = parser.add_argument_group("selection: several candidates of a sample, one of them kept")
+    group.add_argument("--best-of", type=int, metavar="N", help="draw N candidates of each sample and keep one")
+    group.add_argument(
+        "--select",
+        metavar="HOW",
+        help=f"one of {', '.join(SELECTIONS)}: the largest sum of log Z (default), one at random with weights exp(sum of log "
+        "Z), the likeliest under the teacher, the first",
+    )
+    group.add_argument(
+        "--select-by",
+        metavar="HOW",
+        help=f"{' or '.join(AGGREGATES)} over the tokens, for log_z and teacher_logprob (sum)",
+    )
 
     group = parser.add_argument_group("alpha, the weight of the teacher")
     group.add_argument("--alpha-method", metavar="NAME", help=f"one of {', '.join(ALPHA_METHODS)}; default: the first")
@@ -220,9 +235,20 @@ def _opened(settings: Settings) -> tuple[Settings, list[Source]]:
     templates = settings.templates()
     if settings.temperature == 0 and settings.num_samples > 1:
         _say(f"at temperature 0 the {settings.num_samples} samples of a row are the same text")
+    if settings.selection is not None and settings.selection.select == "resample" and not _is_plain(settings):
+        _say(
+            "the weights of --select resample are of q* itself: with temperature, top-p, top-k, min-p or penalties the kept "
+            "texts follow what is drawn times exp(sum of log Z)"
+        )
     if templates.privileged:
         _say(f"theta is not shown: {', '.join(templates.privileged)}")
     return settings, sources
+
+
+def _is_plain(settings: Settings) -> bool:
+    """Whether tokens are drawn from q* as it is."""
+    plain = (settings.temperature, settings.top_p, settings.min_p) == (1.0, 1.0, 0.0) and settings.top_k in (0, -1)
+    return plain and not settings.sampling
 
 
 def _show_prompts(settings: Settings, number: int) -> int:

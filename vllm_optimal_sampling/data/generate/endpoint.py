@@ -50,6 +50,7 @@ def _body(settings: Settings) -> dict[str, Any]:
         "temperature": settings.temperature,
         "top_p": settings.top_p,
         "stop": list(settings.stop) or None,
+        "n": settings.best_of or 1,
     }
 
 
@@ -117,6 +118,8 @@ class Endpoint:
             except (OSError, ValueError) as error:
                 raise SettingsError(f"theta={settings.theta!r} has no tokenizer that can be loaded: {error}") from None
         self._arguments = WITHOUT_EFFECT | settings.optimal_sampling.to_extra_args(with_defaults=True)
+        if settings.selection is not None:
+            self._arguments["return_alpha"] = True  # what candidates are compared by
         self._body, self._extra_body = _body(settings), _extra_body(settings)
 
     async def prepare(self, prompts: Prompts) -> Prepared:
@@ -141,30 +144,23 @@ class Endpoint:
         except Exception as error:  # templates raise whatever they like about a conversation
             raise RowError(f"theta's tokenizer refused its prompt: {error}") from None
 
-    async def sample(self, prepared: Prepared, request_id: str, seed: int | None) -> Sample:
+    async def sample(self, prepared: Prepared, request_id: str, seed: int | None) -> list[Sample]:
         teacher, arguments = prepared.request
         extra_body = {**self._extra_body, "vllm_xargs": {**self._arguments, **arguments}}
         body: dict[str, Any] = {**self._body, "seed": seed, "extra_body": extra_body}
         if isinstance(teacher, str):
             answer = await self._asked(self._client.completions.create, prompt=teacher, **body)
-            (choice,) = answer.choices
-            text = choice.text
         else:
             answer = await self._asked(self._client.chat.completions.create, messages=teacher, **body)
-            (choice,) = answer.choices
-            message = choice.message
-            if message.tool_calls or getattr(message, "reasoning", None):
-                raise RunError(
-                    "the server takes the reasoning or tool calls out of its answers, and rows need the whole text; start "
-                    "it without --reasoning-parser and --tool-call-parser, and run the same command again"
-                )
-            text = message.content or ""
-        return Sample(
-            text=text,
-            token_ids=list(choice.token_ids),
-            finish_reason=choice.finish_reason,
-            record=getattr(choice, "optimal_sampling", None),
-        )
+        return [
+            Sample(
+                text=choice.text if isinstance(teacher, str) else _text_of(choice.message),
+                token_ids=list(choice.token_ids),
+                finish_reason=choice.finish_reason,
+                record=getattr(choice, "optimal_sampling", None),
+            )
+            for choice in sorted(answer.choices, key=lambda one: one.index)
+        ]
 
     async def _asked(self, create: Callable[..., Any], **body: Any) -> Any:
         try:
@@ -207,3 +203,13 @@ class Endpoint:
 
     async def close(self) -> None:
         await self._client.close()
+
+
+def _text_of(message: Any) -> str:
+    """The whole text of a chat's message."""
+    if message.tool_calls or getattr(message, "reasoning", None):
+        raise RunError(
+            "the server takes the reasoning or tool calls out of its answers, and rows need the whole text; start "
+            "it without --reasoning-parser and --tool-call-parser, and run the same command again"
+        )
+    return message.content or ""

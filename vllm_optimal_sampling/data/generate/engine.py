@@ -114,6 +114,8 @@ class LocalEngine:
             for name, value in settings.optimal_sampling.to_extra_args(with_defaults=True).items()
             if value is not None
         }
+        if settings.selection is not None:
+            self._arguments["return_alpha"] = True  # what candidates are compared by
         self._params = sampling_params(settings)
         self._resolver = RequestResolver(engine.vllm_config)
         from vllm.renderers import ChatParams
@@ -171,7 +173,7 @@ class LocalEngine:
         _, (rendered,) = await renderer.render_chat_async([prompts.teacher], self._chat_params)
         return rendered
 
-    async def sample(self, prepared: Prepared, request_id: str, seed: int | None) -> Sample:
+    async def sample(self, prepared: Prepared, request_id: str, seed: int | None) -> list[Sample]:
         params = self._params.clone()
         params.seed = seed
         params.extra_args = {**self._arguments, "theta_prompt_token_ids": prepared.theta_ids}
@@ -181,14 +183,7 @@ class LocalEngine:
             return outputs[-1]
 
         output = await self._refusing(draw)
-        (completion,) = output.outputs
-        record = getattr(completion, "optimal_sampling", None)
-        return Sample(
-            text=completion.text,
-            token_ids=list(completion.token_ids),
-            finish_reason=completion.finish_reason,
-            record=None if record is None else record.to_json(),
-        )
+        return [_sample(completion) for completion in sorted(output.outputs, key=lambda one: one.index)]
 
     async def _refusing(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call `function`; what vLLM has against a request becomes an error of its row."""
@@ -231,3 +226,14 @@ class LocalEngine:
         # vLLM shuts an engine down once more when it is collected, which fails at the interpreter's own end.
         del self.engine
         gc.collect()
+
+
+def _sample(completion: Any) -> Sample:
+    """One of vLLM's completions as a row needs it."""
+    record = getattr(completion, "optimal_sampling", None)
+    return Sample(
+        text=completion.text,
+        token_ids=list(completion.token_ids),
+        finish_reason=completion.finish_reason,
+        record=None if record is None else record.to_json(),
+    )

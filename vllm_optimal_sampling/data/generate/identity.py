@@ -75,7 +75,10 @@ def identity_of(settings: Settings) -> dict[str, Any]:
         "messages",
     )
     sampling = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "seed", "sampling")
-    identity = {name: getattr(settings, name) for name in ("teacher", "theta", *same, *sampling)}
+    selecting = ("best_of", "select", "select_by")
+    identity = {name: getattr(settings, name) for name in ("teacher", "theta", *same, *sampling, *selecting)}
+    if settings.selection is not None:
+        identity |= {"select": settings.selection.select, "select_by": settings.selection.by or "sum"}
     identity |= {
         name: value
         for name, value in dataclasses.asdict(settings.optimal_sampling).items()

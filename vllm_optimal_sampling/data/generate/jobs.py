@@ -27,6 +27,8 @@ class Sample:
     finish_reason: str | None
     record: Mapping[str, list[Any]] | None = None
     """The per-token record, as `TokenRecords.to_json` gives it."""
+    candidates: list[dict[str, Any]] | None = None
+    """Of the one that was kept: the scores of all that were drawn."""
 
 
 @dataclass
@@ -83,6 +85,8 @@ class Job:
             row["messages"] = prompt + completion
         if sample is not None and sample.record is not None:
             row["optimal_sampling"] = {name: _short(values) for name, values in sample.record.items()}
+        if sample is not None and sample.candidates is not None:
+            row["candidates"] = [dict(zip(one, _short(list(one.values())), strict=True)) for one in sample.candidates]
         row["error"] = error
         return row | input_columns(self.row.columns or {})
 

@@ -20,6 +20,7 @@ OWN_COLUMNS = (
     "prompt_token_ids",
     "completion_token_ids",
     "optimal_sampling",
+    "candidates",
     "error",
 )
 """Columns that the output gives; the input's of the same name are kept as `input_...`."""

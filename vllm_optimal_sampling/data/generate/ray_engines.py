@@ -44,7 +44,7 @@ class EngineActor:
         assert self._engine is not None
         return await _caught(self._engine.prepare(prompts))
 
-    async def sample(self, prepared: Prepared, request_id: str, seed: int | None) -> Sample | Refusal:
+    async def sample(self, prepared: Prepared, request_id: str, seed: int | None) -> list[Sample] | Refusal:
         """As `LocalEngine.sample`."""
         assert self._engine is not None
         return await _caught(self._engine.sample(prepared, request_id, seed))
@@ -131,15 +131,15 @@ class RayEngines:
         prepared = await self._call(self._actors[number].prepare, prompts)
         return Prepared((number, prepared), prepared.theta_ids)
 
-    async def sample(self, prepared: Prepared, request_id: str, seed: int | None) -> Sample:
+    async def sample(self, prepared: Prepared, request_id: str, seed: int | None) -> list[Sample]:
         """As Sampler."""
         number, request = prepared.request
         self._running[number] += 1
         try:
-            sample: Sample = await self._call(self._actors[number].sample, request, request_id, seed)
+            candidates: list[Sample] = await self._call(self._actors[number].sample, request, request_id, seed)
         finally:
             self._running[number] -= 1
-        return sample
+        return candidates
 
     async def figures(self) -> Figures:
         """As Sampler, over all engines."""

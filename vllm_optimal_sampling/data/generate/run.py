@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+from vllm_optimal_sampling.data.generate.candidates import keep_one
 from vllm_optimal_sampling.data.generate.errors import RowError, RunError
 from vllm_optimal_sampling.data.generate.jobs import Job, seed_of
 from vllm_optimal_sampling.data.generate.output import Output
@@ -140,7 +141,7 @@ class Run:
             self.output.write(job.error_row(job.error))
             self.progress.row_done(failed=True)
             return
-        window = self.settings.max_in_flight or self._window
+        window = max(1, (self.settings.max_in_flight or self._window) // (self.settings.best_of or 1))
         for sample in job.samples:
             while self._going and len(self._tasks) >= window:
                 self._place_free.clear()
@@ -159,12 +160,12 @@ class Run:
     async def _draw(self, opened: _Open, index: int) -> None:
         job = opened.job
         assert self._sampler is not None
+        seed = seed_of(self.settings.seed, job.custom_id, index)
         try:
-            sample = await self._sampler.sample(
-                opened.prepared, f"{job.row.position}-{index}", seed_of(self.settings.seed, job.custom_id, index)
-            )
+            candidates = await self._sampler.sample(opened.prepared, f"{job.row.position}-{index}", seed)
+            sample = keep_one(candidates, self.settings, seed)
             self.output.write(job.sample_row(index, sample, opened.prepared.theta_ids, self.settings.messages))
-            self.progress.sample_done(len(sample.token_ids))
+            self.progress.sample_done(sum(len(candidate.token_ids) for candidate in candidates))
         except RowError as error:
             # What is refused is the row, not the sample: one row says so, and none of the other samples.
             if not opened.failed:

@@ -24,7 +24,7 @@ class Sampler(Protocol):
     """Draws samples from q*."""
 
     max_in_flight: int
-    """How many samples it is worth asking for at a time."""
+    """How many completions it is worth asking for at a time."""
 
     async def prepare(self, prompts: Prompts) -> Prepared:
         """Make requests of a row's prompts.
@@ -34,8 +34,8 @@ class Sampler(Protocol):
 
         """
 
-    async def sample(self, prepared: Prepared, request_id: str, seed: int | None) -> Sample:
-        """Draw one completion.
+    async def sample(self, prepared: Prepared, request_id: str, seed: int | None) -> list[Sample]:
+        """Draw the candidates of one sample: as many as the settings' `best_of`, else one.
 
         Raises:
             RowError: the request is refused.

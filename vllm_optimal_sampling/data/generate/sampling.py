@@ -36,6 +36,7 @@ def sampling_params(settings: Settings) -> Any:
         "top_k": settings.top_k,
         "min_p": settings.min_p,
         "stop": list(settings.stop),
+        "n": settings.best_of or 1,
         **settings.sampling,
     }
     try:

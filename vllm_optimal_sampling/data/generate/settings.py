@@ -13,7 +13,8 @@ from vllm_optimal_sampling.data.generate.errors import SettingsError
 from vllm_optimal_sampling.data.generate.templates import Templates, template_text
 from vllm_optimal_sampling.data.rows import SUFFIXES as READ_SUFFIXES
 from vllm_optimal_sampling.data.rows import settings_path
-from vllm_optimal_sampling.params import OptimalSamplingParams
+from vllm_optimal_sampling.params import ArgumentError, OptimalSamplingParams
+from vllm_optimal_sampling.selection import Selection, selection_of
 
 FORMATS = ("jsonl", "parquet", "hf")
 
@@ -28,7 +29,7 @@ ROW_ARGUMENTS = {
 """Arguments of `OptimalSamplingParams` that are no settings, and why."""
 
 NOT_FOR_SAMPLING = {
-    "n": "give --num-samples",
+    "n": "give --num-samples for samples of a row, or --best-of for candidates of a sample",
     "extra_args": "the arguments of optimal sampling are options of this command",
     "vllm_xargs": "the arguments of optimal sampling are options of this command",
     **dict.fromkeys(("logprobs", "prompt_logprobs", "flat_logprobs", "logprob_token_ids"), "rows have --return-alpha"),
@@ -71,6 +72,12 @@ class Settings:
     """At least 1: only so many first rows of the input."""
     num_samples: int = 1
     """At least 1: samples of each row."""
+    best_of: int | None = None
+    """At least 1: candidates of each sample, of which one is kept. None: what is drawn is the sample."""
+    select: str | None = None
+    """How one is kept, one of `selection.SELECTIONS`; None: by log Z, if there are candidates."""
+    select_by: str | None = None
+    """`sum` or `mean` over the tokens, for a selection by a score; None: the sum."""
     max_tokens: int | None = None
     """None: all that both prompts leave of the models' length."""
     temperature: float = 1.0
@@ -105,17 +112,37 @@ class Settings:
         index, total = self.shard
         if not 0 <= index < total:
             raise SettingsError(f"invalid shard {index}/{total}: expected i/n with 0 <= i < n, such as 0/8")
-        for name in ("limit", "num_samples", "max_tokens", "num_speculative_tokens", "max_in_flight", "ray"):
+        for name in ("limit", "num_samples", "best_of", "max_tokens", "num_speculative_tokens", "max_in_flight", "ray"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingsError(f"{name}={value} is less than 1")
         if self.seed is not None and not 0 <= self.seed < 1 << 63:
             raise SettingsError(f"seed={self.seed} is not in [0, 2^63)")
+        try:
+            _ = self.selection
+        except ArgumentError as error:
+            raise SettingsError(error.message) from None
         if self.log_interval <= 0:
             raise SettingsError(f"log_interval={self.log_interval} is not above 0 seconds")
         for name, reason in NOT_FOR_SAMPLING.items():
             if name in self.sampling:
                 raise SettingsError(f"sampling has {name!r}: {reason}")
+
+    @property
+    def selection(self) -> Selection | None:
+        """How one of a sample's candidates is kept; None where there are none.
+
+        Raises:
+            ArgumentError: the settings about it do not go together.
+
+        """
+        return selection_of(
+            self.best_of,
+            self.select,
+            self.select_by,
+            alpha_method=self.optimal_sampling.alpha_method,
+            temperature=self.temperature,
+        )
 
     @property
     def scores_itself(self) -> bool:

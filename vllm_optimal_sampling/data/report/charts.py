@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 from vllm_optimal_sampling.data.report.streaming import Distribution, Floats
-from vllm_optimal_sampling.data.report.summary import Band
+from vllm_optimal_sampling.data.report.summary import Band, Way
 
 Format = Callable[[float], str]
 
@@ -65,7 +65,7 @@ class Plot:
     Attributes:
         width, height: of the picture.
         low, high: the ends of the horizontal axis (logarithms to base 10 with `log_x`).
-        top: the largest value of the vertical axis, which begins at 0.
+        top, bottom: the largest and the smallest value of the vertical axis.
         log_x, log_y: whether an axis is logarithmic; a vertical one shows counts from 1 on.
     """
 
@@ -76,6 +76,7 @@ class Plot:
     top: float
     log_x: bool = False
     log_y: bool = False
+    bottom: float = 0.0
 
     def x(self, value: float) -> float:
         at = math.log10(value) if self.log_x else value
@@ -87,16 +88,24 @@ class Plot:
             # One count is a little above the axis, so that it is seen.
             share = (math.log10(value) + 0.3) / (math.log10(self.top) + 0.3) if value >= 1 else 0.0
         else:
-            share = value / self.top
+            share = (value - self.bottom) / (self.top - self.bottom)
         return self.height - BOTTOM - share * (self.height - TOP - BOTTOM)
 
-    def axes(self, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str, format_x: Format) -> list[str]:
+    def axes(
+        self,
+        x_ticks: Sequence[float],
+        y_ticks: Sequence[float],
+        x_label: str,
+        format_x: Format,
+        format_y: Format | None = None,
+    ) -> list[str]:
         floor = self.height - BOTTOM
         parts = []
         for tick in y_ticks:
             y = self.y(tick)
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{self.width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{compact(tick)}</text>')
+            said = escape((format_y or compact)(tick))
+            parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{said}</text>')
         parts.append(f'<line class="axis" x1="{LEFT}" x2="{self.width - RIGHT}" y1="{floor}" y2="{floor}"/>')
         for tick in x_ticks:
             x = self.x(tick)
@@ -177,6 +186,81 @@ def histogram(
         f"90 % between {number(figures.quantiles[0.05])} and {number(figures.quantiles[0.95])}."
     )
     return svg(width, height, described, parts)
+
+
+def compared(groups: Sequence[tuple[str, str, Distribution]], x_label: str, bars: int = 44) -> Markup:
+    """Outlines of several distributions over the same logarithmic bins, each as shares of its own count.
+
+    Args:
+        groups: name, class of its colour, and figures; all with the same edges.
+        x_label: what is counted.
+        bars: about how many steps an outline has.
+    """
+    edges = groups[0][2].edges
+    together = sum(figures.counts for _, _, figures in groups)
+    used = np.flatnonzero(together)
+    first, last = int(used[0]), int(used[-1]) + 1
+    starts = np.arange(first, last, max(1, round((last - first) / bars)))
+    at = np.append(edges[starts], edges[last])
+    shares = [np.add.reduceat(figures.counts[:last], starts) / figures.count for _, _, figures in groups]
+    width, height = 420, 230
+    top = max(float(share.max()) for share in shares)
+    plot = Plot(width, height, math.log10(at[0]), math.log10(at[-1]), top * 1.04, log_x=True)
+    parts = plot.axes(_log_ticks(at), [tick for tick in ticks(0, top, 4) if tick <= top], x_label, number, percent)
+    floor = height - BOTTOM
+    for (name, kind, figures), share in zip(groups, shares, strict=True):
+        points = [f"{plot.x(at[0]):.1f},{floor}"]
+        for (low, high), value in zip(pairwise(at.tolist()), share.tolist(), strict=True):
+            points += [f"{plot.x(low):.1f},{plot.y(value):.1f}", f"{plot.x(high):.1f},{plot.y(value):.1f}"]
+        points.append(f"{plot.x(at[-1]):.1f},{floor}")
+        said = f"{name}: {figures.count:,} texts, median {number(figures.quantiles[0.5])}"
+        parts.append(
+            f'<polygon class="outline {kind}" points="{" ".join(points)}"><title>{escape(said)}</title></polygon>'
+        )
+    described = f"Shares of {x_label}: " + "; ".join(
+        f"{name} {figures.count:,} texts, median {number(figures.quantiles[0.5])}" for name, _, figures in groups
+    )
+    return svg(width, height, described, parts)
+
+
+def trade(ways: Sequence[Way], width: int) -> Markup:
+    """A point for each way of sampling: how far it leads away from theta, and how often it is right.
+
+    Args:
+        ways: those with a share of right answers and a KL.
+        width: of the picture; a narrow one is for telephones.
+    """
+    room = 16
+    height = max(320, TOP + BOTTOM + room * (len(ways) + 1))
+    lowest = min(way.interval[0] for way in ways)
+    bottom = max(0.0, math.floor(lowest * 10) / 10 - (0.1 if lowest < 0.1 else 0))
+    farthest = max(way.kl for way in ways)
+    end = farthest * 1.5 if farthest > 0 else 1.0
+    plot = Plot(width, height, 0, end, 1.0, bottom=bottom)
+    y_ticks = [tick for tick in ticks(bottom, 1, 5) if tick <= 1]
+    label = "KL(q*‖θ) a token (nats): how far from the student" if width > 500 else "KL(q*‖θ) a token (nats)"
+    parts = plot.axes(ticks(0, end, 6 if width > 500 else 4), y_ticks, label, number, percent)
+    free = float(TOP)  # labels go down the picture, each below the one before
+    for way in sorted(ways, key=lambda way: -way.share):
+        x, y = plot.x(way.kl), plot.y(way.share)
+        low, high = way.interval
+        said = (
+            f"{way.name}: {percent(way.share)} of {way.num_judged:,} right (95 %: {percent(low)} to {percent(high)}), "
+            f"{number(way.kl)} nats a token"
+        )
+        at = max(y + 4, free)
+        free = at + room
+        end_side = x > width * 0.6
+        shift, anchor = (-10, "end") if end_side else (10, "start")
+        parts.append(
+            f'<line class="spread" x1="{x:.1f}" x2="{x:.1f}" y1="{plot.y(high):.1f}" y2="{plot.y(low):.1f}"/>'
+            f'<circle class="point" cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{escape(said)}</title></circle>'
+            f'<text class="note" x="{x + shift:.1f}" y="{at:.1f}" text-anchor="{anchor}">{escape(way.name)}</text>'
+        )
+    described = "Share of right answers against KL from theta a token: " + "; ".join(
+        f"{way.name} {percent(way.share)} at {number(way.kl)} nats" for way in ways
+    )
+    return svg(width, height, described, parts, "wide" if width > 500 else "narrow")
 
 
 def _bars(figures: Distribution, view: tuple[float, float] | None, bars: int) -> tuple[Floats, NDArray[np.int64]]:

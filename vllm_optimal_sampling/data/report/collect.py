@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vllm_optimal_sampling.data.filter.answer_check import AnswerCheck, AnswerSettings
 from vllm_optimal_sampling.data.report import pieces
 from vllm_optimal_sampling.data.report.page import Report
+from vllm_optimal_sampling.data.report.sequences import SequenceTally
 from vllm_optimal_sampling.data.report.shown import (
     SHOWN_CHARACTERS,
     Identity,
@@ -37,7 +40,6 @@ from vllm_optimal_sampling.data.report.summary import (
 )
 from vllm_optimal_sampling.data.rows import SampledRow, completion_text, read_rows, read_settings
 from vllm_optimal_sampling.front_end.records import JSON_FIELD
-from vllm_optimal_sampling.wire import RECORD_FIELDS
 
 BUFFERED_TOKENS = 1 << 16
 """Tokens whose figures are counted at once: numpy's cost by call no longer shows."""
@@ -58,6 +60,7 @@ def summarise(
     num_samples: int = 6,
     num_disagreements: int = 24,
     seed: int = 0,
+    answers: AnswerSettings | None = None,
 ) -> Report:
     """Read the output of `optimal-sampling generate` once and say what is in it.
 
@@ -69,14 +72,19 @@ def summarise(
         num_samples: at least 0: samples shown in full, drawn at random.
         num_disagreements: at least 0: tokens shown where the models are furthest apart.
         seed: which samples are drawn.
+        answers: how right answers are told from wrong ones, a `filter.rules.FilterSettings` with an `answer_column`; None:
+            they are not compared.
 
     Returns:
         The figures; in a notebook they show themselves as the report.
 
     Raises:
         RowsError: (a ValueError) the file cannot be read at all.
-        ValueError: a number is negative, or the tokenizer that was asked for cannot be loaded.
+        ValueError: a number is negative, `answers` names no column of right answers or one that no row has, or the
+            tokenizer that was asked for cannot be loaded.
     """
+    if answers is not None and answers.answer_column is None:
+        raise ValueError("answers are compared with the right ones, which are in a column; give --answer-column")
     for name, value in (("num_samples", num_samples), ("num_disagreements", num_disagreements)):
         if value < 0:
             raise ValueError(f"{name} is {value}; it has to be at least 0")
@@ -85,9 +93,11 @@ def summarise(
     decode = None
     if tokenizer is not None:
         decode = _load(tokenizer)
-    tally = _Tally(num_samples, num_disagreements, seed)
+    tally = _Tally(num_samples, num_disagreements, seed, None if answers is None else AnswerCheck(answers))
     for row in read_rows(path):
         tally.add(row)
+    if answers is not None and tally.num_with_text and not tally.has_answers:
+        raise ValueError(f"no row has a column {answers.answer_column!r}, which --answer-column needs")
     tally.flush()
     if decode is None and tally.num_with_ids and (teacher := _teacher_of(settings)):
         try:
@@ -119,7 +129,10 @@ def _teacher_of(settings: dict[str, Any] | None) -> str | None:
 class _Tally:
     """Everything that is counted along the rows."""
 
-    def __init__(self, num_samples: int, num_disagreements: int, seed: int) -> None:
+    def __init__(self, num_samples: int, num_disagreements: int, seed: int, answers: AnswerCheck | None) -> None:
+        self.answers = answers
+        self.num_with_text, self.has_answers = 0, False
+        self.sequences = SequenceTally(None if answers is None else answers.is_right)
         self.num_samples = self.num_failed = self.num_unreadable = self.num_torn = 0
         self.num_with_ids = self.num_tokens = self.num_recorded = self.num_fallback = self.num_misfits = 0
         self.num_named = 0
@@ -157,7 +170,8 @@ class _Tally:
         if values.get("custom_id") is not None:
             self.num_named += 1
             self.rows.add(identity.custom_id)
-            self.pairs.add(f"{identity.custom_id}\0{identity.sample}")
+            # Files that were drawn in several ways may have the same samples.
+            self.pairs.add(f"{self.sequences.way_of(row.file)}\0{identity.custom_id}\0{identity.sample}")
         if values.get("error") is not None:
             self.num_failed += 1
             self._fail(str(values["error"]), row.place)
@@ -184,6 +198,10 @@ class _Tally:
             self.pending.append((figures, known))
             self.num_pending += len(figures)
             self._look_for_disagreement(identity, figures, known)
+        self.num_with_text += 1
+        if self.answers is not None:
+            self.has_answers |= values.get(str(self.answers.settings.answer_column)) is not None
+        self.sequences.add(values, figures, row.file)
         self.picked.offer(lambda: pick(identity, values, ids, figures))
         if self.num_pending >= BUFFERED_TOKENS or len(self.pending_lengths["characters"]) >= BUFFERED_TOKENS:
             self.flush()
@@ -282,6 +300,7 @@ class _Tally:
             kl=self.kl.result(),
             ratio=self.ratio.result(),
             alpha_by_position=self._band(),
+            sequences=self.sequences.result(),
             disagreements=[decoded_spot(spot, kl, decode) for kl, _, spot in spots],
             teacher_tokens=self._leaning(decode, 1),
             theta_tokens=self._leaning(decode, -1),
@@ -359,7 +378,7 @@ def _figures(record: object) -> TokenFigures | None:
     if not isinstance(record, dict):
         return None
     try:
-        columns = {name: np.array(record[name], dtype=np.float64) for name in RECORD_FIELDS}
+        columns = {one.name: np.array(record[one.name], dtype=np.float64) for one in fields(TokenFigures)}
     except (KeyError, ValueError, TypeError, OverflowError):
         return None
     fallback = columns.pop("fallback")

@@ -7,12 +7,26 @@ import os
 import sys
 from pathlib import Path
 
+from vllm_optimal_sampling.data.filter.command import add_answer_options
 from vllm_optimal_sampling.data.options import Once
 
 DESCRIPTION = """\
 Write one HTML file about the output of `optimal-sampling generate`: counts and failures, distributions of alpha, KL,
-lengths and log-probability ratios, alpha along the sequence, the tokens where the models disagree most, samples with
-every token coloured, and the run's settings. The file needs no network and nothing beside it."""
+lengths and log-probability ratios, alpha along the sequence, the sum of log Z of whole texts, the tokens where the models
+disagree most, samples with every token coloured, and the run's settings. With the options about the final answer, right
+texts are told from wrong ones. The file needs no network and nothing beside it."""
+
+
+ANSWER_OPTIONS = (
+    "answer_column",
+    "answer_regex",
+    "contains_answer",
+    "boxed",
+    "reference_regex",
+    "numeric",
+    "ignore_case",
+)
+"""The options about the final answer, as `FilterSettings` names them."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -37,12 +51,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="tokens shown where the models disagree (default: 24)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="which samples are drawn (default: 0)")
+    add_answer_options(parser)
     parser.set_defaults(handler=run)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the report; 0 where there is one, 1 with a sentence on stderr where there is none."""
+    from vllm_optimal_sampling.data.filter.rules import FilterSettings
     from vllm_optimal_sampling.data.report.collect import summarise
 
     source: Path = arguments.input
@@ -57,8 +73,10 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(
                 f"--output {output} is {'a folder' if output.is_dir() else 'the input'}; name another file"
             )
+        given = {name: getattr(arguments, name) for name in ANSWER_OPTIONS}
         summary = summarise(
             source,
+            answers=FilterSettings(**given) if any(given.values()) else None,
             tokenizer=arguments.tokenizer,
             num_samples=arguments.samples,
             num_disagreements=arguments.disagreements,

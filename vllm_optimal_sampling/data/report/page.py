@@ -21,7 +21,7 @@ from markupsafe import Markup
 from vllm_optimal_sampling import __version__
 from vllm_optimal_sampling.data.report import charts, colours
 from vllm_optimal_sampling.data.report.streaming import Distribution
-from vllm_optimal_sampling.data.report.summary import Sample, Summary, TokenFigures
+from vllm_optimal_sampling.data.report.summary import Sample, Sequences, Summary, TokenFigures
 
 FRAME_PIXELS = 900
 """Height of the report in a notebook."""
@@ -75,6 +75,12 @@ def render(summary: Summary) -> str:
         ),
         wide_chart=charts.along_sequence(summary.alpha_by_position, 900),
         narrow_chart=charts.along_sequence(summary.alpha_by_position, 400),
+        cost_chart=charts.histogram(summary.sequences.cost, "−Σ log Z of a text (nats)", log_x=True, bars=44),
+        outcome_chart=_outcome_chart(summary.sequences),
+        share_chart=charts.histogram(
+            summary.sequences.effective_share, "effective share of a prompt's texts", view=(0, 1), bars=50
+        ),
+        trade_charts=_trade_charts(summary.sequences),
     )
 
 
@@ -147,6 +153,20 @@ def _top_kl(kl: Distribution) -> float:
     """The divergence with the loudest colour: 99 % of the tokens are below it."""
     top = kl.quantiles[0.99]
     return top if top > 0 else 1.0
+
+
+def _outcome_chart(sequences: Sequences) -> Markup | None:
+    """Σ log Z of right texts against wrong ones; None where there are not both."""
+    if sequences.right is None or sequences.wrong is None:
+        return None
+    groups = [("right", "is-right", sequences.right), ("wrong", "is-wrong", sequences.wrong)]
+    return charts.compared(groups, "−Σ log Z of a text (nats)")
+
+
+def _trade_charts(sequences: Sequences) -> list[Markup]:
+    """A wide and a narrow picture of the ways of sampling; none where no way has both figures."""
+    ways = [way for way in sequences.ways if way.num_judged and not math.isnan(way.kl)]
+    return [charts.trade(ways, width) for width in (900, 400)] if ways else []
 
 
 def _symmetric(ratio: Distribution) -> tuple[float, float]:

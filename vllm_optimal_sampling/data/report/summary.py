@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from vllm_optimal_sampling.data.report.pieces import Piece
 from vllm_optimal_sampling.data.report.streaming import Distribution, Floats
 
+Z_95 = 1.959964
+"""A 95 % interval reaches so many standard deviations to both sides."""
+
 
 @dataclass(frozen=True)
 class TokenFigures:
@@ -135,6 +138,69 @@ class Band:
 
 
 @dataclass(frozen=True)
+class Way:
+    """One way of sampling: the rows of the files that were drawn with the same settings.
+
+    Attributes:
+        name: in words, from the settings beside the rows.
+        num_samples: with a text.
+        kl: mean of D_KL(q* || theta) a token, in nats; NaN without records.
+        num_judged, num_right: samples with a right answer to compare with, and those that have it.
+    """
+
+    name: str
+    num_samples: int
+    kl: float
+    num_judged: int
+    num_right: int
+
+    @property
+    def share(self) -> float:
+        """Of right ones; NaN where none is judged."""
+        return self.num_right / self.num_judged if self.num_judged else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of `share`."""
+        if not self.num_judged:
+            return math.nan, math.nan
+        spread = Z_95 * Z_95 / self.num_judged
+        middle = (self.share + spread / 2) / (1 + spread)
+        half = (
+            Z_95
+            / (1 + spread)
+            * math.sqrt(self.share * (1 - self.share) / self.num_judged + spread / 4 / self.num_judged)
+        )
+        return middle - half, middle + half
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Figures of whole texts.
+
+    Attributes:
+        cost: -Σ log Z of each text in nats, at least 0: 0 where both models go along, large where they are pulled apart.
+        right, wrong: the same of the texts with a right and with a wrong answer; None where none is judged.
+        likelier: how often a right text has the smaller cost than a wrong one, of all such pairs (1/2 says nothing); NaN
+            without both.
+        effective_share: for each prompt with several texts the effective sample size of importance resampling with weights
+            exp(Σ log Z), as a share of the texts.
+        num_texts: of these prompts, on average.
+        ways: the ways of sampling, in the order of the files.
+        is_complete: whether all prompts are in `effective_share`; else those of the first prompts alone.
+    """
+
+    cost: Distribution
+    right: Distribution | None
+    wrong: Distribution | None
+    likelier: float
+    effective_share: Distribution
+    num_texts: float
+    ways: list[Way]
+    is_complete: bool
+
+
+@dataclass(frozen=True)
 class Summary:
     """What is in the output of `optimal-sampling generate`.
 
@@ -156,6 +222,7 @@ class Summary:
         alpha, kl: of the recorded tokens; kl in nats.
         ratio: log teacher - log theta of the token drawn, in nats.
         alpha_by_position: alpha along the sequence.
+        sequences: of whole texts: Σ log Z, right answers, what resampling would leave, and the ways of sampling.
         disagreements: the tokens with the largest kl, at most one for each `custom_id`, the largest first.
         teacher_tokens, theta_tokens: the tokens that lean furthest to either model, over all their draws.
         samples: some samples, drawn at random.
@@ -183,6 +250,7 @@ class Summary:
     kl: Distribution
     ratio: Distribution
     alpha_by_position: Band
+    sequences: Sequences
     disagreements: list[Disagreement]
     teacher_tokens: list[TokenLean]
     theta_tokens: list[TokenLean]

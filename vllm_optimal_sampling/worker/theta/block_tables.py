@@ -3,12 +3,23 @@
 import torch
 from vllm.triton_utils import tl, triton
 from vllm.v1.attention.backends.utils import PAD_SLOT_ID
+from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec, SlidingWindowSpec, UniformTypeKVCacheSpecs
 from vllm.v1.worker.gpu.block_table import BlockTables
 from vllm.v1.worker.utils import AttentionGroup
 
 from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
 
 BLOCK = 1024
+DECODE_BLOCK = 256
+"""The same for every batch, so that one compiled kernel serves all."""
+
+
+def _window(spec: KVCacheSpec) -> int | None:
+    """How many tokens before a query its layers may still read; None where they read all."""
+    specs = list(spec.kv_cache_specs.values()) if isinstance(spec, UniformTypeKVCacheSpecs) else [spec]
+    if not all(isinstance(one, SlidingWindowSpec) for one in specs):
+        return None
+    return max(one.sliding_window - 1 + getattr(one, "extra_retained_tokens", 0) for one in specs)
 
 
 class ThetaBlockTables:
@@ -19,12 +30,18 @@ class ThetaBlockTables:
     Args:
         block_tables: the model runner's, shared with the teacher.
         requests: theta's state of the requests, for the shift of each.
+        kv_cache_config: as the model runner has it, for the window of each group of layers.
         num_rows: of the input tables; the model runner's by default.
         block_offset: added to theta's block ids, where theta's cache is read through the teacher's (see `twin_layers`).
     """
 
     def __init__(
-        self, block_tables: BlockTables, requests: ThetaRequests, num_rows: int | None = None, block_offset: int = 0
+        self,
+        block_tables: BlockTables,
+        requests: ThetaRequests,
+        kv_cache_config: KVCacheConfig,
+        num_rows: int | None = None,
+        block_offset: int = 0,
     ):
         self.source = block_tables
         self.requests = requests
@@ -36,6 +53,20 @@ class ThetaBlockTables:
             for table in block_tables.input_block_tables
         ]
         self.slot_mappings = torch.full_like(block_tables.slot_mappings, PAD_SLOT_ID)
+        self.windows = [_window(group.kv_cache_spec) for group in kv_cache_config.kv_cache_groups]
+        self._num_blocks: torch.Tensor | None = None
+
+    def keep_block_counts(self) -> None:
+        """Take over how many blocks each request holds in this step, for a `gather` after sampling.
+
+        Once a step's tokens are on the host, the host may write the counts of the step after next where the device reads
+        those of this one.
+        """
+        counts = self.source.num_blocks.gpu
+        if self._num_blocks is None:
+            self._num_blocks = counts.clone()
+        else:
+            self._num_blocks.copy_(counts)
 
     def gather(self, slots: torch.Tensor, num_reqs_padded: int, first_theta_row: int = 0) -> None:
         """Fill the input tables for the requests in `slots` [num_reqs]; rows up to `num_reqs_padded` become zero.
@@ -43,12 +74,13 @@ class ThetaBlockTables:
         Entries behind a request's own blocks are zero too, the id of vLLM's null block: a position that has no slot
         is never mistaken for another request's. Rows before `first_theta_row` are the teacher's.
         """
+        num_blocks = self.source.num_blocks.gpu if self._num_blocks is None else self._num_blocks
         for group, table in enumerate(self.input_block_tables):
             source = self.source.block_tables[group].gpu
             _gather_kernel[(num_reqs_padded,)](
                 slots,
                 self.requests.shift.gpu,
-                self.source.num_blocks.gpu[group],
+                num_blocks[group],
                 source,
                 source.stride(0),
                 table,
@@ -60,6 +92,29 @@ class ThetaBlockTables:
                 table.shape[1],
                 BLOCK=min(BLOCK, triton.next_power_of_2(table.shape[1])),
             )
+
+    def null_before_windows(
+        self,
+        query_start_loc: torch.Tensor,  # [num_reqs + 1] int32
+        positions: torch.Tensor,  # [num_tokens] int64, theta's
+        num_reqs: int,
+    ) -> None:
+        """Null the blocks that no query of these requests attends to, in the groups that have a window.
+
+        They may be another request's by now, and where a tile of keys straddles the window's edge NaN in a masked key
+        spreads. vLLM does the same with the teacher's tables from 0.33 on.
+        """
+        for group, (table, window) in enumerate(zip(self.input_block_tables, self.windows, strict=True)):
+            if window is not None:
+                _null_kernel[(num_reqs,)](
+                    query_start_loc,
+                    positions,
+                    table,
+                    table.stride(0),
+                    window,
+                    self.source.block_sizes[group],
+                    BLOCK=BLOCK,
+                )
 
     def compute_slot_mappings(
         self,
@@ -91,9 +146,8 @@ class ThetaBlockTables:
             positions: [num_tokens_padded] int64, theta's.
             num_tokens_padded: at most as many as `gather` filled rows, but for padding beyond the tables.
         """
-        block = min(BLOCK, triton.next_power_of_2(num_tokens_padded))
         for group, table in enumerate(self.input_block_tables):
-            _decode_slots_kernel[(triton.cdiv(num_tokens_padded, block),)](
+            _decode_slots_kernel[(triton.cdiv(num_tokens_padded, DECODE_BLOCK),)](
                 positions,
                 table,
                 table.stride(0),
@@ -103,7 +157,7 @@ class ThetaBlockTables:
                 self.source.block_sizes[group],
                 table.shape[1],
                 PAD_ID=PAD_SLOT_ID,
-                BLOCK=block,
+                BLOCK=DECODE_BLOCK,
             )
         return self.slot_mappings[:, :num_tokens_padded]
 
@@ -133,7 +187,7 @@ def widen_kernel_block_tables(attn_groups: list[list[AttentionGroup]], block_tab
             group.kernel_block_table = group.kernel_block_table.new_zeros(ubatches, num_reqs, needed)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_reqs", "first_theta_row"])
 def _gather_kernel(
     slots_ptr,  # [num_reqs] int64, -1: no request
     shift_ptr,  # [max_num_reqs] int32
@@ -164,6 +218,25 @@ def _gather_kernel(
 
 
 @triton.jit
+def _null_kernel(
+    query_start_loc_ptr,  # [num_reqs + 1] int32
+    positions_ptr,  # [num_tokens] int64
+    table_ptr,  # [max_num_reqs, max_num_blocks] int32, in/out
+    table_stride,
+    window,
+    block_size,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0)
+    start, end = tl.load(query_start_loc_ptr + row), tl.load(query_start_loc_ptr + row + 1)
+    first = tl.load(positions_ptr + start, mask=start < end, other=0)
+    num_null = tl.maximum(first - window, 0) // block_size
+    for i in range(0, num_null, BLOCK):
+        column = i + tl.arange(0, BLOCK)
+        tl.store(table_ptr + row * table_stride + column, 0, mask=column < num_null)
+
+
+@triton.jit(do_not_specialize=["num_tokens_padded"])
 def _slot_mapping_kernel(
     query_start_loc_ptr,  # [num_reqs + 1] int32
     positions_ptr,  # [num_tokens] int64
@@ -191,7 +264,7 @@ def _slot_mapping_kernel(
         tl.store(slot_mapping_ptr + offset, slot, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens_padded"])
 def _decode_slots_kernel(
     positions_ptr,  # [num_tokens_padded] int64
     table_ptr,  # [max_num_reqs, max_num_blocks] int32, theta's input table

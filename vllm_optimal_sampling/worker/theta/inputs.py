@@ -10,6 +10,11 @@ import torch
 from vllm.triton_utils import tl, triton
 
 BLOCK = 1024
+BATCH_BLOCK = 256
+"""The same for every batch, so that one compiled kernel serves all."""
+
+# Numbers that another step has another of are not specialised: Triton would compile a kernel anew where one is 1, or divisible
+# by 16, and a request would wait for it.
 
 
 @triton.jit
@@ -21,7 +26,7 @@ def _known_tokens(x, mask, theta_prompt_row_ptr, theta_len, all_token_ids_row_pt
     return tl.where(own, prompt_token, other_token)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_reqs"])
 def _round_inputs_kernel(
     idx_mapping_ptr,  # [num_reqs] int64, request slots of the batch
     num_sampled_ptr,  # [num_reqs] int32, tokens drawn in this step; 0 in the middle of a prompt
@@ -103,7 +108,7 @@ def round_inputs(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_reqs"])
 def _advance_round_kernel(
     drafted_ptr,  # [num_reqs] int64, the tokens drawn from theta in this decode
     slots_ptr,  # [max_num_reqs] int64
@@ -148,8 +153,7 @@ def advance_round(
 ) -> None:
     """Record the drafts of decode `step` and make them the input of the next; the last decode (K) drafts nothing."""
     num_reqs = drafted.shape[0]
-    block = min(BLOCK, triton.next_power_of_2(num_reqs))
-    _advance_round_kernel[(triton.cdiv(num_reqs, block),)](
+    _advance_round_kernel[(triton.cdiv(num_reqs, BATCH_BLOCK),)](
         drafted,
         slots,
         draft_tokens,
@@ -162,7 +166,7 @@ def advance_round(
         draft_tokens.shape[1],
         num_reqs,
         max_model_len,
-        BLOCK=block,
+        BLOCK=BATCH_BLOCK,
     )
 
 
@@ -210,7 +214,7 @@ def keep_rows(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_reqs", "num_reqs_padded", "num_tokens_padded", "first_theta_row"])
 def _scoring_inputs_kernel(
     slots_ptr,  # [num_reqs] int64, request slot
     source_ptr,  # [num_reqs] int64, where the row's tokens begin in the batch; -1: they are theta's part of a prompt chunk

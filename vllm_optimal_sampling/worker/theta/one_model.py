@@ -19,6 +19,7 @@ import torch
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.lora.request import LoRARequest
+from vllm.platforms import current_platform
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.lora_utils import create_lora_capture_hook, get_lora_capture_cases
 from vllm.v1.worker.gpu.states import RequestState
@@ -56,7 +57,10 @@ class OneModelScorer(ThetaScorer):
         self.layers = self.vllm_config.compilation_config.static_forward_context
         self.twins = add_twin_layers(self.vllm_config, getattr(runner.speculator, "draft_attn_layer_names", set()))
         if self.adapter is not None:
-            self._load_adapter(runner, self.adapter)
+            try:
+                self._load_adapter(runner, self.adapter)
+            except ValueError as error:  # before anything runs
+                raise UnsupportedEngineError(f"optimal sampling cannot start: {error}") from error
         logger.info(
             "Theta is the teacher itself%s: no weights of its own, %.2f GiB for the rows of %d requests with %d drafts, and "
             "a KV cache in the teacher's blocks",
@@ -67,23 +71,31 @@ class OneModelScorer(ThetaScorer):
         )
 
     def _load_adapter(self, runner: Any, adapter: LoRARequest) -> None:
-        """Load theta's adapter, so that one that does not fit is refused before anything runs."""
+        """Load theta's adapter; ValueError where it does not fit."""
         try:
             runner.add_lora(adapter)
+            _check_fit(runner.lora_manager._adapter_manager)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # every kind of adapter has errors of its own
-            raise UnsupportedEngineError(
-                f"optimal sampling cannot start: theta_lora={adapter.lora_path!r} cannot be loaded ({first_line(error)}); "
-                "give a LoRA adapter of this teacher in the format of PEFT"
+            raise ValueError(
+                f"theta_lora={adapter.lora_path!r} cannot be loaded ({first_line(error)}); give a LoRA adapter of this "
+                "teacher, in the format of PEFT and of no higher rank than --max-lora-rank"
             ) from error
 
     def update_adapter(self, runner: Any, path: str) -> None:
+        self.check_adapter()
+        assert self.adapter is not None
+        try:
+            self._load_adapter(runner, LoRARequest("theta", THETA_LORA_ID, path, load_inplace=True))
+        except ValueError:
+            runner.add_lora(LoRARequest("theta", THETA_LORA_ID, self.adapter.lora_path, load_inplace=True))
+            raise
+        self.adapter = LoRARequest("theta", THETA_LORA_ID, path)
+
+    def check_adapter(self) -> None:
         if self.adapter is None:
-            super().update_adapter(runner, path)
-        adapter = LoRARequest("theta", THETA_LORA_ID, path)
-        self._load_adapter(runner, LoRARequest("theta", THETA_LORA_ID, path, load_inplace=True))
-        self.adapter = adapter
+            super().check_adapter()
 
     def cache_of_layers(self, runner: Any) -> tuple[dict[str, str], int]:
         self.offset, reason = block_offset(self.layers, self.twins, runner.kv_cache_config)
@@ -106,7 +118,8 @@ class OneModelScorer(ThetaScorer):
 
     def check_own_weights(self) -> None:
         raise ValueError(
-            "theta has no weights of its own here, it is the teacher; update the teacher, or theta's adapter (theta_lora)"
+            "theta has no weights of its own here, it is the teacher; update the teacher, or theta's adapter (theta_lora), or "
+            "start the engine with a copy of theta under another path"
         )
 
     # A step
@@ -156,9 +169,9 @@ class OneModelScorer(ThetaScorer):
         return self._fused is not None
 
     def _forward_apart(self, runner: Any, rows: Rows, batch: InputBatch) -> Any:
-        if self.adapter is not None:
-            tokens = (THETA_LORA_ID,) * rows.num_tokens
-            runner.set_loras_of_rows(tokens[: len(rows)], tokens, {self.adapter})
+        if self.lora_config is not None:  # vLLM has set those of the teacher's tokens
+            tokens = self._thetas(rows.num_tokens)
+            runner.set_loras_of_rows(tokens[: len(rows)], tokens, set() if self.adapter is None else {self.adapter})
         own_caches = nullcontext() if self.offset is not None else twins_caches(self.layers, self.twins)
         with own_caches:
             return self.scoring.run(runner.model, rows, batch, 0 if self.adapter is None else 1)
@@ -197,8 +210,11 @@ class OneModelScorer(ThetaScorer):
     # Adapters
 
     def _fits_lora_buffers(self, batch: InputBatch) -> bool:
-        """Whether vLLM's LoRA operations have room for the runs of one adapter in a forward for both, one more than alone."""
-        if self.lora_config is None:
+        """Whether vLLM's LoRA operations have room for the runs of one adapter in a forward for both, one more than alone.
+
+        Those of GPUs count tokens alone, see `check_supported`.
+        """
+        if self.lora_config is None or current_platform.is_cuda_alike():
             return True
         changes = np.count_nonzero(np.diff(self._lora_ids[batch.idx_mapping_np]))
         return int(changes) + 2 <= self.max_num_reqs
@@ -236,6 +252,23 @@ class OneModelScorer(ThetaScorer):
 
     def _num_active_loras(self, runner: Any, batch: InputBatch) -> int:
         return len(self._adapters(runner, batch)) if self.lora_config is not None else 0
+
+
+def _check_fit(manager: Any) -> None:
+    """Raise ValueError where theta's adapter is of another model: vLLM takes narrower ones, and those of more layers.
+
+    Args:
+        manager: vLLM's of the adapters, with theta's among them.
+    """
+    adapter = manager.get_adapter(THETA_LORA_ID)
+    unknown = sorted(set(adapter.loras) - set(manager.modules))
+    if unknown or not adapter.loras:
+        raise ValueError(f"the model has no {unknown[0]}" if unknown else "it changes no layer of the model")
+    for name, weights in adapter.loras.items():
+        size = getattr(getattr(manager.modules[name], "base_layer", None), "input_size", None)
+        for matrix in weights.lora_a if isinstance(weights.lora_a, list) else [weights.lora_a]:
+            if matrix is not None and size is not None and matrix.shape[-1] != size:
+                raise ValueError(f"it is made for {matrix.shape[-1]} inputs of {name}, which has {size}")
 
 
 class _Model:

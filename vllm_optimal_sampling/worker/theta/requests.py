@@ -4,12 +4,34 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from vllm.v1.worker.gpu.buffer_utils import StagedWriteTensor, UvaBackedTensor
+from vllm.v1.worker.gpu.buffer_utils import StagedWriteTensor
 from vllm.v1.worker.gpu.states import RequestState
 
 from vllm_optimal_sampling.engine_core.layout import slot_shift
 from vllm_optimal_sampling.kernels import NEVER, Method, MixSettings
 from vllm_optimal_sampling.params import OptimalSamplingParams
+
+
+class SlotValues:
+    """One integer for every request slot, on the host (`np`) and on the device (`gpu`).
+
+    The device's are written in the order of the stream. vLLM's `UvaBackedTensor` would not do: its kernels read one of two
+    buffers of the host, and theta's round of a step runs after the event that lets the host prepare the step after next,
+    which takes the same buffer again.
+    """
+
+    def __init__(self, num_slots: int, device: torch.device):
+        self.np = np.zeros(num_slots, dtype=np.int32)
+        self._staged = StagedWriteTensor(num_slots, dtype=torch.int32, device=device)
+        self.gpu = self._staged.gpu
+
+    def set(self, slot: int, value: int) -> None:
+        """On the host at once, on the device with the next `apply_write`."""
+        self.np[slot] = value
+        self._staged.stage_write_elem(slot, value)
+
+    def apply_write(self) -> None:
+        self._staged.apply_write()
 
 
 class ThetaRequests:
@@ -29,9 +51,9 @@ class ThetaRequests:
         self.prompts = StagedWriteTensor(
             (num_slots, req_states.max_model_len), dtype=torch.int32, device=device, uva_instead_of_gpu=True
         )
-        self.prompt_len = UvaBackedTensor(num_slots, dtype=torch.int32)  # 0: theta reads the teacher's prompt
-        self.delta = UvaBackedTensor(num_slots, dtype=torch.int32)
-        self.shift = UvaBackedTensor(num_slots, dtype=torch.int32)
+        self.prompt_len = SlotValues(num_slots, device)  # 0: theta reads the teacher's prompt
+        self.delta = SlotValues(num_slots, device)
+        self.shift = SlotValues(num_slots, device)
         # Theta's positions computed so far, for requests still in their prompt; -1 before the first chunk.
         self.num_computed = np.full(num_slots, -1, dtype=np.int64)
         # Whether the request is sampled from q*: a theta that scores has nothing to do with those that opted out.
@@ -64,9 +86,9 @@ class ThetaRequests:
         """
         prompt_len = int(self.req_states.prompt_len.np[slot])
         delta = len(prompt) - prompt_len if prompt is not None else 0
-        self.delta.np[slot] = delta
-        self.shift.np[slot] = slot_shift(delta, self.block_size)
-        self.prompt_len.np[slot] = len(prompt) if prompt is not None else 0
+        self.delta.set(slot, delta)
+        self.shift.set(slot, slot_shift(delta, self.block_size))
+        self.prompt_len.set(slot, len(prompt) if prompt is not None else 0)
         if prompt is not None:
             self.prompts.stage_write(slot, 0, list(prompt))
         self.num_computed[slot] = -1
@@ -110,7 +132,7 @@ class ThetaRequests:
             return
         self._dirty = False
         self.prompts.apply_write()
-        for tensor in (self.prompt_len, self.delta, self.shift):
-            tensor.copy_to_uva()
+        for values in (self.prompt_len, self.delta, self.shift):
+            values.apply_write()
         for staged in self._settings.values():
             staged.apply_write()

@@ -65,13 +65,15 @@ def joined(first: Rows, second: Rows) -> Rows:
 def decode_rows(requests: ThetaRequests, batch: InputBatch, batch_rows: np.ndarray, of_teacher: bool = False) -> Rows:
     """Rows of running requests: the batch's own tokens in theta's positions, or the teacher's."""
     slots = batch.idx_mapping_np[batch_rows]
-    bound = batch.seq_lens_cpu_upper_bound.numpy()[batch_rows].astype(np.int64)
+    lengths = batch.num_scheduled_tokens[batch_rows].astype(np.int64)
+    # The host counts drafts as computed that may have been rejected.
+    bound = batch.num_computed_tokens_np[batch_rows] + lengths
     return Rows(
         batch_rows=batch_rows,
         slots=slots.astype(np.int64),
         sources=batch.query_start_loc_np[batch_rows].astype(np.int64),
         firsts=np.zeros(len(batch_rows), dtype=np.int64),
-        lengths=batch.num_scheduled_tokens[batch_rows].astype(np.int64),
+        lengths=lengths,
         seq_lens=bound if of_teacher else bound + requests.delta.np[slots],
         finished=np.ones(len(batch_rows), dtype=bool),
         num_teacher_rows=len(batch_rows) if of_teacher else 0,

@@ -25,22 +25,22 @@ from vllm.config import replace as replace_config
 from vllm.logger import init_logger
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.model_loader import get_model
-from vllm.model_executor.model_loader.reload.inplace import reload_weights
 from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
 from vllm.v1.worker.gpu.input_batch import InputBatch
-from vllm.v1.worker.gpu.spec_decode.rejection_sampler import get_max_chunk_logits
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import clear_layer_kv_caches
 
-from vllm_optimal_sampling.config.refusals import unreadable_weights
+from vllm_optimal_sampling.config.refusals import no_adapter, unreadable_weights
 from vllm_optimal_sampling.config.theta import theta_model_config
 from vllm_optimal_sampling.kernels import MixRecord, MixScratch
 from vllm_optimal_sampling.worker.recorder import Recorder
 from vllm_optimal_sampling.worker.theta.block_tables import widen_kernel_block_tables
+from vllm_optimal_sampling.worker.theta.reloading import reload_theta
 from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
 from vllm_optimal_sampling.worker.theta.rows import Rows, chunk_rows, decode_rows, passes
 from vllm_optimal_sampling.worker.theta.scoring_pass import ScoringPass
+from vllm_optimal_sampling.worker.verification_memory import chunk_rows_in_float32
 
 logger = init_logger(__name__)
 
@@ -149,7 +149,7 @@ class ThetaScorer(ABC):
         vocab_size = self.rows.shape[-1]
         num_rows = 2 * min(self.max_num_reqs * (self.num_speculative_steps + 1), self.max_num_tokens)
         rows = self.rows.new_empty(num_rows, vocab_size)
-        chunk = rows.new_empty(min(num_rows, get_max_chunk_logits(vocab_size)), vocab_size, dtype=torch.float32)
+        chunk = rows.new_empty(min(num_rows, chunk_rows_in_float32(vocab_size)), vocab_size, dtype=torch.float32)
         del rows, chunk
 
     # A step
@@ -231,7 +231,11 @@ class ThetaScorer(ABC):
             ValueError: theta has no adapter, or this one cannot be loaded; the old one stays.
 
         """
-        raise ValueError('theta has no adapter to replace in this engine; start it with "theta_lora" in its settings')
+        self.check_adapter()
+
+    def check_adapter(self) -> None:
+        """Raise ValueError where theta has no adapter that another could replace."""
+        raise no_adapter()
 
     @abstractmethod
     def reload_weights(self, *args: Any, **kwargs: Any) -> None:
@@ -291,7 +295,7 @@ class TwoModelsScorer(ThetaScorer):
         clear_layer_kv_caches(self.model.modules())
 
     def reload_weights(self, *args: Any, **kwargs: Any) -> None:
-        reload_weights(self._theta_config, self.model, *args, **kwargs)
+        reload_theta(self._theta_config, self.model, *args, **kwargs)
 
     def check_own_weights(self) -> None:
         pass

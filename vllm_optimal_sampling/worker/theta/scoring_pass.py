@@ -83,7 +83,9 @@ class ScoringPass:
             kv_cache_config, self.vllm_config, self.device, active_layer_names=set(layer_names.values())
         )
         widen_kernel_block_tables(self.attn_groups, block_tables)
-        self.block_tables = ThetaBlockTables(block_tables, self.requests, self.max_num_reqs, block_offset)
+        self.block_tables = ThetaBlockTables(
+            block_tables, self.requests, kv_cache_config, self.max_num_reqs, block_offset
+        )
 
     def init_graphs(self, cudagraph_mode: CUDAGraphMode, lora_capture_cases: list[int]) -> None:
         """Make room for graphs of decode steps, in which every row has K + 1 tokens.
@@ -142,6 +144,7 @@ class ScoringPass:
             self.model_max_len,
             self.vocab_size,
         )
+        self.block_tables.null_before_windows(query_start_loc, buffers.positions, num_reqs)
         slot_mappings = self.block_tables.compute_slot_mappings(
             query_start_loc, buffers.positions, num_reqs, num_tokens_padded
         )

@@ -1,6 +1,5 @@
 """Theta as vLLM's draft model: its part of every prompt chunk before sampling, its round of drafts after it."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.forward_context import BatchDescriptor, set_forward_context
 from vllm.logger import init_logger
 from vllm.model_executor.model_loader import get_model
-from vllm.model_executor.model_loader.reload.inplace import reload_weights
 from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
 from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -23,25 +21,24 @@ from vllm.v1.worker.gpu.dp_utils import DPSyncState, dispatch_cg_and_sync_dp
 from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
-from vllm.v1.worker.gpu.spec_decode.rejection_sampler import get_max_chunk_logits
 from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import AttentionGroup
 
-from vllm_optimal_sampling.config.refusals import unreadable_weights
+from vllm_optimal_sampling.config.refusals import no_adapter, unreadable_weights
 from vllm_optimal_sampling.kernels import MixRecord, MixScratch
 from vllm_optimal_sampling.worker.recorder import Recorder
 from vllm_optimal_sampling.worker.theta.block_tables import ThetaBlockTables, widen_kernel_block_tables
 from vllm_optimal_sampling.worker.theta.inputs import advance_round, keep_rows, round_inputs
+from vllm_optimal_sampling.worker.theta.reloading import reload_theta
 from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
 from vllm_optimal_sampling.worker.theta.round_graphs import RoundGraphs
 from vllm_optimal_sampling.worker.theta.rows import chunk_rows, passes
 from vllm_optimal_sampling.worker.theta.scoring_pass import ScoringPass
 from vllm_optimal_sampling.worker.theta.shared_weights import same_model, share_weights
+from vllm_optimal_sampling.worker.verification_memory import GIB, RowMemory, chunk_rows_in_float32
 
 logger = init_logger(__name__)
-
-GIB = 1 << 30
 
 
 class ThetaSpeculator(DraftModelSpeculator):
@@ -125,13 +122,15 @@ class ThetaSpeculator(DraftModelSpeculator):
             note = "no weights of its own: teacher and theta are the same model"
         assert self.draft_logits is not None
         logger.info(
-            "Theta %s takes %s, and %.2f GiB for the rows of %d requests with %d drafts; its KV cache lies in the "
-            "teacher's blocks",
+            "Theta %s takes %s, and with the teacher %s; its KV cache lies in the teacher's blocks",
             theta_config.model,
             note,
-            self.draft_logits.nbytes / GIB,
-            self.max_num_reqs,
-            self.num_speculative_steps,
+            RowMemory(
+                self.max_num_reqs,
+                self.num_speculative_steps,
+                self.draft_logits.shape[-1],
+                self.draft_logits.element_size(),
+            ),
         )
         return theta
 
@@ -155,15 +154,14 @@ class ThetaSpeculator(DraftModelSpeculator):
                 "with a copy of theta under another path"
             )
 
-    def reload_weights(
-        self,
-        weights_iterator: Iterable[tuple[str, torch.Tensor]] | None = None,
-        weights_path: str | None = None,
-        is_checkpoint_format: bool = True,
-    ) -> None:
-        """Reload theta in place, as vLLM reloads a target: from a path, an iterator, or where it came from."""
+    def check_adapter(self) -> None:
+        """Raise ValueError: a theta that drafts has weights of its own, and no adapter."""
+        raise no_adapter()
+
+    def reload_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Reload theta in place; see `reload_theta` for the arguments."""
         self.check_own_weights()
-        reload_weights(self._draft_vllm_config, self.model, weights_iterator, weights_path, is_checkpoint_format)
+        reload_theta(self._draft_vllm_config, self.model, *args, **kwargs)
 
     def set_attn(
         self,
@@ -175,7 +173,7 @@ class ThetaSpeculator(DraftModelSpeculator):
     ) -> None:
         super().set_attn(model_state, kv_cache_config, block_tables, target_input_buffers, target_attn_groups)
         self.requests.block_size = resolve_kv_cache_block_sizes(kv_cache_config, self.vllm_config)[0]
-        self.block_tables = ThetaBlockTables(block_tables, self.requests)
+        self.block_tables = ThetaBlockTables(block_tables, self.requests, kv_cache_config)
         self.prompt_pass.set_attn(
             kv_cache_config, block_tables, {name: name for name in self.draft_attn_layer_names}, 0
         )
@@ -230,6 +228,7 @@ class ThetaSpeculator(DraftModelSpeculator):
 
         Ranges of positions are known on the host: a request in its prompt has no drafts that could be rejected.
         """
+        self.block_tables.keep_block_counts()  # theta's round reads them after sampling
         if not input_batch.has_prefill:
             return
         chunks = chunk_rows(self.requests, input_batch, np.flatnonzero(input_batch.is_prefilling_np))
@@ -312,6 +311,9 @@ class ThetaSpeculator(DraftModelSpeculator):
             batch_desc = self.round_graphs.for_drafts(batch_desc, drafts)
         num_tokens_across_dp = sync.num_tokens_across_dp if sync is not None else None
         self.block_tables.gather(self.slots[:num_reqs], min(batch_desc.num_tokens, self.max_num_reqs))
+        self.block_tables.null_before_windows(
+            self.input_buffers.query_start_loc, self.input_buffers.positions, num_reqs
+        )
 
         if batch_desc.cg_mode == CUDAGraphMode.FULL and self.supports_decode_metadata_update:
             assert self.round_graphs is not None
@@ -458,5 +460,5 @@ class ThetaSpeculator(DraftModelSpeculator):
         vocab_size = self.draft_logits.shape[-1]
         num_rows = min(self.max_num_reqs * (self.num_speculative_steps + 1), self.max_num_tokens)
         rows = self.draft_logits.new_empty(num_rows, vocab_size)
-        chunk = rows.new_empty(min(num_rows, get_max_chunk_logits(vocab_size)), vocab_size, dtype=torch.float32)
+        chunk = rows.new_empty(min(num_rows, chunk_rows_in_float32(vocab_size)), vocab_size, dtype=torch.float32)
         del rows, chunk

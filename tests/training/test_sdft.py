@@ -1,0 +1,117 @@
+"""TRL's `SDFTTrainer` with completions from q*: three steps, each row audited, and what its loss is given."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("trl", reason="the extra `trl` is not installed")
+
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl.experimental.sdft import SDFTConfig
+
+from support.random_models import save_model
+from support.reference_models import Reference, expected_log_q
+from support.row_audit import MAX_LOG_PROB_ERROR, RowAudit
+from vllm_optimal_sampling import ArgumentError, OptimalSampler
+from vllm_optimal_sampling.integrations.sdft import OptimalSamplingSDFTTrainer
+
+ROWS = [
+    {"prompt": "add two numbers", "privileged_context": "the answer is two"},
+    {"prompt": "jump over the dog", "privileged_context": "lazy dog and the fox"},
+]
+
+
+@pytest.fixture(scope="module")
+def sampler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OptimalSampler]:
+    """Teacher and student are one model here, in two folders, so that the student has weights of its own."""
+    folder = tmp_path_factory.mktemp("models")
+    teacher = save_model(folder / "teacher", seed=90)
+    shutil.copytree(teacher, folder / "student")
+    with OptimalSampler(
+        teacher,
+        str(folder / "student"),
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=256,
+        max_num_seqs=8,
+        kv_cache_memory_bytes=1 << 26,
+        gpu_memory_utilization=0.5,
+    ) as sampler:
+        yield sampler
+
+
+def trainer_of(sampler: OptimalSampler, folder: Path, kind: type = OptimalSamplingSDFTTrainer, **options: Any) -> Any:
+    return kind(
+        AutoModelForCausalLM.from_pretrained(sampler.model_theta, dtype=torch.float32),
+        sampler=sampler,
+        args=SDFTConfig(
+            output_dir=str(folder / "output"),
+            per_device_train_batch_size=2,
+            num_generations=1,
+            max_completion_length=8,
+            learning_rate=1e-2,
+            lr_scheduler_type="constant",
+            max_steps=3,
+            save_strategy="no",
+            logging_steps=1,
+            report_to=[],
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            disable_tqdm=True,
+            **options,
+        ),
+        train_dataset=Dataset.from_list(ROWS),
+        processing_class=AutoTokenizer.from_pretrained(sampler.model_theta),
+    )
+
+
+def test_three_steps(sampler: OptimalSampler, tmp_path: Path) -> None:
+    batches: list[tuple[dict[str, Any], str]] = []
+
+    class Watched(OptimalSamplingSDFTTrainer):
+        def sample_rollouts(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+            with RowAudit(sampler.llm) as audit:
+                batch = super().sample_rollouts(inputs)
+            student = str(tmp_path / str(len(batches)))
+            self.model.save_pretrained(student)
+            reference = Reference(sampler.model_teacher, student)
+            assert audit.check(reference).mixed >= int(batch["completion_mask"].sum())
+            batches.append((batch, student))
+            return batch
+
+    before = sampler.theta_version
+    trainer = trainer_of(sampler, tmp_path, Watched)
+    trainer.train()
+    assert len(batches) == 3 and sampler.theta_version == before + 3
+    assert all("self_distillation/distillation_loss" in log for log in trainer.state.log_history[:3])
+    tokens = AutoTokenizer.from_pretrained(sampler.model_teacher)
+    answers = {tuple(tokens.encode(row["prompt"])): row for row in ROWS}
+    for batch, student in batches:
+        reference = Reference(sampler.model_teacher, student)
+        for number in range(2):
+            prompt = batch["prompt_ids"][number][batch["prompt_mask"][number].bool()].tolist()
+            completion = batch["completion_ids"][number][batch["completion_mask"][number].bool()].tolist()
+            row = answers[tuple(prompt)]
+            teacher = tokens.encode(f"{row['prompt']}\n\n{row['privileged_context']}")
+            for at, token in enumerate(completion):
+                rows = (
+                    reference.logits(reference.teacher, [*teacher, *completion[:at]]),
+                    reference.logits(reference.theta, [*prompt, *completion[:at]]),
+                )
+                expected = expected_log_q(*rows)[token].item()
+                assert abs(batch["old_per_token_logps"][number, at].item() - expected) < MAX_LOG_PROB_ERROR
+
+
+def test_other_completions_are_refused(sampler: OptimalSampler, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="generate_from_teacher=True asks for other completions"):
+        trainer_of(sampler, tmp_path, generate_from_teacher=True)
+    with pytest.raises(ArgumentError, match='make the sampler with logprobs_mode="processed_logprobs"'):
+        trainer_of(sampler, tmp_path, temperature=0.7)

@@ -1,0 +1,72 @@
+"""TRL's `SDFTTrainer` (experimental) with completions from q* instead of from the student.
+
+    from vllm_optimal_sampling.integrations.sdft import OptimalSamplingSDFTTrainer
+
+    trainer = OptimalSamplingSDFTTrainer(student, sampler=sampler, args=SDFTConfig(...), train_dataset=...)
+
+SDFT ("Self-Distillation Enables Continual Learning", arXiv:2601.19897) draws from the student, and moves it towards a teacher
+that reads the row's `privileged_context`. Here both models draw each token. Written against TRL 1.16.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from trl.experimental.sdft import SDFTTrainer
+from trl.trainer.utils import pad
+
+from vllm_optimal_sampling.argument_checks import ArgumentError
+from vllm_optimal_sampling.integrations.trl import Student, draw, logprobs_drawn_from, token_ids
+from vllm_optimal_sampling.offline import OptimalSampler
+
+
+class OptimalSamplingSDFTTrainer(SDFTTrainer):
+    """`SDFTTrainer` whose completions are drawn from q*.
+
+    The sampler's teacher reads what the trainer's own teacher reads (`teacher_prompt_template`), and theta is the trainer's
+    model of this step. The loss is TRL's. Its importance weights (`distillation_is_clip`) compare the student with what was
+    drawn from: `old_per_token_logps` are log q*.
+
+    Args:
+        *args, **kwargs: as `SDFTTrainer` takes them, with `use_vllm` and `generate_from_teacher` False.
+        sampler: its theta is the trainer's model, and its teacher's weights stay what they are.
+
+    Raises:
+        ArgumentError: (a ValueError) an argument asks for other completions, or the trainer runs in several processes.
+
+    """
+
+    def __init__(self, *args: Any, sampler: OptimalSampler, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name in ("use_vllm", "generate_from_teacher"):
+            if getattr(self.args, name):
+                raise ArgumentError(name, f"{name}=True asks for other completions than those of q*; set it to False")
+        self.sampler = sampler
+        self.student = Student(sampler, self)
+        self._teacher_prompts: list[list[int]] = []
+        self._logprobs: list[torch.Tensor] = []
+
+    def sample_rollouts(self, inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor | Any]:
+        """TRL's own, with the teacher's prompts of the batch at hand."""
+        teachers = self.teacher_context_builder.select_generation_prompts(
+            [row["prompt"] for row in inputs], [row.get("privileged_context") for row in inputs]
+        )
+        self._teacher_prompts = token_ids(self.sampler.llm.get_tokenizer(), teachers, **self.chat_template_kwargs)
+        return super().sample_rollouts(inputs)
+
+    def _generate(self, prompt_ids: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+        self.student.bring_to_engine()
+        completions = draw(self.sampler, self, self._teacher_prompts, prompt_ids)
+        self._logprobs = [torch.tensor(logprobs_drawn_from(self.args, completion)) for completion in completions]
+        return prompt_ids, [list(completion.token_ids) for completion in completions]
+
+    def _compute_rollout_logps(
+        self,
+        prompt_ids: torch.Tensor,
+        prompt_mask: torch.Tensor,
+        completion_ids: torch.Tensor,
+        completion_mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """What TRL divides the student's probabilities by: those that the tokens were drawn with, [batch, tokens]."""
+        return pad(self._logprobs, padding_value=0, padding_side="right").to(completion_ids.device)

@@ -1,0 +1,147 @@
+"""New weights for theta in a worker: what is given is held against theta as transformers builds it, then loaded in place.
+
+Everything is checked before anything is written: an update that is refused leaves theta as it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+from vllm_optimal_sampling.config.errors import first_line
+from vllm_optimal_sampling.config.theta import theta_model_config
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+SHOWN = 3
+"""Names that a message lists."""
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+LORA_MODULE = "base_model.model."
+"""PEFT's prefix of the names in an adapter's file."""
+
+
+class ThetaUpdates:
+    """Checks and loads new weights for the theta of one model runner."""
+
+    def __init__(self, runner: Any):
+        self.runner = runner
+        self.model_config = theta_model_config(runner.vllm_config)
+
+    @cached_property
+    def _model(self) -> torch.nn.Module:
+        """Theta as transformers builds it, without memory for its weights: the names and shapes of a checkpoint."""
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(
+                self.model_config.hf_config, trust_remote_code=self.model_config.trust_remote_code
+            )
+
+    @cached_property
+    def _parameters(self) -> Shapes:
+        """Those that an update must have; of tied ones the first name."""
+        return {name: tuple(tensor.shape) for name, tensor in self._model.named_parameters()}
+
+    @cached_property
+    def _tensors(self) -> Shapes:
+        """Those that an update may have."""
+        return {name: tuple(tensor.shape) for name, tensor in self._model.state_dict().items()}
+
+    def refusal(self, shapes: Shapes | None, adapter: str | None) -> str | None:
+        """Why these weights are not for this theta, as a sentence; None where they are.
+
+        Args:
+            shapes: of named parameters; None for an adapter.
+            adapter: folder of a LoRA adapter; None for named parameters.
+        """
+        try:
+            if adapter is not None:
+                self.runner.theta.check_adapter()
+                return self._refusal_of_adapter(Path(adapter))
+            self.runner.theta.check_own_weights()
+        except ValueError as error:
+            return str(error)
+        assert shapes is not None
+        return self._refusal_of_tensors(shapes)
+
+    def _refusal_of_tensors(self, shapes: Shapes) -> str | None:
+        theta = self.model_config.model
+        try:
+            parameters, tensors = self._parameters, self._tensors
+        except Exception as error:  # transformers has as many errors as models
+            return (
+                f"theta's names cannot be checked, since transformers does not build {theta} ({first_line(error)}); save the "
+                "weights and give their folder to reload_weights"
+            )
+        if unknown := [name for name in shapes if name not in tensors]:
+            return (
+                f"theta ({theta}) has no parameter named {_listed(unknown)}; give the names of its checkpoint, such as "
+                f"{next(iter(parameters))}, with adapters merged and wrappers taken off"
+            )
+        if missing := [name for name in parameters if name not in shapes]:
+            return f"{_listed(missing)} of theta ({theta}) is missing; give all {len(parameters)} parameters"
+        for name, shape in shapes.items():
+            if tuple(shape) != tensors[name]:
+                return (
+                    f"{name} has shape {list(shape)}, and theta's ({theta}) is {list(tensors[name])}; give the parameters of "
+                    "a model of the same sizes"
+                )
+        return None
+
+    def _refusal_of_adapter(self, folder: Path) -> str | None:
+        path = folder / ADAPTER_WEIGHTS
+        try:
+            rank = json.loads((folder / "adapter_config.json").read_text())["r"]
+            with safe_open(path, "pt") as file:
+                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except Exception as error:  # a folder may be anything
+            return (
+                f"adapter_path={str(folder)!r} cannot be read as a LoRA adapter ({first_line(error)}); give a folder with "
+                f"adapter_config.json and {ADAPTER_WEIGHTS}, as PEFT's save_pretrained writes it"
+            )
+        if rank > (largest := self.runner.vllm_config.lora_config.max_lora_rank):
+            return (
+                f"adapter_path={str(folder)!r} has rank {rank}, and this engine takes up to {largest}; start it with "
+                "a larger --max-lora-rank"
+            )
+        given = f"adapter_path={str(folder)!r}"
+        for name, shape in shapes.items():
+            module, _, part = name.removeprefix(LORA_MODULE).rpartition(".lora_")
+            weight = self._parameters.get(f"{module}.weight")
+            if weight is None or len(weight) != 2:
+                return f"{given} changes {module or name}, which theta does not have; it is of another model"
+            side, length = (1, weight[1]) if part.startswith("A") else (0, weight[0])
+            if shape[side] != length:
+                found = f"{name} of shape {list(shape)}"
+                return f"{given} has {found}, and theta's {module} is {list(weight)}; it is of another model"
+        return None
+
+    def load(self, tensors: Mapping[str, torch.Tensor] | None, path: str | None, adapter: str | None) -> None:
+        """Load what `refusal` had nothing against.
+
+        Args:
+            tensors: by name, of an engine in the caller's process.
+            path: a file of safetensors with them, for an engine elsewhere.
+            adapter: folder of a LoRA adapter.
+        """
+        if adapter is not None:
+            self.runner.reload_weights(theta_lora=adapter)
+            return
+        weights = tensors.items() if tensors is not None else _read(str(path))
+        self.runner.reload_weights(weights_iterator=iter(weights), theta=True)
+
+
+def _read(path: str) -> Iterable[tuple[str, torch.Tensor]]:
+    with safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            yield name, file.get_tensor(name)
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:SHOWN])
+    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"

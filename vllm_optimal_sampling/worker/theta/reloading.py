@@ -1,0 +1,42 @@
+"""Loading new weights into a theta that has weights of its own, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.model_loader.reload.inplace import reload_weights
+from vllm.platforms import current_platform
+
+
+def reload_theta(
+    config: VllmConfig,
+    model: nn.Module,
+    weights_iterator: Iterable[tuple[str, torch.Tensor]] | None = None,
+    weights_path: str | None = None,
+    is_checkpoint_format: bool = True,
+) -> None:
+    """Reload theta as vLLM reloads a target: from an iterator, a path, or where it came from.
+
+    Args:
+        config: with theta's model configuration.
+        model: theta.
+        weights_iterator, weights_path, is_checkpoint_format: as vLLM's `reload_weights` takes them.
+    """
+    reload_weights(config, model, weights_iterator, weights_path, is_checkpoint_format)
+    if current_platform.is_cpu():
+        _repack_tied_heads(model)
+
+
+def _repack_tied_heads(model: nn.Module) -> None:
+    """Bring tied output layers up to date.
+
+    vLLM's CPU build computes with a packed copy of an output layer's weights, and makes it where that layer loads some. A
+    tied one loads none: its copy would stay the old embedding's.
+    """
+    for head in model.modules():
+        if isinstance(head, ParallelLMHead) and hasattr(head, "cpu_linear"):
+            head.quant_method.process_weights_after_loading(head)
