@@ -450,7 +450,18 @@ def write_kernel(
     end = tl.where(split == splits - 1, teacher_vocab, begin + split_size)
     if tl.max(exact.to(tl.int32), axis=0) > 0:
         _write_settled(
-            teacher_row, theta_row, floor, exact, low, log_z, begin, end, vocab, teacher_vocab, ROWS, BLOCK // 4
+            teacher_row,
+            theta_row,
+            floor,
+            exact,
+            low,
+            log_z,
+            begin,
+            end,
+            vocab,
+            teacher_vocab,
+            ROWS,
+            BLOCK // 4 if BLOCK >= 4 else BLOCK,
         )
         if tl.max(written.to(tl.int32), axis=0) == 0:
             return
