@@ -115,12 +115,13 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
         {"alpha_method": "KL_symetry"},
         "alpha_method",
         "alpha_method='KL_symetry' is not one of kl_symmetry, fixed, entropy, ess_balance, reverse_kl_symmetry, "
-        "arithmetic: did you mean kl_symmetry?",
+        "arithmetic, kl_budget, js_gate: did you mean kl_symmetry?",
     ),
     (
         {"alpha_method": 3},
         "alpha_method",
-        "alpha_method=3 is not one of kl_symmetry, fixed, entropy, ess_balance, reverse_kl_symmetry, arithmetic",
+        "alpha_method=3 is not one of kl_symmetry, fixed, entropy, ess_balance, reverse_kl_symmetry, "
+        "arithmetic, kl_budget, js_gate",
     ),
     # theta's prompt
     (

@@ -72,6 +72,14 @@ class ThetaRequests:
             "support_top_k": staged(torch.int32),
             "support_top_p": staged(torch.float32),
             "max_js_divergence": staged(torch.float32),
+            "kl_budget": staged(torch.float32),
+            "js_sensitivity": staged(torch.float32),
+            "alpha_end": staged(torch.float32),
+            "alpha_min_end": staged(torch.float32),
+            "alpha_max_end": staged(torch.float32),
+            "kl_budget_end": staged(torch.float32),
+            "schedule_position": staged(torch.int64),
+            "schedule_steps": staged(torch.int32),
         }
         self._settings["first_position"].gpu.fill_(NEVER)
         self.settings = MixSettings(**{name: tensor.gpu for name, tensor in self._settings.items()})
@@ -104,6 +112,14 @@ class ThetaRequests:
             "support_top_k": params.support_top_k or 0,
             "support_top_p": 1.0 if params.support_top_p is None else params.support_top_p,
             "max_js_divergence": float("inf") if params.max_js_divergence is None else params.max_js_divergence,
+            "kl_budget": float("inf"),
+            "js_sensitivity": 50.0,
+            "alpha_end": params.alpha,
+            "alpha_min_end": params.alpha_min,
+            "alpha_max_end": params.alpha_max,
+            "kl_budget_end": float("inf"),
+            "schedule_position": prompt_len - 1,
+            "schedule_steps": 1,
         }
         for name, value in values.items():
             self._settings[name].stage_write_elem(slot, value)
