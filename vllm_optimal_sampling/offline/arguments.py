@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vllm_optimal_sampling.argument_checks import ArgumentError
+from vllm_optimal_sampling.argument_checks import ArgumentError, check_bool
 from vllm_optimal_sampling.config.memory import default_memory_share
 from vllm_optimal_sampling.config.settings import KEY, NAME
 from vllm_optimal_sampling.config.theta import SELF, is_teacher
@@ -27,9 +27,10 @@ def alpha_arguments(fixed_alpha: Any, **arguments: Any) -> dict[str, Any]:
     try:
         params = OptimalSamplingParams(**arguments)
     except ArgumentError as error:
-        if error.argument != "alpha":
+        if not error.message.startswith(("alpha=", "alpha[")):
             raise
-        raise ArgumentError("fixed_alpha", f"fixed_{error.message}") from None
+        argument = "fixed_alpha" if error.argument == "alpha" else error.argument
+        raise ArgumentError(argument, f"fixed_{error.message}") from None
     resolved = {name: getattr(params, name) for name in arguments}
     return {
         name: list(value) if isinstance(value, tuple) else value
@@ -118,7 +119,50 @@ def check_llm_arguments(given: Mapping[str, Any], chat: bool, theta_system_promp
             )
 
 
-def check_texts(name: str, texts: object) -> None:
+def check_request(
+    prompts: Sequence[str],
+    theta_prompts: Sequence[str] | None,
+    use_optimal_sampling: bool,
+    best_of: int | None,
+    sampling_arguments: Mapping[str, Any],
+) -> None:
+    """Refuse arguments of `OptimalSampler.generate` that do not go together."""
+    check_bool("use_optimal_sampling", use_optimal_sampling)
+    _check_texts("prompts", prompts)
+    if theta_prompts is not None:
+        _check_texts("theta_prompts", theta_prompts)
+        if len(theta_prompts) != len(prompts):
+            raise ArgumentError(
+                "theta_prompts",
+                f"there are {len(prompts)} prompts and {len(theta_prompts)} theta_prompts; give one for each, or "
+                "leave theta_prompts out",
+            )
+    if "n" in sampling_arguments:
+        raise ArgumentError(
+            "n",
+            "n would need several completions for a prompt; give the prompt n times, or best_of to keep one of n",
+        )
+    if "extra_args" in sampling_arguments:
+        raise ArgumentError("extra_args", "extra_args are made of this sampler's own arguments; drop it")
+    if best_of is not None and not use_optimal_sampling:
+        raise ArgumentError(
+            "best_of",
+            f"best_of={best_of} compares texts of q*, and use_optimal_sampling=False draws none; drop one",
+        )
+
+
+def chat(prompt: str, system_prompt: str | None) -> list[dict[str, str]]:
+    """A prompt as a user's message, after the system's if there is one."""
+    system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+    return [*system, {"role": "user", "content": prompt}]
+
+
+def plain(prompt: str, system_prompt: str | None) -> str:
+    """A prompt as text, after the system prompt if there is one."""
+    return prompt if system_prompt is None else f"{system_prompt}\n\n{prompt}"
+
+
+def _check_texts(name: str, texts: object) -> None:
     """Refuse what is not a list of texts."""
     if isinstance(texts, str) or not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
         raise ArgumentError(name, f"{name} is not a list of texts; give one text for each completion")

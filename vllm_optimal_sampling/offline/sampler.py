@@ -17,10 +17,12 @@ from vllm_optimal_sampling.argument_checks import ArgumentError, check_bool
 from vllm_optimal_sampling.offline.arguments import (
     NUM_SPECULATIVE_TOKENS,
     alpha_arguments,
+    chat,
     check_llm_arguments,
-    check_texts,
+    check_request,
     llm_arguments,
     named_model,
+    plain,
 )
 from vllm_optimal_sampling.offline.output import OptimalSamplingOutput, alphas_of, scores_of, statistics_of
 from vllm_optimal_sampling.params import OptimalSamplingParams, Scheduled
@@ -118,15 +120,15 @@ class OptimalSampler:
         named = named_model("model_theta", model_theta, "theta", theta)
         check_bool("enable_chat_template", enable_chat_template)
         check_bool("track_alpha_stats", track_alpha_stats)
-        self._arguments = alpha_arguments(
+        self.set_alpha(
+            alpha_method,
             fixed_alpha,
-            alpha_method=alpha_method,
-            alpha_min=alpha_min,
-            alpha_max=alpha_max,
+            alpha_min,
+            alpha_max,
             kl_budget=kl_budget,
             js_sensitivity=js_sensitivity,
             alpha_steps=alpha_steps,
-        ) | {"return_alpha": track_alpha_stats}
+        )
         for name, prompt in (
             ("teacher_system_prompt", teacher_system_prompt),
             ("theta_system_prompt", theta_system_prompt),
@@ -150,6 +152,34 @@ class OptimalSampler:
         from vllm import LLM
 
         self.llm = LLM(**arguments)
+
+    def set_alpha(
+        self,
+        alpha_method: str = "kl_symmetry",
+        fixed_alpha: Scheduled = 0.5,
+        alpha_min: Scheduled = 0.0,
+        alpha_max: Scheduled = 1.0,
+        *,
+        kl_budget: Scheduled | None = None,
+        js_sensitivity: float = 50.0,
+        alpha_steps: int | None = None,
+    ) -> None:
+        """Find alpha in this way from the next call on, such as with a budget that falls from one training step to the next.
+
+        The arguments are those of the sampler, and what is left out is their default, not what held before.
+
+        Raises:
+            ArgumentError: (a ValueError) one is refused; then what held before goes on.
+        """
+        self._alpha = alpha_arguments(
+            fixed_alpha,
+            alpha_method=alpha_method,
+            alpha_min=alpha_min,
+            alpha_max=alpha_max,
+            kl_budget=kl_budget,
+            js_sensitivity=js_sensitivity,
+            alpha_steps=alpha_steps,
+        )
 
     def generate(
         self,
@@ -196,29 +226,8 @@ class OptimalSampler:
         from vllm import SamplingParams
 
         self._check_open()
-        check_bool("use_optimal_sampling", use_optimal_sampling)
-        check_texts("prompts", prompts)
-        if theta_prompts is not None:
-            check_texts("theta_prompts", theta_prompts)
-            if len(theta_prompts) != len(prompts):
-                raise ArgumentError(
-                    "theta_prompts",
-                    f"there are {len(prompts)} prompts and {len(theta_prompts)} theta_prompts; give one for each, or "
-                    "leave theta_prompts out",
-                )
-        if "n" in sampling_arguments:
-            raise ArgumentError(
-                "n",
-                "n would need several completions for a prompt; give the prompt n times, or best_of to keep one of n",
-            )
-        if "extra_args" in sampling_arguments:
-            raise ArgumentError("extra_args", "extra_args are made of this sampler's own arguments; drop it")
-        if best_of is not None and not use_optimal_sampling:
-            raise ArgumentError(
-                "best_of",
-                f"best_of={best_of} compares texts of q*, and use_optimal_sampling=False draws none; drop one",
-            )
-        method = self._arguments["alpha_method"]
+        check_request(prompts, theta_prompts, use_optimal_sampling, best_of, sampling_arguments)
+        method = self._alpha["alpha_method"]
         selection = selection_of(best_of, select, select_by, alpha_method=method, temperature=temperature)
         num_drawn = best_of or 1
         record = {} if selection is None else {"return_alpha": True}  # what candidates are compared by
@@ -242,9 +251,9 @@ class OptimalSampler:
         run: Callable[..., list[RequestOutput]]
         given: list[Any]
         if self.enable_chat_template:
-            run, given = self.llm.chat, [_chat(prompt, self.teacher_system_prompt) for prompt in prompts]
+            run, given = self.llm.chat, [chat(prompt, self.teacher_system_prompt) for prompt in prompts]
         else:
-            run, given = self.llm.generate, [_plain(prompt, self.teacher_system_prompt) for prompt in prompts]
+            run, given = self.llm.generate, [plain(prompt, self.teacher_system_prompt) for prompt in prompts]
         outputs = self._run(run, given, params, use_tqdm)
         candidates = kept = None
         if selection is not None:
@@ -305,7 +314,7 @@ class OptimalSampler:
             SamplingParams(
                 seed=None if seed is None else seed + number,
                 extra_args=OptimalSamplingParams(theta_prompt_token_ids=tuple(prompt)).to_extra_args()
-                | self._arguments
+                | self._alpha
                 | {"return_alpha": True},
                 **sampling_arguments,
             )
@@ -373,11 +382,11 @@ class OptimalSampler:
 
     def _extra_args(self, theta_prompt: str) -> dict[str, Any]:
         if self.enable_chat_template:
-            prompt: dict[str, Any] = {"theta_messages": _chat(theta_prompt, self.theta_system_prompt)}
+            prompt: dict[str, Any] = {"theta_messages": chat(theta_prompt, self.theta_system_prompt)}
         else:
-            prompt = {"theta_prompt": _plain(theta_prompt, self.theta_system_prompt)}
+            prompt = {"theta_prompt": plain(theta_prompt, self.theta_system_prompt)}
         # What equals the default is written out: the engine may have been given other defaults.
-        return OptimalSamplingParams(**prompt).to_extra_args() | self._arguments
+        return OptimalSamplingParams(**prompt).to_extra_args() | self._alpha | {"return_alpha": self.track_alpha_stats}
 
     def close(self) -> None:
         """Stop the engine and free its memory. The sampler cannot be used afterwards; closing it again does nothing."""
@@ -397,18 +406,9 @@ class OptimalSampler:
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(model_teacher={self.model_teacher!r}, model_theta={self.model_theta!r}, "
-            f"alpha_method={self._arguments['alpha_method']!r})"
+            f"alpha_method={self._alpha['alpha_method']!r})"
         )
 
 
 OptimalSamplingV1 = OptimalSampler
 """The name that the original implementation gives it."""
-
-
-def _chat(prompt: str, system_prompt: str | None) -> list[dict[str, str]]:
-    system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
-    return [*system, {"role": "user", "content": prompt}]
-
-
-def _plain(prompt: str, system_prompt: str | None) -> str:
-    return prompt if system_prompt is None else f"{system_prompt}\n\n{prompt}"
