@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_optimal_sampling.alpha_methods import ALPHA_METHODS
 from vllm_optimal_sampling.argument_checks import (
     ArgumentError,
     check_bool,
@@ -24,12 +25,6 @@ from vllm_optimal_sampling.argument_checks import (
     shown,
 )
 from vllm_optimal_sampling.chat_messages import messages_as_json
-
-ALPHA_METHODS = (
-    *("kl_symmetry", "fixed", "entropy", "ess_balance", "reverse_kl_symmetry", "arithmetic"),
-    *("kl_budget", "js_gate"),
-)
-"""Ways to find alpha, the weight of the teacher. `arithmetic` mixes probabilities, the others are geometric."""
 
 READERS = {"alpha": ("fixed", "arithmetic"), "kl_budget": ("kl_budget",), "js_sensitivity": ("js_gate",)}
 """Arguments that only some methods read, and which."""

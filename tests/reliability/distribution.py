@@ -36,7 +36,7 @@ from support.cases import token_ids
 from support.processed_rows import BORDER, ProcessedRows
 from support.random_models import save_model
 from support.row_audit import MAX_LOG_PROB_ERROR, MIN_PROBABILITY, AuditError, RowAudit
-from vllm_optimal_sampling.params import ALPHA_METHODS
+from vllm_optimal_sampling.alpha_methods import ALPHA_METHODS
 
 BINS = 20
 EXPECTED = 15

@@ -34,7 +34,8 @@ from questions import Question, make_questions, tokens_of
 from record import Record
 from small_server import MAX_MODEL_LEN, small_server
 
-from vllm_optimal_sampling.params import ALPHA_METHODS, READERS
+from vllm_optimal_sampling.alpha_methods import ALPHA_METHODS
+from vllm_optimal_sampling.params import READERS
 
 VOCAB_SIZE = 552
 BLOCK = 32

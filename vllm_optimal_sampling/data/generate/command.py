@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm_optimal_sampling.alpha_methods import ALPHA_METHODS
 from vllm_optimal_sampling.data.options import Once, json_object, pair
-from vllm_optimal_sampling.params import ALPHA_METHODS
 from vllm_optimal_sampling.selection import AGGREGATES, SELECTIONS
 
 if TYPE_CHECKING:
