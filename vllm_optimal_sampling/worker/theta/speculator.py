@@ -36,6 +36,7 @@ from vllm_optimal_sampling.worker.theta.round_graphs import RoundGraphs
 from vllm_optimal_sampling.worker.theta.rows import chunk_rows, passes
 from vllm_optimal_sampling.worker.theta.scoring_pass import ScoringPass
 from vllm_optimal_sampling.worker.theta.shared_weights import same_model, share_weights
+from vllm_optimal_sampling.worker.theta.vocabulary import ThetaVocabulary
 from vllm_optimal_sampling.worker.verification_memory import GIB, RowMemory, chunk_rows_in_float32
 
 logger = init_logger(__name__)
@@ -70,7 +71,7 @@ class ThetaSpeculator(DraftModelSpeculator):
             dtype=vllm_config.model_config.head_dtype,
             device=device,
         )
-        self.common_vocab_size = min(teacher_vocab_size, self.vocab_size)
+        self.vocabulary = ThetaVocabulary(vllm_config, device)
         # What the mix works with. Here and not where it is put to use: that is inside the loading of the weights, whose
         # memory sleep mode gives away.
         num_rows = self.max_num_reqs * (self.num_speculative_steps + 1)
@@ -84,6 +85,7 @@ class ThetaSpeculator(DraftModelSpeculator):
             self.requests,
             self.draft_model_config.max_model_len,
             self.vocab_size,
+            self.vocabulary.ids,
         )
         self.drafts_by_batch_size = self._scheduled_drafts()
         self.slots = torch.full((self.max_num_reqs,), -1, dtype=torch.int64, device=device)
@@ -239,8 +241,8 @@ class ThetaSpeculator(DraftModelSpeculator):
             last, slots = async_tensor_h2d(
                 np.stack((np.cumsum(rows.lengths) - 1, rows.slots))[:, rows.finished], device=self.device
             )
-            logits = self.compute_draft_logits(hidden_states[last], 0)[:, : self.common_vocab_size]
-            kept = self.rows[:, 0, : self.common_vocab_size]
+            logits = self.vocabulary.rows(self.compute_draft_logits(hidden_states[last], 0))
+            kept = self.rows[:, 0, : self.vocabulary.width]
             kept[slots] = logits.to(kept.dtype)
 
     # After sampling: theta's round
@@ -292,6 +294,7 @@ class ThetaSpeculator(DraftModelSpeculator):
             self.input_buffers.seq_lens,
             self.draft_model_config.max_model_len,
             self.vocab_size,
+            self.vocabulary.ids,
         )
 
         num_tokens, sync = num_reqs, None
@@ -416,7 +419,7 @@ class ThetaSpeculator(DraftModelSpeculator):
             slot_mappings,
             num_tokens_across_dp,
         )
-        logits = self.compute_draft_logits(hidden_states[:num_reqs], 0)[:, : self.common_vocab_size]
+        logits = self.vocabulary.rows(self.compute_draft_logits(hidden_states[:num_reqs], 0))
         if not draw:
             keep_rows(logits, self.slots, self.draft_logits, self.current_draft_step)
             return
@@ -442,6 +445,7 @@ class ThetaSpeculator(DraftModelSpeculator):
             self.input_buffers.seq_lens,
             self.current_draft_step,
             self.draft_model_config.max_model_len,
+            self.vocabulary.ids,
         )
 
     def _profile(self, input_batch: InputBatch) -> None:
