@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from support.reference_models import Reference
 from support.row_audit import RowAudit, Vocabularies
 from support.special_tokens import CHATTY, OTHER, Specials, save_model
 from vllm_optimal_sampling import OptimalSamplingParams
+from vllm_optimal_sampling.integrations.trl import completion_ids
 
 ROLES = {"<|im_end|>": "<end of answer>", "<end of answer>": "<|im_end|>"}
 """Names that are paired for what they are for."""
@@ -134,6 +136,10 @@ def test_rows_and_ends(pair: Pair, engines: Callable[..., Running]) -> None:
     assert report.mixed < report.rows and report.by_draft_position[1] > 20
     drawn = [token for output in outputs[:2] for sample in output.outputs for token in sample.token_ids]
     assert set(drawn) <= running.vocabularies.partners.keys()
+    # A trainer of theta gets theta's ids.
+    for output in outputs:
+        expected = [[running.vocabularies.read[token] for token in sample.token_ids] for sample in output.outputs]
+        assert completion_ids(SimpleNamespace(llm=llm), output.outputs) == expected  # type: ignore[arg-type]
 
     # What theta ends an answer with ends the text, by theta's probability of it: there are two tokens to draw from.
     few = {"allowed_token_ids": [end, *running.ids("the")], "ignore_eos": False}

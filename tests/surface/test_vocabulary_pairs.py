@@ -60,11 +60,12 @@ def test_equal_strings_and_equal_roles_are_paired(
     assert others == {"<|im_end|>": "<end of answer>", "<|endoftext|>": None, "<|im_start|>": None, "<tool>": None}
     assert (pairs.partners[len(mine) :] == NO_PARTNER).all()  # padding means nothing
     shared = len(mine.keys() & theirs.keys())
-    assert [message for message in package_log.messages if message.startswith("Teacher")] == [
+    # Heard twice where an engine of this process has let vLLM configure its logger.
+    assert {message for message in package_log.messages if message.startswith("Teacher")} == {
         f"Teacher and theta have vocabularies that nearly agree: {shared} tokens are shared; end of turn is '<|im_end|>' for "
         "the teacher and '<end of answer>' for theta, which are paired; 3 of the teacher's tokens have no partner "
         "('<|endoftext|>', '<|im_start|>', '<tool>'), 2 of theta's have no partner ('<begin>', '<bot>'): q* never draws them."
-    ]
+    }
 
 
 def test_the_other_direction(build_config: BuildConfig, tmp_path: Path) -> None:
@@ -121,6 +122,7 @@ def test_what_theta_reads(build_config: BuildConfig, tmp_path: Path) -> None:
     generated = [the, end, tool, user]
     read = [theirs["the"], theirs["<end of answer>"], text[0], theirs["<user>"]]
     assert pairs.read_all(generated) == read
+    assert pairs.teachers([theirs["<end of answer>"], theirs["<bot>"], theirs["the"]]) == [end, the]
     assert pairs.read_prompt(generated) == [*read[:2], *text, read[3]]
     # Padding of both is read at its own place, and padding where theta has a token as an unknown one.
     assert pairs.read_all([len(mine) + 1]) == [len(mine) + 1]

@@ -55,6 +55,11 @@ class VocabularyPairs:
         reads, last = self.reads, len(self.partners) - 1
         return [int(reads[min(token_id, last)]) for token_id in token_ids]
 
+    def teachers(self, theta_ids: Sequence[int]) -> list[int]:
+        """The teacher's ids of theta's tokens, without those that have no partner."""
+        places = {int(partner): token_id for token_id, partner in enumerate(self.partners)}
+        return [places[token_id] for token_id in theta_ids if token_id in places]
+
     def read_prompt(self, token_ids: Sequence[int]) -> list[int]:
         """The teacher's prompt in theta's ids; a token without a partner becomes its text."""
         reads, last = self.reads, len(self.partners) - 1
