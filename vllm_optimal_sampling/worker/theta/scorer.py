@@ -19,24 +19,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from vllm.compilation.backends import set_model_tag
 from vllm.config import ModelConfig, VllmConfig, get_layers_from_vllm_config
 from vllm.config import replace as replace_config
 from vllm.logger import init_logger
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
-from vllm.model_executor.model_loader import get_model
 from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import clear_layer_kv_caches
 
-from vllm_optimal_sampling.config.refusals import no_adapter, unreadable_weights
+from vllm_optimal_sampling.config.refusals import no_adapter
 from vllm_optimal_sampling.config.theta import theta_model_config
 from vllm_optimal_sampling.kernels import MixRecord, MixScratch
 from vllm_optimal_sampling.worker.recorder import Recorder
 from vllm_optimal_sampling.worker.theta.block_tables import widen_kernel_block_tables
-from vllm_optimal_sampling.worker.theta.reloading import reload_theta
+from vllm_optimal_sampling.worker.theta.loading import load_theta, reload_theta, weight_bytes
 from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
 from vllm_optimal_sampling.worker.theta.rows import Rows, chunk_rows, decode_rows, passes
 from vllm_optimal_sampling.worker.theta.scoring_pass import ScoringPass
@@ -265,15 +263,9 @@ class TwoModelsScorer(ThetaScorer):
         teachers = set(self._layers())
         config = replace_config(self.vllm_config, model_config=self.model_config, quant_config=None)
         self._theta_config = config
-        try:
-            with set_model_tag("theta"):
-                self.model = get_model(vllm_config=config, prefix="theta")
-        except torch.OutOfMemoryError:
-            raise  # vLLM says what to do about memory
-        except Exception as error:  # every format of weights has errors of its own
-            raise unreadable_weights(self.model_config.model, error) from error
+        self.model = load_theta(config, prefix="theta")
         self.layer_names = {name: name for name in set(self._layers()) - teachers}
-        weights = sum(tensor.nbytes for tensor in self.model.state_dict().values())
+        weights = weight_bytes(self.model)
         runner.model_memory_usage += weights
         logger.info(
             "Theta %s scores: %.2f GiB of weights, and %.2f GiB for the rows of %d requests with %d drafts",
