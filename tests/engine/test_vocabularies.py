@@ -14,13 +14,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 from vllm import LLM, SamplingParams
 
 from support.cases import KL_SYMMETRY, OPTED_OUT, TEACHER_ALONE, THETA_ALONE, Case, generate, theta_prompts
 from support.engines import RUN_MODES, engine_options, find_runner, scoring_options, stop_engine
 from support.reference_models import Reference
-from support.row_audit import RowAudit, Vocabularies
+from support.row_audit import AuditError, RowAudit, Vocabularies
 from support.special_tokens import CHATTY, OTHER, Specials, save_model
 from vllm_optimal_sampling import OptimalSamplingParams
 from vllm_optimal_sampling.integrations.trl import completion_ids
@@ -188,3 +189,31 @@ def test_a_token_without_a_partner(pair: Pair, engines: Callable[..., Running]) 
     assert record.theta_logprob[:2] == [-inf, -inf] and record.alpha[:2] == [1.0, 1.0]
     assert all(value > -inf for value in record.theta_logprob[2:])
     assert find_runner(running.llm).theta.vocabulary.ids is not None
+
+
+@pytest.mark.parametrize("pair", [pytest.param(pair, id=pair.name) for pair in PAIRS])
+def test_the_audit_catches_what_is_left_in_the_teachers_ids(
+    pair: Pair, engines: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = engines(pair)
+    vocabulary, rng = find_runner(running.llm).theta.vocabulary, random.Random(11)
+    case = Case(prompts(running, rng, 20), prompts(running, rng, 12, of_theta=True), THETA_ALONE)
+
+    def fails(times: float) -> None:
+        end = {"logit_bias": {running.teacher.eos_token_id: 100.0}}  # drawn again and again, and read by theta
+        with RowAudit(running.llm) as audit:
+            outputs = generate(running.llm, [case], max_tokens=6, **end)
+        with pytest.raises(AuditError) as caught:
+            audit.check(running.reference, theta_prompts([case], outputs), running.vocabularies)
+        assert caught.value.times_tolerance > times
+
+    with monkeypatch.context() as patched:
+        last = len(running.theta) - 1
+        patched.setattr(vocabulary, "_sources", vocabulary._moved.clamp(max=last))  # columns stay where theta has them
+        fails(100)
+    ids = vocabulary.ids.clone()
+    try:
+        vocabulary.ids.copy_(torch.arange(len(ids)).clamp(max=last))  # and so does what it reads
+        fails(100)
+    finally:
+        vocabulary.ids.copy_(ids)
