@@ -60,8 +60,8 @@ class OptimalSampler:
 
     Args:
         model_teacher: name or folder of the teacher.
-        model_theta: name or folder of theta, the smaller model, with the teacher's tokenizer, which then drafts. The
-            teacher's own is taken as `theta="self"`, where nothing is said of drafts.
+        model_theta: name or folder of theta, the smaller model, with the teacher's tokenizer but for special tokens, which
+            then drafts. The teacher's own is taken as `theta="self"`, where nothing is said of drafts.
         alpha_method: as in `OptimalSamplingParams`.
         fixed_alpha: in [0, 1]: alpha for the methods `fixed` and `arithmetic`; the others take none but the default.
         alpha_min: in [0, alpha_max]: alpha is raised to it.
