@@ -61,7 +61,7 @@ SOURCES = {
 class Recipe:
     """What is done in every run alike."""
 
-    rounds: int = 16
+    rounds: int = 12
     """Each draws completions, and theta in the engine is that of its time."""
     problems: int = 32
     """Of a round, one completion of each; none comes twice."""

@@ -100,11 +100,10 @@ def drawn(result: dict[str, Any]) -> list[str]:
             right(runs, slice(quarter)),
             right(runs, slice(-quarter, None)),
             f"{sum(one['tokens'] for run in runs for one in run['rounds']):,}",
-            f"{sum(run['cpu_seconds'] for run in runs) / 60:.1f}",
         ]
         for name, runs in result["runs"].items()
     ]
-    title = ["completions", f"right, first {quarter} rounds", f"right, last {quarter}", "tokens", "minutes of one core"]
+    title = ["completions", f"right, first {quarter} rounds", f"right, last {quarter}", "tokens"]
     return table(title, rows)
 
 
@@ -112,15 +111,15 @@ def origin(result: dict[str, Any]) -> list[str]:
     """Where the figures come from."""
     recipe, machine, versions = result["recipe"], result["machine"], result["versions"]
     every = [run for runs in result["runs"].values() for run in runs]
-    minutes = sum(run["cpu_seconds"] for run in every) / 60
-    resumed = sum(run["resumed_at_round"] > 0 for run in every)
+    whole = [run["cpu_seconds"] / 60 for run in every if run["resumed_at_round"] == 0]
+    minutes = sum(whole) / len(whole)
     return [
         f"{recipe['rounds']} rounds of {recipe['problems']} completions with {recipe['updates']} steps each; "
         f"{len(result['seeds'])} seeds, each with its own training problems. {machine['cpu']}, {machine['cores']} cores, the "
         f"engine in {machine['kernels']}; vLLM {versions['vllm']}, torch {versions['torch']}, TRL {versions['trl']}; "
-        f"{result['date']}; load {result['load_before'][0]:.1f} before and {result['load_after'][0]:.1f} after. The runs "
-        f"took {minutes:.1f} minutes of one core, and {result['seconds_of_this_run'] / 60:.1f} minutes by the clock beside "
-        f"the machine's other work; {resumed} of {len(every)} were resumed. `results/on-policy.json`.",
+        f"{result['date']}; load {result['load_before'][0]:.1f} before and {result['load_after'][0]:.1f} after. A run takes "
+        f"{minutes:.1f} minutes of one core (mean of the {len(whole)} that were not interrupted), so all {len(every)} take "
+        f"{minutes * len(every) / 2:.0f} on two idle cores. `results/on-policy.json`.",
         "",
     ]
 
