@@ -252,7 +252,8 @@ def _expected(row: Row, teacher: torch.Tensor, theta: torch.Tensor) -> torch.Ten
     settings = {name: value for name, value in row.settings.items() if name != "first_position"}
     method = Method(int(settings["method"]))
     whole = not settings["support_top_k"] and settings["support_top_p"] == 1 and isinf(settings["max_js_divergence"])
-    if whole and method in (Method.KL_SYMMETRY, Method.FIXED):
+    constant = all(settings[name] == settings[f"{name}_end"] for name in ("alpha", "alpha_min", "alpha_max"))
+    if whole and constant and method in (Method.KL_SYMMETRY, Method.FIXED):
         shared = teacher.isfinite() & theta.isfinite()
         log_q = torch.full_like(teacher, -inf)
         log_q[shared] = expected_log_q(
@@ -261,7 +262,8 @@ def _expected(row: Row, teacher: torch.Tensor, theta: torch.Tensor) -> torch.Ten
             **{name: settings[name] for name in ("method", "alpha", "alpha_min", "alpha_max")},
         )
         return log_q
-    mixture = mix(teacher, theta, **{**settings, "method": method, "support_top_k": int(settings["support_top_k"])})
+    counts = {name: int(settings[name]) for name in ("support_top_k", "schedule_position", "schedule_steps")}
+    mixture = mix(teacher, theta, **{**settings, **counts, "method": method, "token_position": row.position})
     return mixture.log_q.log_softmax(-1)
 
 

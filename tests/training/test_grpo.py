@@ -60,10 +60,11 @@ def sampler(models: tuple[str, str]) -> Iterator[OptimalSampler]:
 
 
 @pytest.fixture
-def theta_alone(sampler: OptimalSampler, monkeypatch: pytest.MonkeyPatch) -> OptimalSampler:
+def theta_alone(sampler: OptimalSampler) -> Iterator[OptimalSampler]:
     """Alpha fixed at 0: what is sampled is the student's own."""
-    monkeypatch.setattr(sampler, "_arguments", {**sampler._arguments, "alpha_method": "fixed", "alpha": 0.0})
-    return sampler
+    sampler.set_alpha("fixed", 0.0)
+    yield sampler
+    sampler.set_alpha()
 
 
 class Watched:

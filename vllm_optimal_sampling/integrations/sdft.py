@@ -18,7 +18,7 @@ from trl.trainer.utils import pad
 
 from vllm_optimal_sampling.argument_checks import ArgumentError
 from vllm_optimal_sampling.integrations.trl import Student, completion_ids, draw, logprobs_drawn_from, token_ids
-from vllm_optimal_sampling.offline import OptimalSampler
+from vllm_optimal_sampling.offline.sampler import OptimalSampler
 
 
 class OptimalSamplingSDFTTrainer(SDFTTrainer):

@@ -24,7 +24,7 @@ from vllm_optimal_sampling.argument_checks import ArgumentError
 from vllm_optimal_sampling.config.theta import theta_lora
 from vllm_optimal_sampling.config.vocabulary_pairs import VocabularyPairs
 from vllm_optimal_sampling.integrations.teacher_prompts import Privileged, Prompt, RowsByPrompt, TeacherPrompts
-from vllm_optimal_sampling.offline import OptimalSampler
+from vllm_optimal_sampling.offline.sampler import OptimalSampler
 
 RECORDED = {
     "theta_logprobs": "theta_logprob",
