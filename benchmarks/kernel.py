@@ -41,8 +41,9 @@ from vllm_optimal_sampling.kernels import (  # noqa: E402
     MixSettings,
     mix_,
     reference,
-    relax_top_p_,
 )
+
+from vllm_optimal_sampling.worker.relaxed_top_p_kernel import relax_top_p_  # noqa: E402
 
 ROWS = (1, 8, 32, 64, 160, 320, 1280)
 VOCABULARIES = (32_000, 128_256, 151_936, 262_144)
