@@ -37,11 +37,14 @@ import triton
 import triton.language as tl
 
 from .checks import check_rows, check_tensor
+from .divergences import divergence_sums
 from .plan import (
     ALPHA_MAX,
     ALPHA_MIN,
     ARITHMETIC,
+    BUDGET,
     FLOOR,
+    KL_BUDGET,
     MAX_JS,
     METHOD,
     MIXED,
@@ -142,53 +145,6 @@ def read_kernel(
     )
 
 
-@triton.jit
-def _divergence_sums(
-    teacher_row,  # [ROWS, 1] pointers
-    theta_row,  # [ROWS, 1] pointers
-    floor,  # [ROWS]
-    active,  # [ROWS]
-    arithmetic,  # [ROWS]
-    alpha,  # [ROWS]
-    lse_theta,  # [ROWS]
-    lse_teacher,  # [ROWS]
-    begin,
-    end,
-    ROWS: tl.constexpr,
-    LANES: tl.constexpr,
-):
-    """JS(theta, teacher), and D_KL(q || theta), D_KL(q || teacher) of the arithmetic mixture; all [ROWS], nats."""
-    js = tl.full([ROWS, LANES], 0.0, tl.float32)
-    kl_theta = js
-    kl_teacher = js
-    for start in range(begin, end, LANES):
-        ids = start + tl.arange(0, LANES)[None, :]
-        teacher, theta, own, both = load_pair(
-            teacher_row, theta_row, floor[:, None], active[:, None] & (ids < end), ids
-        )
-        taken = both | (own & arithmetic[:, None])
-        log_teacher = (teacher - lse_teacher[:, None]) * LOG2_E
-        log_theta = tl.where(both, (theta - lse_theta[:, None]) * LOG2_E, float("-inf"))
-        p_teacher = tl.where(taken, tl.exp2(log_teacher), 0.0)
-        p_theta = tl.where(taken, tl.exp2(log_theta), 0.0)
-        middle = 0.5 * (p_teacher + p_theta)
-        log_middle = tl.log2(middle)
-        js_teacher = tl.where(p_teacher > 0.0, p_teacher * (log_teacher - log_middle), 0.0)
-        js_theta = tl.where(p_theta > 0.0, p_theta * (log_theta - log_middle), 0.0)
-        js += js_teacher + js_theta
-        weight = alpha[:, None]
-        mixture = weight * p_teacher + (1.0 - weight) * p_theta
-        log_mixture = tl.log2(mixture)
-        # theta's -inf under a positive mixture gives the inf that it should.
-        kl_theta += tl.where(mixture > 0.0, mixture * (log_mixture - log_theta), 0.0)
-        kl_teacher += tl.where(mixture > 0.0, mixture * (log_mixture - log_teacher), 0.0)
-    return (
-        tl.sum(js, axis=1) * (0.5 * LN_2),
-        tl.sum(kl_theta, axis=1) * LN_2,
-        tl.sum(kl_teacher, axis=1) * LN_2,
-    )
-
-
 @triton.jit(do_not_specialize=["num_rows", "splits"])
 def refine_kernel(
     teacher_ptr,  # [rows, V_t] fp32
@@ -229,12 +185,12 @@ def refine_kernel(
     ) = solve_first(
         read_ptr, row, active, method, arithmetic,
         tl.load(plan + ALPHA_MIN, mask=active, other=0.0), tl.load(plan + ALPHA_MAX, mask=active, other=1.0),
-        splits, ROWS, FIRST_NODES, FIRST_PAD, SPLITS,
+        tl.load(plan + BUDGET, mask=active, other=0.0), splits, ROWS, FIRST_NODES, FIRST_PAD, SPLITS,
     )  # fmt: skip
     max_js = tl.load(plan + MAX_JS, mask=active, other=float("inf"))
     compared = active & sound & (arithmetic | (max_js < float("inf")))
     if tl.max(compared.to(tl.int32), axis=0) > 0:
-        js, kl_theta, kl_teacher = _divergence_sums(
+        js, kl_theta, kl_teacher = divergence_sums(
             teacher_row, theta_row, floor, compared, arithmetic, alpha_min, lse_theta, lse_teacher,
             begin, end, ROWS, LANES,
         )  # fmt: skip
@@ -297,13 +253,18 @@ def settle_kernel(
     reread = done == 0
     if tl.max(reread.to(tl.int32), axis=0) == 0:
         return
+    plan = plan_ptr + row * PLAN_WIDTH
+    budgeted = reread & (tl.load(plan + METHOD, mask=reread, other=0.0) == KL_BUDGET)
     low, high = span_of(low, high)
     low, high, delta, value, slope, done = solve_next(
         read_ptr, row, reread, low, high, alpha_min, alpha_max, lse_theta, lse_teacher, splits, NODES, PAD, SPLITS
     )
+    done = done & (budgeted == 0)
+    low = tl.where(budgeted, 0.0, low)
+    high = tl.where(budgeted, 1.0, high)
     still_open = reread & (done == 0)
     if tl.max(still_open.to(tl.int32), axis=0) > 0:
-        floor = tl.load(plan_ptr + row * PLAN_WIDTH + FLOOR, mask=still_open, other=0.0)
+        floor = tl.load(plan + FLOOR, mask=still_open, other=0.0)
         alpha, alpha_value, alpha_slope = settle_alpha(
             (teacher_ptr + row * teacher_stride)[:, None],
             (theta_ptr + tl.where(still_open, offset, 0))[:, None],
@@ -311,6 +272,8 @@ def settle_kernel(
             still_open,
             tl.minimum(tl.maximum(low, alpha_min), alpha_max),
             tl.minimum(tl.maximum(high, alpha_min), alpha_max),
+            budgeted,
+            tl.load(plan + BUDGET, mask=still_open, other=0.0),
             lse_theta,
             lse_teacher,
             vocab,
@@ -398,7 +361,8 @@ def write_kernel(
     ) = load_solution(solution_ptr, row, active)  # fmt: skip
 
     plan = plan_ptr + row * PLAN_WIDTH
-    arithmetic = tl.load(plan + METHOD, mask=active, other=0.0) == ARITHMETIC
+    method = tl.load(plan + METHOD, mask=active, other=0.0)
+    arithmetic = method == ARITHMETIC
     mixed = active & (tl.load(plan + MIXED, mask=active, other=0.0) != 0.0)
     max_js = tl.load(plan + MAX_JS, mask=active, other=float("inf"))
     floor = tl.load(plan + FLOOR, mask=active, other=0.0)
@@ -412,6 +376,11 @@ def write_kernel(
 
     if split == 0:
         geometric_theta = tl.maximum(alpha * slope - value, 0.0)
+        # The budget holds, but for rounding, unless alpha was raised to its lower bound.
+        budget = tl.load(plan + BUDGET, mask=active, other=0.0)
+        alpha_min = tl.load(plan + ALPHA_MIN, mask=active, other=0.0)
+        within = (method == KL_BUDGET) & ((alpha > alpha_min) | (alpha == 0.0))
+        geometric_theta = tl.where(within, tl.minimum(geometric_theta, budget), geometric_theta)
         geometric_teacher = tl.maximum((alpha - 1.0) * slope - value, 0.0)
         sum_theta = tl.sum(tl.load(parts + KL_THETA, mask=inside, other=0.0), axis=1)
         sum_teacher = tl.sum(tl.load(parts + KL_TEACHER, mask=inside, other=0.0), axis=1)
@@ -520,6 +489,14 @@ def launch(
         settings.support_top_k,
         settings.support_top_p,
         settings.max_js_divergence,
+        settings.kl_budget,
+        settings.js_sensitivity,
+        settings.alpha_end,
+        settings.alpha_min_end,
+        settings.alpha_max_end,
+        settings.kl_budget_end,
+        settings.schedule_position,
+        settings.schedule_steps,
         scratch.theta_offset,
         scratch.entry,
         scratch.plan,

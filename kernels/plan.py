@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from . import scratch
+from .divergences import divergence_sums, gated_alpha
 from .ess_balance import ess_balance_alpha
 from .settings import NEVER, Method
 from .support import highest_floor
@@ -27,6 +28,7 @@ MAX_JS = tl.constexpr(5)
 RESTRICTED = tl.constexpr(6)
 TEACHER_LSE = tl.constexpr(7)
 THETA_LSE = tl.constexpr(8)
+BUDGET = tl.constexpr(9)
 PLAN_WIDTH = tl.constexpr(scratch.PLAN_WIDTH)
 
 OPTED_OUT = tl.constexpr(NEVER)
@@ -36,6 +38,27 @@ ESS_BALANCE = tl.constexpr(int(Method.ESS_BALANCE))
 REVERSE_KL_SYMMETRY = tl.constexpr(int(Method.REVERSE_KL_SYMMETRY))
 KL_SYMMETRY = tl.constexpr(int(Method.KL_SYMMETRY))
 ARITHMETIC = tl.constexpr(int(Method.ARITHMETIC))
+KL_BUDGET = tl.constexpr(int(Method.KL_BUDGET))
+JS_GATE = tl.constexpr(int(Method.JS_GATE))
+
+MOST_BUDGET = tl.constexpr(1.0e30)
+"""Nats. More than any divergence, and finite, so that differences are never nan."""
+
+
+@triton.jit
+def progress_at(token_position, schedule_position, schedule_steps):
+    """How much of its schedule a row has behind it, in [0, 1]."""
+    behind = tl.maximum(token_position - schedule_position, 0).to(tl.float32)
+    return tl.minimum(behind / schedule_steps.to(tl.float32), 1.0)
+
+
+@triton.jit
+def scheduled(start, end, progress):
+    """The value at `progress`, which is exactly `start` at 0 and `end` at 1; inf in between if either is."""
+    endless = (start == float("inf")) | (end == float("inf"))
+    change = tl.where(endless | (start == end), 0.0, end - start)
+    between = tl.where(endless & (start != end), float("inf"), start + change * progress)
+    return tl.where(progress <= 0.0, start, tl.where(progress >= 1.0, end, between))
 
 
 # Calls take any slice of a step's rows: neither their number nor the alignment of a slice is worth a compilation.
@@ -60,6 +83,14 @@ def plan_kernel(
     support_top_k_ptr,  # [slots] int32
     support_top_p_ptr,  # [slots] fp32
     max_js_divergence_ptr,  # [slots] fp32
+    kl_budget_ptr,  # [slots] fp32
+    js_sensitivity_ptr,  # [slots] fp32
+    alpha_end_ptr,  # [slots] fp32
+    alpha_min_end_ptr,  # [slots] fp32
+    alpha_max_end_ptr,  # [slots] fp32
+    kl_budget_end_ptr,  # [slots] fp32
+    schedule_position_ptr,  # [slots] int64
+    schedule_steps_ptr,  # [slots] int32
     theta_offset_ptr,  # [max_rows] int64, out: elements to theta's row; -1 for a row to be left alone
     entry_ptr,  # [max_rows] int64, out: element of the record
     plan_ptr,  # [max_rows, PLAN_WIDTH] fp32, out
@@ -84,23 +115,37 @@ def plan_kernel(
     if tl.max(active.to(tl.int32), axis=0) == 0:
         return
 
-    mixed = active & (tl.load(token_positions_ptr + row, mask=active, other=0) >= first_position)
+    token_position = tl.load(token_positions_ptr + row, mask=active, other=0)
+    mixed = active & (token_position >= first_position)
     method = tl.load(method_ptr + slot, mask=mixed, other=FIXED)
+    progress = progress_at(
+        token_position,
+        tl.load(schedule_position_ptr + slot, mask=mixed, other=OPTED_OUT),
+        tl.load(schedule_steps_ptr + slot, mask=mixed, other=1),
+    )
     # Rows that the teacher draws alone are measured as a fixed alpha of 1.
     alpha_min = tl.load(alpha_min_ptr + slot, mask=mixed, other=1.0)
+    alpha_min = scheduled(alpha_min, tl.load(alpha_min_end_ptr + slot, mask=mixed, other=1.0), progress)
     alpha_max = tl.load(alpha_max_ptr + slot, mask=mixed, other=1.0)
+    alpha_max = scheduled(alpha_max, tl.load(alpha_max_end_ptr + slot, mask=mixed, other=1.0), progress)
     alpha = tl.load(alpha_ptr + slot, mask=mixed, other=1.0)
+    alpha = scheduled(alpha, tl.load(alpha_end_ptr + slot, mask=mixed, other=1.0), progress)
+    budget = tl.load(kl_budget_ptr + slot, mask=mixed, other=float("inf"))
+    budget = scheduled(budget, tl.load(kl_budget_end_ptr + slot, mask=mixed, other=float("inf")), progress)
+    budget = tl.minimum(budget, MOST_BUDGET)
     top_k = tl.load(support_top_k_ptr + slot, mask=mixed, other=0)
     top_p = tl.load(support_top_p_ptr + slot, mask=mixed, other=1.0)
     max_js = tl.load(max_js_divergence_ptr + slot, mask=mixed, other=float("inf"))
     restricted = (top_k > 0) | (top_p < 1.0)
     balanced = method == ESS_BALANCE
+    gated = method == JS_GATE
+    searched = balanced | gated
     floor = tl.full([ROWS], float("-inf"), tl.float32)
     teacher_lse = tl.full([ROWS], 0.0, tl.float32)
     theta_lse = teacher_lse
 
-    if tl.max((restricted | balanced).to(tl.int32), axis=0) > 0:
-        read = restricted | balanced
+    if tl.max((restricted | searched).to(tl.int32), axis=0) > 0:
+        read = restricted | searched
         teacher_row = (teacher_ptr + row.to(tl.int64) * teacher_stride)[:, None]
         theta_row = (theta_ptr + tl.where(read, offset, 0))[:, None]
         low = tl.full([ROWS], 0.0, tl.float32)
@@ -145,39 +190,32 @@ def plan_kernel(
             # A nan outside the support is to be seen too, so that a broken row is always flagged.
             broken = teacher_lse + theta_lse != teacher_lse + theta_lse
             floor = tl.where(broken, float("-inf"), tl.maximum(floor, nucleus_floor))
-        if tl.max(balanced.to(tl.int32), axis=0) > 0:
+        if tl.max(searched.to(tl.int32), axis=0) > 0:
             peak_theta, peak_teacher, z, r, _, _, _, _, _ = tilted_sums(
-                teacher_row,
-                theta_row,
-                floor,
-                balanced,
-                low,
-                low + 1.0,
-                low,
-                low,
-                0,
-                vocab,
-                ROWS,
-                2,
-                2,
-                1,
-                LANES,
-                True,
-                False,
-            )
+                teacher_row, theta_row, floor, searched, low, low + 1.0, low, low, 0, vocab,
+                ROWS, 2, 2, 1, LANES, True, False,
+            )  # fmt: skip
             mixed_theta_lse = log_sum(tl.sum(tl.where(first, z, 0.0), axis=1)) + peak_theta * LN_2
             mixed_teacher_lse = log_sum(tl.sum(tl.where(first, 0.0, z), axis=1)) + peak_teacher * LN_2
-            # g(1) - g(0): what r is relative to cancels.
-            mean = r / z
-            divergences = tl.sum(tl.where(first, -mean, mean), axis=1) * LN_2
-            balanced_alpha = ess_balance_alpha(
-                teacher_row, theta_row, floor, balanced, mixed_theta_lse, mixed_teacher_lse, divergences, vocab,
-                ROWS, NODES, PAD, LANES,
-            )  # fmt: skip
-            alpha = tl.where(balanced, balanced_alpha, alpha)
+            if tl.max(balanced.to(tl.int32), axis=0) > 0:
+                # g(1) - g(0): what r is relative to cancels.
+                mean = r / z
+                divergences = tl.sum(tl.where(first, -mean, mean), axis=1) * LN_2
+                balanced_alpha = ess_balance_alpha(
+                    teacher_row, theta_row, floor, balanced, mixed_theta_lse, mixed_teacher_lse, divergences, vocab,
+                    ROWS, NODES, PAD, LANES,
+                )  # fmt: skip
+                alpha = tl.where(balanced, balanced_alpha, alpha)
+            if tl.max(gated.to(tl.int32), axis=0) > 0:
+                js, _, _ = divergence_sums(
+                    teacher_row, theta_row, floor, gated, balanced, alpha, mixed_theta_lse, mixed_teacher_lse,
+                    0, vocab, ROWS, LANES,
+                )  # fmt: skip
+                sensitivity = tl.load(js_sensitivity_ptr + slot, mask=gated, other=0.0)
+                alpha = tl.where(gated, gated_alpha(js, sensitivity, alpha_min, alpha_max), alpha)
 
     # Where alpha is known, the bounds say so.
-    given = (method == FIXED) | (method == ARITHMETIC) | balanced
+    given = (method == FIXED) | (method == ARITHMETIC) | searched
     above = tl.where(alpha < alpha_min, alpha_min, alpha)
     bounded = tl.where(above > alpha_max, alpha_max, above)
     out = plan_ptr + row.to(tl.int64) * PLAN_WIDTH
@@ -190,4 +228,5 @@ def plan_kernel(
     tl.store(out + RESTRICTED, restricted.to(tl.float32), mask=active)
     tl.store(out + TEACHER_LSE, teacher_lse, mask=active)
     tl.store(out + THETA_LSE, theta_lse, mask=active)
+    tl.store(out + BUDGET, budget, mask=active)
     tl.store(entry_ptr + row, slot * num_positions + position, mask=active)

@@ -100,16 +100,19 @@ def shift_of(
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """What to take off r, [ROWS] fp64: the normalisers' difference, and L(1) - L(0), which is their rounding, [ROWS].
+    """What to take off r, [ROWS] fp64: the normalisers' difference and L(1) - L(0), which is their rounding. That rounding,
+    and L and g at 0, [ROWS].
 
     Where the models nearly agree the rounding is more than g.
     """
     shift = lse_teacher.to(tl.float64) - lse_theta.to(tl.float64)
     end = tl.arange(0, 2)[None, :]
     ends = tl.full([ROWS], 0.0, tl.float32)[:, None] + end
-    value, _, _ = point_sums(teacher_row, theta_row, floor, active, ends, lse_theta, shift, vocab, ROWS, 2, LANES)
+    value, slope, _ = point_sums(teacher_row, theta_row, floor, active, ends, lse_theta, shift, vocab, ROWS, 2, LANES)
+    value_0 = tl.sum(tl.where(end == 0, value, 0.0), axis=1)
+    slope_0 = tl.sum(tl.where(end == 0, slope, 0.0), axis=1)
     rounding = tl.sum(tl.where(end == 0, -value, value), axis=1)
-    return shift + rounding.to(tl.float64), rounding
+    return shift + rounding.to(tl.float64), rounding, value_0, slope_0
 
 
 @triton.jit
@@ -149,6 +152,12 @@ def newton(a, b, off_a, off_b, rise_a, rise_b):
 
 
 @triton.jit
+def off_of(alpha, value, slope, budgeted, spare):
+    """What is to become 0, growing with alpha: g, or what D_KL(q || theta) is above the budget."""
+    return tl.where(budgeted, alpha * slope - value - spare, slope)
+
+
+@triton.jit
 def settle_alpha(
     teacher_row,  # [ROWS, 1] pointers
     theta_row,  # [ROWS, 1] pointers
@@ -156,34 +165,48 @@ def settle_alpha(
     active,  # [ROWS]
     low,  # [ROWS]: the bracket; equal ends where alpha is given
     high,  # [ROWS]
+    budgeted,  # [ROWS]: alpha spends a budget
+    budget,  # [ROWS]: nats, of those
     lse_theta,  # [ROWS]
     lse_teacher,  # [ROWS]
     vocab,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """alpha, L and g there, all [ROWS]. An end of [low, high] beyond which the root lies is the answer."""
+    """alpha, L and g there, all [ROWS]. An end of [low, high] beyond which the root lies is the answer.
+
+    A budget is not exceeded if that can be helped: of its bracket the lower end is taken.
+    """
     a = low
     b = high
-    nothing = tl.full([ROWS], 0.0, tl.float32)
-    off_a = nothing
-    off_b = nothing
-    value_a = nothing
-    value_b = nothing
-    rise_a = nothing
-    rise_b = nothing
-    shift, off_ends = shift_of(teacher_row, theta_row, floor, active, lse_theta, lse_teacher, vocab, ROWS, LANES)
+    value_a = tl.full([ROWS], 0.0, tl.float32)
+    value_b = value_a
+    slope_a = value_a
+    slope_b = value_a
+    rise_a = value_a
+    rise_b = value_a
+    shift, off_ends, value_0, slope_0 = shift_of(
+        teacher_row, theta_row, floor, active, lse_theta, lse_teacher, vocab, ROWS, LANES
+    )
+    spare = budget - value_0
+    # alpha g - L is the same whatever is taken off r. With its mean under theta little is left to cancel.
+    off_mean = tl.where(budgeted, slope_0, 0.0)
+    shift += off_mean.to(tl.float64)
     still_open = active
     rounds = 0
     while (tl.max(still_open.to(tl.int32), axis=0) > 0) & (rounds < MOST_ROUNDS):
+        off_a = off_of(a, value_a, slope_a, budgeted, spare)
+        off_b = off_of(b, value_b, slope_b, budgeted, spare)
         step_to = newton(a, b, off_a, off_b, rise_a, rise_b)
         begun = still_open & (rounds > 0)
         alpha = points_of(a, b, step_to, begun, POINTS)
         value, slope, curvature = point_sums(
             teacher_row, theta_row, floor, still_open, alpha, lse_theta, shift, vocab, ROWS, POINTS, LANES
         )
-        below = still_open[:, None] & (slope < 0.0)
-        above = still_open[:, None] & (slope >= 0.0)
+        off = off_of(alpha, value, slope, budgeted[:, None], spare[:, None])
+        rise = curvature * tl.where(budgeted[:, None], alpha, 1.0)
+        below = still_open[:, None] & (off < 0.0)
+        above = still_open[:, None] & (off >= 0.0)
         new_a = tl.max(tl.where(below, alpha, low[:, None] - 1.0), axis=1)
         new_b = tl.min(tl.where(above, alpha, high[:, None] + 1.0), axis=1)
         any_below = new_a >= low
@@ -193,24 +216,35 @@ def settle_alpha(
         # Rounding can make g change sign twice about the root; the ends stay on their sides.
         better_a = any_below & ((rounds == 0) | (new_a > a))
         better_b = any_above & ((rounds == 0) | (new_b < b))
-        off_a = tl.where(better_a, at_end(slope, at_a, off_a), off_a)
         value_a = tl.where(better_a, at_end(value, at_a, value_a), value_a)
-        rise_a = tl.where(better_a, at_end(curvature, at_a, rise_a), rise_a)
-        off_b = tl.where(better_b, at_end(slope, at_b, off_b), off_b)
+        slope_a = tl.where(better_a, at_end(slope, at_a, slope_a), slope_a)
+        rise_a = tl.where(better_a, at_end(rise, at_a, rise_a), rise_a)
         value_b = tl.where(better_b, at_end(value, at_b, value_b), value_b)
-        rise_b = tl.where(better_b, at_end(curvature, at_b, rise_b), rise_b)
+        slope_b = tl.where(better_b, at_end(slope, at_b, slope_b), slope_b)
+        rise_b = tl.where(better_b, at_end(rise, at_b, rise_b), rise_b)
         a = tl.where(better_a, new_a, a)
         b = tl.where(better_b, new_b, b)
-        one_sided = (rounds == 0) & (any_below ^ any_above)
-        # One side only: the end of the other side is the answer.
-        off_a = tl.where(one_sided & (any_below == 0), float("-inf"), off_a)
-        off_b = tl.where(one_sided & (any_above == 0), float("inf"), off_b)
+        # One side only: its end is the answer, and both ends of the bracket.
+        only_a = (rounds == 0) & any_below & (any_above == 0)
+        only_b = (rounds == 0) & any_above & (any_below == 0)
+        a = tl.where(only_b, b, a)
+        value_a = tl.where(only_b, value_b, value_a)
+        slope_a = tl.where(only_b, slope_b, slope_a)
+        b = tl.where(only_a, a, b)
+        value_b = tl.where(only_a, value_a, value_b)
+        slope_b = tl.where(only_a, slope_a, slope_b)
         width = b - a
-        small = (width * (off_b - off_a) <= CLOSED) & (tl.minimum(-off_a, off_b) <= KL_TOLERANCE)
-        still_open = still_open & (one_sided == 0) & (small == 0) & (width > LAST_BIT * b)
+        off_a = tl.abs(off_of(a, value_a, slope_a, budgeted, spare))
+        off_b = tl.abs(off_of(b, value_b, slope_b, budgeted, spare))
+        near = tl.where(budgeted, off_a, tl.minimum(off_a, off_b)) <= KL_TOLERANCE
+        small = (width * (slope_b - slope_a) <= CLOSED) & near
+        middle = a + 0.5 * width
+        still_open = still_open & (small == 0) & (middle > a) & (middle < b)
         rounds += 1
-    from_a = -off_a <= off_b
+    off_a = tl.abs(off_of(a, value_a, slope_a, budgeted, spare))
+    off_b = tl.abs(off_of(b, value_b, slope_b, budgeted, spare))
+    from_a = budgeted | (off_a <= off_b)
     alpha_found = tl.where(from_a, a, b)
     # L is relative to the normalisers as they are, from which log Z is made of it.
-    value_found = tl.where(from_a, value_a, value_b) + alpha_found * off_ends
-    return alpha_found, value_found, tl.where(from_a, off_a, off_b)
+    value_found = tl.where(from_a, value_a, value_b) + alpha_found * (off_ends + off_mean)
+    return alpha_found, value_found, tl.where(from_a, slope_a, slope_b) + off_mean

@@ -8,6 +8,7 @@ and F_teacher = g(1) = D_KL(teacher || theta), and H the entropies,
     reverse KL symmetry   D_KL(theta || q) = alpha F_theta + L,  D_KL(teacher || q) = (1 - alpha) F_teacher + L,
                           hence alpha = F_teacher / (F_theta + F_teacher)
     entropy               alpha = H_theta / (H_theta + H_teacher)
+    KL budget             D_KL(q || theta) = alpha g - L = budget; 1 where F_teacher <= budget
 
 and what cannot be told apart in float32 (identical rows; two certain rows) has alpha = 1/2. An alpha that is known is a
 lower and upper bound at once, so that one search serves every method.
@@ -20,8 +21,8 @@ import triton
 import triton.language as tl
 
 from . import scratch
-from .interpolate import SURE, close_cell
-from .plan import ENTROPY, KL_SYMMETRY, REVERSE_KL_SYMMETRY
+from .interpolate import LAST_BIT, SURE, close_cell
+from .plan import ENTROPY, KL_BUDGET, KL_SYMMETRY, REVERSE_KL_SYMMETRY
 from .tilt import LN_2, LOG2_E, NOTHING, RESOLVED, log_sum, move_peaks, pick
 
 # Columns of a partial sum, after the reading.
@@ -48,6 +49,8 @@ ROUNDING_OF_BIT = tl.constexpr(2.0e-8)
 """Nats, and nats for each bit of a peak: how far log Z(0) - log Z(1) is off, as sums and peaks are rounded."""
 LEAST_DOUBT = tl.constexpr(2.0e-8)
 """Nats. What sums of float32 leave of g where the models nearly agree."""
+LEAST_BUDGET = tl.constexpr(1.0e-8)
+"""Nats. A smaller budget leaves theta alone: TV(q, q*) is at most sqrt(1e-8 / 2)."""
 CERTAIN = tl.constexpr(1.0e-20)
 """Nats. Entropies that add up to less are those of two certain rows."""
 
@@ -238,6 +241,7 @@ def solve_first(
     arithmetic,  # [ROWS]
     alpha_min,  # [ROWS]
     alpha_max,  # [ROWS]
+    budget,  # [ROWS]: nats, of KL_BUDGET
     splits,
     ROWS: tl.constexpr,
     NODES: tl.constexpr,
@@ -276,6 +280,10 @@ def solve_first(
     by_entropy = tl.where(certain, 0.5, entropy_theta / tl.where(certain, 1.0, entropies))
     alpha = tl.where(method == ENTROPY, by_entropy, by_divergence)
     known = (method == ENTROPY) | (method == REVERSE_KL_SYMMETRY) | ((method == KL_SYMMETRY) & same)
+    doubt_1 = 2.0 * doubt + 8.0 * LAST_BIT * LN_2 * tl.abs(r_1 / safe_1)
+    affordable = same | (kl_teacher_theta + doubt_1 <= budget)
+    alpha = tl.where(method == KL_BUDGET, tl.where(affordable, 1.0, 0.0), alpha)
+    known = known | ((method == KL_BUDGET) & (affordable | (budget < LEAST_BUDGET)))
     alpha = tl.minimum(tl.maximum(alpha, alpha_min), alpha_max)
     sound = (poisoned == 0) & (empty == 0) & (alpha_min == alpha_min)
     alpha_min = tl.where(known, alpha, alpha_min)
@@ -286,6 +294,7 @@ def solve_first(
     )
     kl_end = tl.where(poisoned, float("nan"), tl.where(empty, float("inf"), kl_teacher_theta))
     own_lse = log_sum(own) + peak_own * LN_2
+    done = done & (known | (method != KL_BUDGET))
     return (
         done | arithmetic | (sound == 0),
         tl.where(arithmetic, alpha_min, cell_low),

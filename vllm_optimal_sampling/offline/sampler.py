@@ -7,21 +7,26 @@ The interface is the original implementation's (`OptimalSamplingV1`). Who wants 
 from __future__ import annotations
 
 import contextlib
-import math
 import random
-import statistics
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from vllm_optimal_sampling.argument_checks import ArgumentError, check_bool
-from vllm_optimal_sampling.config.memory import default_memory_share
-from vllm_optimal_sampling.config.settings import KEY, NAME
-from vllm_optimal_sampling.config.theta import SELF, is_teacher
-from vllm_optimal_sampling.params import ALPHA_READERS, THETA_PROMPTS, OptimalSamplingParams
-from vllm_optimal_sampling.selection import Scores, selection_of
+from vllm_optimal_sampling.offline.arguments import (
+    NUM_SPECULATIVE_TOKENS,
+    alpha_arguments,
+    chat,
+    check_llm_arguments,
+    check_request,
+    llm_arguments,
+    named_model,
+    plain,
+)
+from vllm_optimal_sampling.offline.output import OptimalSamplingOutput, alphas_of, scores_of, statistics_of
+from vllm_optimal_sampling.params import OptimalSamplingParams, Scheduled
+from vllm_optimal_sampling.selection import selection_of
 from vllm_optimal_sampling.weights import theta_version, update_theta
 
 if TYPE_CHECKING:
@@ -30,32 +35,8 @@ if TYPE_CHECKING:
     import torch
     from vllm import CompletionOutput, RequestOutput, SamplingParams
 
-MEMORY_SHARE = 0.9
-"""Of the GPU's memory, for both models and their cache."""
-NUM_SPECULATIVE_TOKENS = 4
 LONG_BATCH = 16
 """From so many prompts on `OptimalSampler.generate` shows vLLM's progress bar."""
-
-
-@dataclass(frozen=True)
-class OptimalSamplingOutput:
-    """What `OptimalSampler.generate` returns: lists with one entry for each prompt, in their order."""
-
-    generated_texts: list[str]
-    """The completions, without their prompts."""
-    generated_ids: list[list[int]]
-    """Their token ids."""
-    num_tokens: list[int]
-    """The lengths of `generated_ids`."""
-    alpha_stats: list[dict[str, float]] | None = None
-    """For each completion `mean`, `std` (of the population), `min`, `max` and `count` of its alphas; NaN but for the
-    count where there is no token. None without `track_alpha_stats`, and where the teacher draws alone."""
-    alpha_history: list[list[float]] | None = None
-    """For each completion alpha, the weight of the teacher in [0, 1], at each of its tokens. None as `alpha_stats`."""
-    candidates: list[list[Scores]] | None = None
-    """With `best_of`: for each prompt the scores of all that was drawn for it."""
-    kept: list[int] | None = None
-    """With `best_of`: for each prompt which of its `candidates` the completion is."""
 
 
 class OptimalSampler:
@@ -79,8 +60,8 @@ class OptimalSampler:
 
     Args:
         model_teacher: name or folder of the teacher.
-        model_theta: name or folder of theta, the smaller model, with the teacher's tokenizer, which then drafts. The
-            teacher's own is taken as `theta="self"`, where nothing is said of drafts.
+        model_theta: name or folder of theta, the smaller model, with the teacher's tokenizer but for special tokens, which
+            then drafts. The teacher's own is taken as `theta="self"`, where nothing is said of drafts.
         alpha_method: as in `OptimalSamplingParams`.
         fixed_alpha: in [0, 1]: alpha for the methods `fixed` and `arithmetic`; the others take none but the default.
         alpha_min: in [0, alpha_max]: alpha is raised to it.
@@ -98,12 +79,16 @@ class OptimalSampler:
         theta: in place of `model_theta`, a theta that scores what something else drafts, or each token: "self" for the
             teacher's own weights, else name or folder. `speculative_config` may name n-grams, EAGLE or MTP as the drafter.
         theta_lora: name or folder of a LoRA adapter that makes theta of the teacher; with `theta="self"`.
-        **llm_arguments: everything else that `vllm.LLM` takes, such as `max_model_len`, `tensor_parallel_size`, `seed`
+        kl_budget: in nats, above 0: how far q* may be from theta at a token, for the method `kl_budget`.
+        js_sensitivity: above 0, per nat, for the method `js_gate`.
+        alpha_steps: at least 1, where one of `fixed_alpha`, `alpha_min`, `alpha_max` and `kl_budget` is a pair [start, end]:
+            over how many tokens of a completion it goes from start to end.
+        **other_arguments: everything else that `vllm.LLM` takes, such as `max_model_len`, `tensor_parallel_size`, `seed`
             or `trust_remote_code`. Entries of `logits_processors` and `speculative_config` are added to those of
             optimal sampling.
 
     Raises:
-        ArgumentError: (a ValueError) an argument is refused, or contradicts or repeats one of `llm_arguments`, before any
+        ArgumentError: (a ValueError) an argument is refused, or contradicts or repeats one of `other_arguments`, before any
             model is loaded.
         UnsupportedEngineError: (a ValueError) these models or arguments cannot do optimal sampling.
     """
@@ -113,9 +98,9 @@ class OptimalSampler:
         model_teacher: str | None = None,
         model_theta: str | None = None,
         alpha_method: str = "kl_symmetry",
-        fixed_alpha: float = 0.5,
-        alpha_min: float = 0.0,
-        alpha_max: float = 1.0,
+        fixed_alpha: Scheduled = 0.5,
+        alpha_min: Scheduled = 0.0,
+        alpha_max: Scheduled = 1.0,
         teacher_system_prompt: str | None = None,
         theta_system_prompt: str | None = None,
         enable_chat_template: bool = False,
@@ -126,27 +111,24 @@ class OptimalSampler:
         model: str | None = None,
         theta: str | None = None,
         theta_lora: str | None = None,
-        **llm_arguments: Any,
+        kl_budget: Scheduled | None = None,
+        js_sensitivity: float = 50.0,
+        alpha_steps: int | None = None,
+        **other_arguments: Any,
     ) -> None:
-        teacher = _one_of("model_teacher", model_teacher, "model", model)
-        named = _one_of("model_theta", model_theta, "theta", theta)
+        teacher = named_model("model_teacher", model_teacher, "model", model)
+        named = named_model("model_theta", model_theta, "theta", theta)
         check_bool("enable_chat_template", enable_chat_template)
         check_bool("track_alpha_stats", track_alpha_stats)
-        self._arguments: dict[str, Any] = {
-            "alpha_method": alpha_method,
-            "alpha": fixed_alpha,
-            "alpha_min": alpha_min,
-            "alpha_max": alpha_max,
-            "return_alpha": track_alpha_stats,
-        }
-        try:
-            OptimalSamplingParams(**self._arguments)
-        except ArgumentError as error:
-            if error.argument != "alpha":
-                raise
-            raise ArgumentError("fixed_alpha", f"fixed_{error.message}") from None
-        if alpha_method not in ALPHA_READERS:
-            del self._arguments["alpha"]
+        self.set_alpha(
+            alpha_method,
+            fixed_alpha,
+            alpha_min,
+            alpha_max,
+            kl_budget=kl_budget,
+            js_sensitivity=js_sensitivity,
+            alpha_steps=alpha_steps,
+        )
         for name, prompt in (
             ("teacher_system_prompt", teacher_system_prompt),
             ("theta_system_prompt", theta_system_prompt),
@@ -162,34 +144,41 @@ class OptimalSampler:
 
         self._is_closed = False
         self._lock = threading.Lock()  # two calls in the engine at once would get each other's outputs
-        _check_llm_arguments(llm_arguments, enable_chat_template, theta_system_prompt)
-        speculative = llm_arguments.pop("speculative_config", None) or {}
-        drafts_named = bool(speculative) or num_speculative_tokens != NUM_SPECULATIVE_TOKENS
-        if theta is None and (named == SELF or (is_teacher(named, teacher) and not drafts_named)):
-            theta = SELF
-        if theta is None:
-            if theta_lora is not None:
-                raise ArgumentError(
-                    "theta_lora", 'theta_lora makes theta of the teacher itself; give theta="self" with it'
-                )
-            speculative = _speculative(speculative, named, num_speculative_tokens)
-        else:
-            speculative = _drafter(speculative, num_speculative_tokens)
-            scoring = {"theta": theta} | ({} if theta_lora is None else {"theta_lora": theta_lora})
-            additional = llm_arguments.get("additional_config") or {}
-            llm_arguments["additional_config"] = {**additional, KEY: {**additional.get(KEY, {}), **scoring}}
-        processors = llm_arguments.pop("logits_processors", None) or []
+        check_llm_arguments(other_arguments, enable_chat_template, theta_system_prompt)
+        arguments = llm_arguments(
+            teacher, named, theta, theta_lora, num_speculative_tokens, gpu_memory_utilization, other_arguments
+        )
 
         from vllm import LLM
 
-        if gpu_memory_utilization is None:
-            gpu_memory_utilization = default_memory_share(MEMORY_SHARE)
-        self.llm = LLM(
-            model=teacher,
-            gpu_memory_utilization=gpu_memory_utilization,
-            logits_processors=[NAME, *processors],
-            speculative_config=speculative or None,
-            **llm_arguments,
+        self.llm = LLM(**arguments)
+
+    def set_alpha(
+        self,
+        alpha_method: str = "kl_symmetry",
+        fixed_alpha: Scheduled = 0.5,
+        alpha_min: Scheduled = 0.0,
+        alpha_max: Scheduled = 1.0,
+        *,
+        kl_budget: Scheduled | None = None,
+        js_sensitivity: float = 50.0,
+        alpha_steps: int | None = None,
+    ) -> None:
+        """Find alpha in this way from the next call on, such as with a budget that falls from one training step to the next.
+
+        The arguments are those of the sampler, and what is left out is their default, not what held before.
+
+        Raises:
+            ArgumentError: (a ValueError) one is refused; then what held before goes on.
+        """
+        self._alpha = alpha_arguments(
+            fixed_alpha,
+            alpha_method=alpha_method,
+            alpha_min=alpha_min,
+            alpha_max=alpha_max,
+            kl_budget=kl_budget,
+            js_sensitivity=js_sensitivity,
+            alpha_steps=alpha_steps,
         )
 
     def generate(
@@ -237,29 +226,8 @@ class OptimalSampler:
         from vllm import SamplingParams
 
         self._check_open()
-        check_bool("use_optimal_sampling", use_optimal_sampling)
-        _check_texts("prompts", prompts)
-        if theta_prompts is not None:
-            _check_texts("theta_prompts", theta_prompts)
-            if len(theta_prompts) != len(prompts):
-                raise ArgumentError(
-                    "theta_prompts",
-                    f"there are {len(prompts)} prompts and {len(theta_prompts)} theta_prompts; give one for each, or "
-                    "leave theta_prompts out",
-                )
-        if "n" in sampling_arguments:
-            raise ArgumentError(
-                "n",
-                "n would need several completions for a prompt; give the prompt n times, or best_of to keep one of n",
-            )
-        if "extra_args" in sampling_arguments:
-            raise ArgumentError("extra_args", "extra_args are made of this sampler's own arguments; drop it")
-        if best_of is not None and not use_optimal_sampling:
-            raise ArgumentError(
-                "best_of",
-                f"best_of={best_of} compares texts of q*, and use_optimal_sampling=False draws none; drop one",
-            )
-        method = self._arguments["alpha_method"]
+        check_request(prompts, theta_prompts, use_optimal_sampling, best_of, sampling_arguments)
+        method = self._alpha["alpha_method"]
         selection = selection_of(best_of, select, select_by, alpha_method=method, temperature=temperature)
         num_drawn = best_of or 1
         record = {} if selection is None else {"return_alpha": True}  # what candidates are compared by
@@ -283,24 +251,24 @@ class OptimalSampler:
         run: Callable[..., list[RequestOutput]]
         given: list[Any]
         if self.enable_chat_template:
-            run, given = self.llm.chat, [_chat(prompt, self.teacher_system_prompt) for prompt in prompts]
+            run, given = self.llm.chat, [chat(prompt, self.teacher_system_prompt) for prompt in prompts]
         else:
-            run, given = self.llm.generate, [_plain(prompt, self.teacher_system_prompt) for prompt in prompts]
+            run, given = self.llm.generate, [plain(prompt, self.teacher_system_prompt) for prompt in prompts]
         outputs = self._run(run, given, params, use_tqdm)
         candidates = kept = None
         if selection is not None:
-            candidates = [[_scores(completion) for completion in output.outputs] for output in outputs]
+            candidates = [[scores_of(completion) for completion in output.outputs] for output in outputs]
             generators = (random.Random(None if seed is None else f"select {seed + i}") for i in range(len(outputs)))
             kept = [selection.choose(*pair) for pair in zip(candidates, generators, strict=True)]
         completions = [output.outputs[index] for output, index in zip(outputs, kept or [0] * len(outputs), strict=True)]
         history = None
         if self.track_alpha_stats and use_optimal_sampling:
-            history = [_alphas(completion) for completion in completions]
+            history = [alphas_of(completion) for completion in completions]
         return OptimalSamplingOutput(
             generated_texts=[completion.text for completion in completions],
             generated_ids=[list(completion.token_ids) for completion in completions],
             num_tokens=[len(completion.token_ids) for completion in completions],
-            alpha_stats=None if history is None else [_statistics(alphas) for alphas in history],
+            alpha_stats=None if history is None else [statistics_of(alphas) for alphas in history],
             alpha_history=history,
             candidates=candidates,
             kept=kept,
@@ -346,7 +314,7 @@ class OptimalSampler:
             SamplingParams(
                 seed=None if seed is None else seed + number,
                 extra_args=OptimalSamplingParams(theta_prompt_token_ids=tuple(prompt)).to_extra_args()
-                | self._arguments
+                | self._alpha
                 | {"return_alpha": True},
                 **sampling_arguments,
             )
@@ -414,11 +382,11 @@ class OptimalSampler:
 
     def _extra_args(self, theta_prompt: str) -> dict[str, Any]:
         if self.enable_chat_template:
-            prompt: dict[str, Any] = {"theta_messages": _chat(theta_prompt, self.theta_system_prompt)}
+            prompt: dict[str, Any] = {"theta_messages": chat(theta_prompt, self.theta_system_prompt)}
         else:
-            prompt = {"theta_prompt": _plain(theta_prompt, self.theta_system_prompt)}
+            prompt = {"theta_prompt": plain(theta_prompt, self.theta_system_prompt)}
         # What equals the default is written out: the engine may have been given other defaults.
-        return OptimalSamplingParams(**prompt).to_extra_args() | self._arguments
+        return OptimalSamplingParams(**prompt).to_extra_args() | self._alpha | {"return_alpha": self.track_alpha_stats}
 
     def close(self) -> None:
         """Stop the engine and free its memory. The sampler cannot be used afterwards; closing it again does nothing."""
@@ -438,102 +406,9 @@ class OptimalSampler:
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(model_teacher={self.model_teacher!r}, model_theta={self.model_theta!r}, "
-            f"alpha_method={self._arguments['alpha_method']!r})"
+            f"alpha_method={self._alpha['alpha_method']!r})"
         )
 
 
 OptimalSamplingV1 = OptimalSampler
 """The name that the original implementation gives it."""
-
-
-def _one_of(name: str, value: str | None, other_name: str, other: str | None) -> str:
-    if (value is None) == (other is None):
-        what = "both are given; drop one of them" if value is not None else "neither is given"
-        raise ArgumentError(name, f"{name} and {other_name} name one model, and {what}")
-    named = value if value is not None else other
-    assert named is not None
-    return named
-
-
-def _drafter(given: Mapping[str, Any], num_speculative_tokens: int) -> dict[str, Any]:
-    """vLLM's speculative configuration beside a theta that scores: the caller's drafter, or none."""
-    if not given and num_speculative_tokens != NUM_SPECULATIVE_TOKENS:
-        raise ArgumentError(
-            "num_speculative_tokens",
-            f"num_speculative_tokens={num_speculative_tokens}, and nothing drafts where theta scores; name a drafter in "
-            'speculative_config, such as {"method": "ngram"}',
-        )
-    return {"num_speculative_tokens": num_speculative_tokens, **given} if given else {}
-
-
-def _speculative(given: Mapping[str, Any], theta: str, num_speculative_tokens: int) -> dict[str, Any]:
-    """vLLM's speculative configuration: the caller's, which may not contradict the sampler's own arguments."""
-    if given.get("model", theta) != theta:
-        raise ArgumentError(
-            "speculative_config", f"model_theta is {theta!r}, and speculative_config has another model; drop it"
-        )
-    drafts = given.get("num_speculative_tokens", num_speculative_tokens)
-    if drafts != num_speculative_tokens != NUM_SPECULATIVE_TOKENS:
-        raise ArgumentError(
-            "num_speculative_tokens",
-            f"num_speculative_tokens={num_speculative_tokens}, and speculative_config says {drafts}; give one of them",
-        )
-    return {"num_speculative_tokens": num_speculative_tokens, **given, "model": theta}
-
-
-def _check_llm_arguments(llm_arguments: Mapping[str, Any], chat: bool, theta_system_prompt: str | None) -> None:
-    """Refuse what would stay without effect beside the sampler's own arguments."""
-    additional = llm_arguments.get("additional_config")
-    settings = additional.get(KEY) if isinstance(additional, Mapping) else None
-    own = ("optimal_sampling", *THETA_PROMPTS, "alpha_method", "alpha", "alpha_min", "alpha_max", "return_alpha")
-    if isinstance(settings, Mapping) and "theta" in settings:
-        raise ArgumentError(
-            "theta", "additional_config has a theta, and here it is an argument of the sampler (theta); drop it"
-        )
-    for name in settings if isinstance(settings, Mapping) else ():
-        if name in own:
-            raise ArgumentError(
-                name,
-                f"additional_config has {name} as the engine's default, and each of this sampler's requests has its own",
-            )
-        if name == "theta_system_prompt" and (theta_system_prompt is not None or not chat):
-            raise ArgumentError(
-                name,
-                "additional_config has a theta_system_prompt, which has no effect here; give the argument of that name",
-            )
-
-
-def _check_texts(name: str, texts: object) -> None:
-    if isinstance(texts, str) or not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
-        raise ArgumentError(name, f"{name} is not a list of texts; give one text for each completion")
-
-
-def _chat(prompt: str, system_prompt: str | None) -> list[dict[str, str]]:
-    system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
-    return [*system, {"role": "user", "content": prompt}]
-
-
-def _plain(prompt: str, system_prompt: str | None) -> str:
-    return prompt if system_prompt is None else f"{system_prompt}\n\n{prompt}"
-
-
-def _alphas(completion: Any) -> list[float]:
-    """Alpha at each token of a completion, from its record (see `records`)."""
-    return list(completion.optimal_sampling.alpha)
-
-
-def _scores(completion: Any) -> Scores:
-    """What a completion is compared by, from its record."""
-    return Scores.of(vars(completion.optimal_sampling), completion.finish_reason)
-
-
-def _statistics(alphas: Sequence[float]) -> dict[str, float]:
-    if not alphas:
-        return {"mean": math.nan, "std": math.nan, "min": math.nan, "max": math.nan, "count": 0}
-    return {
-        "mean": statistics.fmean(alphas),
-        "std": statistics.pstdev(alphas),
-        "min": min(alphas),
-        "max": max(alphas),
-        "count": len(alphas),
-    }

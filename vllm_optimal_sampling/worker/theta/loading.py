@@ -1,4 +1,4 @@
-"""Loading new weights into a theta that has weights of its own, in place."""
+"""Loading the weights of a theta that has some of its own: at start, and new ones in place."""
 
 from __future__ import annotations
 
@@ -6,10 +6,39 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from vllm.compilation.backends import set_model_tag
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.model_loader import get_model
 from vllm.model_executor.model_loader.reload.inplace import reload_weights
 from vllm.platforms import current_platform
+
+from vllm_optimal_sampling.config.refusals import unreadable_weights
+
+
+def load_theta(config: VllmConfig, prefix: str) -> nn.Module:
+    """Load theta.
+
+    Args:
+        config: with theta's model configuration.
+        prefix: of the names of its layers, and the tag of its compiled code.
+
+    Raises:
+        UnsupportedEngineError: (a ValueError) the weights cannot be loaded.
+
+    """
+    try:
+        with set_model_tag(prefix):
+            return get_model(vllm_config=config, prefix=prefix)
+    except torch.OutOfMemoryError:
+        raise  # vLLM says what to do about memory
+    except Exception as error:  # every format of weights has errors of its own
+        raise unreadable_weights(config.model_config.model, error) from error
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """The memory of a model's weights and buffers."""
+    return sum(tensor.nbytes for tensor in model.state_dict().values())
 
 
 def reload_theta(
