@@ -30,6 +30,9 @@ ALPHA_METHODS = ("kl_symmetry", "fixed", "entropy", "ess_balance", "reverse_kl_s
 ALPHA_READERS = ("fixed", "arithmetic")
 """The methods that take `alpha`; the others find it."""
 
+LARGEST_TOP_K = 128
+"""Of `return_top_k`."""
+
 THETA_PROMPTS = ("theta_prompt", "theta_prompt_token_ids", "theta_messages")
 """The three ways to give theta a prompt of its own. A request has at most one."""
 
@@ -91,6 +94,9 @@ class OptimalSamplingParams:
     the teacher alone. None: never."""
     return_alpha: bool = False
     """Return the per-token record."""
+    return_top_k: int = 0
+    """In [0, 128], with `return_alpha`: the record also has the k likeliest tokens of each row under q*, with their
+    log-probabilities under q*, the teacher and theta. 0: none."""
 
     def __post_init__(self) -> None:
         for name in ("optimal_sampling", "return_alpha"):
@@ -139,6 +145,8 @@ class OptimalSamplingParams:
                     f"max_js_divergence={value} is negative; give nats, at least 0 (two models are at most "
                     "ln 2 = 0.693 apart), or leave it out",
                 )
+        self._set("return_top_k", checked_count("return_top_k", self.return_top_k, 0, "0 returns none", LARGEST_TOP_K))
+        self._check_return_top_k()
         self._check_theta_prompts()
         self._check_opt_out()
 
@@ -152,6 +160,14 @@ class OptimalSamplingParams:
                 "alpha",
                 f"alpha={self.alpha} has no effect with alpha_method={self.alpha_method!r}, which finds alpha for each "
                 f"token; ask for alpha_method={' or '.join(map(repr, ALPHA_READERS))}, or drop it",
+            )
+
+    def _check_return_top_k(self) -> None:
+        if self.return_top_k and self.optimal_sampling and not self.return_alpha:
+            raise ArgumentError(
+                "return_top_k",
+                f"return_top_k={self.return_top_k} adds to the per-token record, and return_alpha=False returns none; ask for "
+                "return_alpha=True",
             )
 
     def _check_theta_prompts(self) -> None:

@@ -84,6 +84,13 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"alpha": 1.5}, "alpha", "alpha=1.5 is outside [0, 1]; 0 is theta alone, 1 is the teacher alone"),
     ({"alpha_min": -0.1}, "alpha_min", "alpha_min=-0.1 is outside [0, 1]; 0 is theta alone, 1 is the teacher alone"),
     ({"alpha_min": 0.9, "alpha_max": 0.5}, "alpha_min", "alpha_min=0.9 is above alpha_max=0.5; swap them or drop one"),
+    ({"return_top_k": -1}, "return_top_k", "return_top_k=-1 is outside [0, 128]; 0 returns none"),
+    ({"return_top_k": 129}, "return_top_k", "return_top_k=129 is outside [0, 128]; 0 returns none"),
+    (
+        {"return_top_k": 5},
+        "return_top_k",
+        "return_top_k=5 adds to the per-token record, and return_alpha=False returns none; ask for return_alpha=True",
+    ),
     (
         {"support_top_k": 0},
         "support_top_k",
@@ -349,12 +356,14 @@ other_arguments = st.fixed_dictionaries(
         "teacher_only_tokens": st.integers(0, 2**31 - 1),
         "max_js_divergence": st.none() | st.floats(0, 10),
         "return_alpha": st.booleans(),
+        "return_top_k": st.integers(0, 128),
     },
 ).map(
     lambda given: {
         name: value
         for name, value in given.items()
-        if name != "alpha" or given.get("alpha_method") in ALPHA_READERS  # the others refuse it
+        if (name != "alpha" or given.get("alpha_method") in ALPHA_READERS)  # the others refuse it
+        and (name != "return_top_k" or given.get("return_alpha"))
     }
 )
 requests = st.one_of(
