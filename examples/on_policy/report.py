@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from on_policy import HERE
 
 # isort: split
-from distillation.intervals import bootstrap_difference, t_interval
-from distillation.report import COLUMN_TITLES, COLUMNS, WAYS, percent, points, share, table
+from distillation.intervals import bootstrap_difference
+from distillation.report import COLUMN_TITLES, COLUMNS, SETS, WAYS, percent, points, table
 
 README = HERE / "README.md"
 RESULTS = HERE / "results"
@@ -28,52 +29,58 @@ COLOURS = {"q_star": "#c0392b", "theta": "#2471a3", "once": "#b7950b"}
 
 
 def summarised(result: dict[str, Any]) -> dict[str, Any]:
-    """A result with shares in the place of the marks of single problems, and the differences that need the marks.
+    """A result with shares in the place of the marks of single problems, and the intervals that need the marks.
 
-    Adds `differences` of the reference from each other source, and from theta before training (`before`), in each of the
-    columns: the difference of the shares that are right at the end, with its interval.
+    Adds `shares`, by source, rounds, held-out set and way of drawing: the share that is right, with its interval. And
+    `differences` of the reference at the end from each other source, and from theta `before` training, in each of the columns.
+    All intervals are over resampled problems and resampled runs: they cover other problems, seeds and training data.
     """
+    runs = result["runs"]
 
-    def marks(name: str, held_out: str, way: str, number: str) -> list[str]:
-        return [run["evaluations"][number][held_out][way]["right"] for run in result["runs"][name]]
-
-    def shares(judged: Any) -> Any:
-        return {key: share(value) if key in ("right", "sound") else shares(value) for key, value in judged.items()}
+    def marks(name: str, number: str, held_out: str, way: str) -> list[str]:
+        return [run["evaluations"][number][held_out][way]["right"] for run in runs[name]]
 
     def of_run(run: dict[str, Any]) -> dict[str, Any]:
-        evaluations = {
-            number: {name: shares(one[name]) for name in one if isinstance(one[name], dict)}
-            for number, one in run["evaluations"].items()
-        }
-        return run | {"evaluations": evaluations}
+        """Without the marks, and without what `piece` says of each evaluation."""
+        return {key: value for key, value in run.items() if key != "evaluations"}
 
+    shares = {
+        name: {
+            number: {
+                held_out: {way: interval(marks(name, number, held_out, way)) for way in WAYS}
+                for held_out in SETS
+                if held_out in evaluation
+            }
+            for number, evaluation in runs[name][0]["evaluations"].items()
+        }
+        for name in runs
+    }
     end = str(result["recipe"]["rounds"])
-    others = {name: (name, end) for name in result["runs"] if name != REFERENCE} | {"before": (REFERENCE, "0")}
+    others = {name: (name, end) for name in runs if name != REFERENCE} | {"before": (REFERENCE, "0")}
     differences = {
-        label: [
-            bootstrap_difference(marks(REFERENCE, *column, end), marks(name, *column, number)) for column in COLUMNS
-        ]
-        for label, (name, number) in others.items()
+        label: [bootstrap_difference(marks(REFERENCE, end, *column), marks(*other, *column)) for column in COLUMNS]
+        for label, other in others.items()
     }
     return result | {
+        "runs": {name: list(map(of_run, of_source)) for name, of_source in runs.items()},
+        "shares": shares,
         "differences": differences,
-        "runs": {name: list(map(of_run, runs)) for name, runs in result["runs"].items()},
     }
 
 
-def at(runs: Sequence[dict[str, Any]], number: int, held_out: str, way: str) -> list[float]:
-    """For each run of a summarised result, the share that is right after so many rounds."""
-    return [run["evaluations"][str(number)][held_out][way]["right"] for run in runs]
+def interval(marks: Sequence[str]) -> tuple[float, float, float]:
+    """The share of ones in some runs' marks, with its interval."""
+    return bootstrap_difference(marks, ["0" * len(marks[0])])
 
 
 def students(result: dict[str, Any]) -> list[str]:
-    """What is right at the end, with Student's interval over seeds."""
-    end = result["recipe"]["rounds"]
-    rows = [("*theta, before training*", REFERENCE, 0)]
+    """What is right at the end."""
+    end = str(result["recipe"]["rounds"])
+    rows = [("*theta, before training*", REFERENCE, "0")]
     rows += [(result["labels"][name], name, end) for name in result["runs"]]
 
-    def shares(name: str, number: int) -> list[str]:
-        return [percent(t_interval(at(result["runs"][name], number, *column))) for column in COLUMNS]
+    def shares(name: str, number: str) -> list[str]:
+        return [percent(result["shares"][name][number][held_out][way]) for held_out, way in COLUMNS]
 
     return table(["completions", *COLUMN_TITLES], [[label, *shares(name, number)] for label, name, number in rows])
 
@@ -112,14 +119,14 @@ def origin(result: dict[str, Any]) -> list[str]:
     recipe, machine, versions = result["recipe"], result["machine"], result["versions"]
     every = [run for runs in result["runs"].values() for run in runs]
     whole = [run["cpu_seconds"] / 60 for run in every if run["resumed_at_round"] == 0]
-    minutes = sum(whole) / len(whole)
+    minutes = sum(whole) / len(whole) if whole else math.nan
     return [
         f"{recipe['rounds']} rounds of {recipe['problems']} completions with {recipe['updates']} steps each; "
         f"{len(result['seeds'])} seeds, each with its own training problems. {machine['cpu']}, {machine['cores']} cores, the "
         f"engine in {machine['kernels']}; vLLM {versions['vllm']}, torch {versions['torch']}, TRL {versions['trl']}; "
         f"{result['date']}; load {result['load_before'][0]:.1f} before and {result['load_after'][0]:.1f} after. A run takes "
-        f"{minutes:.1f} minutes of one core (mean of the {len(whole)} that were not interrupted), so all {len(every)} take "
-        f"{minutes * len(every) / 2:.0f} on two idle cores. `results/on-policy.json`.",
+        f"{minutes:.1f} minutes of one core (mean of the {len(whole)} that were not interrupted), so all {len(every)} need "
+        f"{minutes * len(every):.0f} of one core, half as many on two idle ones. `results/on-policy.json`.",
         "",
     ]
 
@@ -153,7 +160,7 @@ def write() -> None:
 
 
 def draw(result: dict[str, Any], folder: Path) -> None:
-    """The curves: held-out stories by rounds, with Student's interval over seeds, and how much of what was drawn is right."""
+    """The curves: held-out stories by rounds, with their intervals, and how much of what was drawn is right."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -161,9 +168,10 @@ def draw(result: dict[str, Any], folder: Path) -> None:
 
     figure, (*curves, last) = plt.subplots(1, 3, figsize=(15, 4.5))
     for axes, way in zip(curves, WAYS, strict=True):
-        for name, runs in result["runs"].items():
-            numbers = sorted(map(int, runs[0]["evaluations"]))
-            values = [[100 * value for value in t_interval(at(runs, number, "stories", way))] for number in numbers]
+        for name in result["runs"]:
+            shares = result["shares"][name]
+            numbers = sorted(map(int, shares))
+            values = [[100 * value for value in shares[str(number)]["stories"][way]] for number in numbers]
             middle, low, high = zip(*values, strict=True)
             axes.plot(numbers, middle, marker="o", markersize=4, color=COLOURS[name], label=result["labels"][name])
             axes.fill_between(numbers, low, high, color=COLOURS[name], alpha=0.15)
