@@ -222,6 +222,7 @@ def single_calls(seconds: float, rows: int = 40, vocab: int = 151_936) -> dict[s
 
     device = torch.device("cuda")
     ways: dict[str, dict[str, Any]] = {method.name.lower(): {"method": method} for method in Method}
+    ways["kl_budget"] |= {"kl_budget": 0.05, "kl_budget_end": 0.05}
     ways |= {
         "support_top_k=50": {"support_top_k": 50},
         "support_top_p=0.9": {"support_top_p": 0.9},

@@ -38,6 +38,7 @@ from vllm_optimal_sampling.worker.theta.loading import load_theta, reload_theta,
 from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
 from vllm_optimal_sampling.worker.theta.rows import Rows, chunk_rows, decode_rows, passes
 from vllm_optimal_sampling.worker.theta.scoring_pass import ScoringPass
+from vllm_optimal_sampling.worker.theta.vocabulary import ThetaVocabulary
 from vllm_optimal_sampling.worker.verification_memory import chunk_rows_in_float32
 
 logger = init_logger(__name__)
@@ -74,7 +75,7 @@ class ThetaScorer(ABC):
         self.num_speculative_steps = vllm_config.num_speculative_tokens
         self.requests = ThetaRequests(req_states)
         teacher_vocab_size = vllm_config.model_config.get_vocab_size()
-        self.common_vocab_size = min(teacher_vocab_size, self.model_config.get_vocab_size())
+        self.vocabulary = ThetaVocabulary(vllm_config, device)
         num_rows = self.num_speculative_steps + 1
         self.rows = torch.full(
             (self.max_num_reqs, num_rows, teacher_vocab_size),
@@ -93,10 +94,11 @@ class ThetaScorer(ABC):
             self.requests,
             self.model_config.max_model_len,
             self.model_config.get_vocab_size(),
+            self.vocabulary.ids,
         )
         self.steps = ScorerSteps()
-        self._wanted: list[tuple[torch.Tensor, np.ndarray, np.ndarray]] = []
-        """Of this step: theta's hidden states, and the slot and the number of drafts that each is of."""
+        self._wanted: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        """Of this step: theta's hidden states, and the slot and the number of drafts that each is of, on the device."""
 
     rows_per_request = 1
     """Rows that one request may have in one of theta's forwards."""
@@ -161,6 +163,10 @@ class ThetaScorer(ABC):
         """Whether the step that is being executed is one forward for both models."""
         return False
 
+    def replaces_attention(self, runner: Any) -> bool:
+        """Whether nothing reads the attention metadata of the teacher's rows alone in the step being executed."""
+        return False
+
     def loras_of_step(self, runner: Any, tokens: tuple[int, ...]) -> tuple[Any, Any, Any]:
         """The adapters of a step that is one forward for both models; see `OneModelScorer`."""
         raise NotImplementedError("this theta takes a forward of its own in every step")
@@ -203,24 +209,21 @@ class ThetaScorer(ABC):
             rows: what was computed.
             first_row: of theta's.
         """
-        ends = np.cumsum(rows.lengths)
-        index, slots, drafts = [], [], []
-        for row in range(first_row, len(rows)):
-            if not rows.finished[row]:
-                continue
-            count = 1 if rows.sources[row] < 0 else int(rows.lengths[row])
-            index.append(np.arange(ends[row] - count, ends[row]))
-            slots.append(np.full(count, rows.slots[row]))
-            drafts.append(np.arange(count))
-        if index:
-            tokens = async_tensor_h2d(np.concatenate(index), device=self.device)
-            self._wanted.append((hidden_states[tokens], np.concatenate(slots), np.concatenate(drafts)))
+        theirs = slice(first_row, None)
+        counts = np.where(rows.is_chunk[theirs], 1, rows.lengths[theirs]) * rows.finished[theirs]
+        total = int(counts.sum())
+        if not total:
+            return
+        drafts = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
+        tokens = np.repeat(np.cumsum(rows.lengths)[theirs] - counts, counts) + drafts
+        where = np.stack((tokens, np.repeat(rows.slots[theirs], counts), drafts))
+        index, slots, positions = async_tensor_h2d(where, device=self.device)  # one copy for the three of them
+        self._wanted.append((hidden_states[index], slots, positions))
 
-    def _keep(self, logits: torch.Tensor, slots: np.ndarray, drafts: np.ndarray) -> None:
-        """Put theta's logits [n, at least the common vocabulary] where the mix reads them."""
-        at = async_tensor_h2d(np.stack((slots, drafts)), device=self.device)
-        rows = self.rows[:, :, : self.common_vocab_size]
-        rows[at[0], at[1]] = logits[:, : self.common_vocab_size].to(rows.dtype)
+    def _keep(self, logits: torch.Tensor, slots: torch.Tensor, drafts: torch.Tensor) -> None:
+        """Put theta's logits [n, at least theta's vocabulary] where the mix reads them."""
+        rows = self.rows[:, :, : self.vocabulary.width]
+        rows[slots, drafts] = self.vocabulary.rows(logits).to(rows.dtype)
 
     def update_adapter(self, runner: Any, path: str) -> None:
         """Make another adapter theta, between steps. Cached blocks of the old one must not be reused.
