@@ -1,5 +1,13 @@
-"""What the kernels of a mix hand on to one another: the numbers of the methods, and the columns of the scratch's tables."""
+"""What the kernels of a mix hand on to one another: the numbers of the methods, and what is where in the scratch."""
 
+# What Triton compiles has no Python types.
+# mypy: disable-error-code="no-untyped-def, assignment"
+
+# ruff: noqa: RUF005 - Triton adds tuples, but does not unpack one into another.
+
+from typing import Any, NamedTuple
+
+import triton
 import triton.language as tl
 
 from . import scratch
@@ -14,19 +22,6 @@ REVERSE_KL_SYMMETRY = tl.constexpr(int(Method.REVERSE_KL_SYMMETRY))
 ARITHMETIC = tl.constexpr(int(Method.ARITHMETIC))
 KL_BUDGET = tl.constexpr(int(Method.KL_BUDGET))
 JS_GATE = tl.constexpr(int(Method.JS_GATE))
-
-# The plan: one row of the batch each, [PLAN_WIDTH] fp32.
-PLAN_WIDTH = tl.constexpr(scratch.PLAN_WIDTH)
-PLAN_MIXED = tl.constexpr(0)
-PLAN_METHOD = tl.constexpr(1)
-PLAN_FLOOR = tl.constexpr(2)
-PLAN_ALPHA_MIN = tl.constexpr(3)
-PLAN_ALPHA_MAX = tl.constexpr(4)
-PLAN_MAX_JS = tl.constexpr(5)
-PLAN_RESTRICTED = tl.constexpr(6)
-PLAN_TEACHER_LSE = tl.constexpr(7)
-PLAN_THETA_LSE = tl.constexpr(8)
-PLAN_BUDGET = tl.constexpr(9)
 
 # Partial sums: one row and split each, [PARTIAL_WIDTH] fp32. A reading (`tilt.Reading`), and the divergences
 # (`divergences.Divergences`). The last three begin one column a node.
@@ -44,19 +39,52 @@ PARTIAL_Z = tl.constexpr(16)
 PARTIAL_R = tl.constexpr(32)
 PARTIAL_Q = tl.constexpr(48)
 
-# The solution (`solution.Solution`): one row of the batch each, [SOLUTION_WIDTH] fp32.
+PLAN_WIDTH = tl.constexpr(scratch.PLAN_WIDTH)
 SOLUTION_WIDTH = tl.constexpr(scratch.SOLUTION_WIDTH)
-SOLUTION_DONE = tl.constexpr(0)
-SOLUTION_LOW = tl.constexpr(1)
-SOLUTION_HIGH = tl.constexpr(2)
-SOLUTION_DELTA = tl.constexpr(3)
-SOLUTION_VALUE = tl.constexpr(4)
-SOLUTION_SLOPE = tl.constexpr(5)
-SOLUTION_SOUND = tl.constexpr(6)
-SOLUTION_ALPHA_MIN = tl.constexpr(7)
-SOLUTION_ALPHA_MAX = tl.constexpr(8)
-SOLUTION_LSE_THETA = tl.constexpr(9)
-SOLUTION_LSE_TEACHER = tl.constexpr(10)
-SOLUTION_OWN_LSE = tl.constexpr(11)
-SOLUTION_KL_END = tl.constexpr(12)
-SOLUTION_EXACT = tl.constexpr(13)
+
+
+class Plan(NamedTuple):
+    """What a row asks for; all [ROWS]. In the scratch the column of a field is its place here."""
+
+    mixed: Any
+    """1, or 0 where the teacher draws alone and the row is only measured."""
+    method: Any
+    """One of the numbers above."""
+    floor: Any
+    """The teacher's logit below which a token is not mixed."""
+    alpha_min: Any
+    """Bounds of alpha; equal where it is known."""
+    alpha_max: Any
+    max_js: Any
+    """Nats: above it the teacher draws alone."""
+    restricted: Any
+    """1 where the support is."""
+    teacher_lse: Any
+    """Log-sum-exp of the whole rows, where the support is restricted."""
+    theta_lse: Any
+    budget: Any
+    """Nats, of `KL_BUDGET`."""
+
+
+PLAN_FIELDS = tl.constexpr(len(Plan._fields))
+
+
+@triton.jit
+def store_fields(out, values, active, COUNT: tl.constexpr):
+    """The fields of a named tuple, each in the column of its place, as fp32."""
+    for column in tl.static_range(COUNT):
+        tl.store(out + column, values[column].to(tl.float32), mask=active)
+
+
+@triton.jit
+def load_fields(out, active, COUNT: tl.constexpr):
+    """What `store_fields` stored; 1 for rows that are not `active`. What is not used is not loaded."""
+    values = ()
+    for column in tl.static_range(COUNT):
+        values = values + (tl.load(out + column, mask=active, other=1.0),)
+    return values
+
+
+@triton.jit
+def load_plan(plan_ptr, row, active):
+    return Plan(*load_fields(plan_ptr + row * PLAN_WIDTH, active, PLAN_FIELDS))

@@ -19,17 +19,10 @@ from .columns import (
     FIXED,
     JS_GATE,
     OPTED_OUT,
-    PLAN_ALPHA_MAX,
-    PLAN_ALPHA_MIN,
-    PLAN_BUDGET,
-    PLAN_FLOOR,
-    PLAN_MAX_JS,
-    PLAN_METHOD,
-    PLAN_MIXED,
-    PLAN_RESTRICTED,
-    PLAN_TEACHER_LSE,
-    PLAN_THETA_LSE,
+    PLAN_FIELDS,
     PLAN_WIDTH,
+    Plan,
+    store_fields,
 )
 from .divergences import divergence_sums, gated_alpha
 from .ess_balance import ess_balance_alpha
@@ -220,15 +213,17 @@ def plan_kernel(
     given = (method == FIXED) | (method == ARITHMETIC) | searched
     above = tl.where(alpha < alpha_min, alpha_min, alpha)
     bounded = tl.where(above > alpha_max, alpha_max, above)
-    out = plan_ptr + row.to(tl.int64) * PLAN_WIDTH
-    tl.store(out + PLAN_MIXED, mixed.to(tl.float32), mask=active)
-    tl.store(out + PLAN_METHOD, method.to(tl.float32), mask=active)
-    tl.store(out + PLAN_FLOOR, floor, mask=active)
-    tl.store(out + PLAN_ALPHA_MIN, tl.where(given, bounded, alpha_min), mask=active)
-    tl.store(out + PLAN_ALPHA_MAX, tl.where(given, bounded, alpha_max), mask=active)
-    tl.store(out + PLAN_MAX_JS, max_js, mask=active)
-    tl.store(out + PLAN_RESTRICTED, restricted.to(tl.float32), mask=active)
-    tl.store(out + PLAN_TEACHER_LSE, teacher_lse, mask=active)
-    tl.store(out + PLAN_THETA_LSE, theta_lse, mask=active)
-    tl.store(out + PLAN_BUDGET, budget, mask=active)
+    plan = Plan(
+        mixed=mixed,
+        method=method,
+        floor=floor,
+        alpha_min=tl.where(given, bounded, alpha_min),
+        alpha_max=tl.where(given, bounded, alpha_max),
+        max_js=max_js,
+        restricted=restricted,
+        teacher_lse=teacher_lse,
+        theta_lse=theta_lse,
+        budget=budget,
+    )
+    store_fields(plan_ptr + row.to(tl.int64) * PLAN_WIDTH, plan, active, PLAN_FIELDS)
     tl.store(entry_ptr + row, slot * num_positions + position, mask=active)

@@ -21,8 +21,7 @@ from .columns import (
     PARTIAL_SPREAD_LOW,
     PARTIAL_WIDTH,
     PARTIAL_Z,
-    PLAN_FLOOR,
-    PLAN_WIDTH,
+    load_plan,
 )
 from .tilt import NOTHING, Reading, move_peaks, tilted_sums
 
@@ -133,7 +132,7 @@ def read_kernel(
     active = offset >= 0
     if tl.max(active.to(tl.int32), axis=0) == 0:
         return
-    floor = tl.load(plan_ptr + row * PLAN_WIDTH + PLAN_FLOOR, mask=active, other=0.0)
+    floor = load_plan(plan_ptr, row, active).floor
     low = tl.full([ROWS], 0.0, tl.float32)
     begin = split * split_size
     reading = tilted_sums(

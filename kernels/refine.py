@@ -16,13 +16,7 @@ from .columns import (
     PARTIAL_KL_TEACHER,
     PARTIAL_KL_THETA,
     PARTIAL_WIDTH,
-    PLAN_ALPHA_MAX,
-    PLAN_ALPHA_MIN,
-    PLAN_BUDGET,
-    PLAN_FLOOR,
-    PLAN_MAX_JS,
-    PLAN_METHOD,
-    PLAN_WIDTH,
+    load_plan,
 )
 from .divergences import divergence_sums
 from .read import FIRST_NODES, FIRST_PAD, store_reading
@@ -58,33 +52,30 @@ def refine_kernel(
         return
     teacher_row = (teacher_ptr + row * teacher_stride)[:, None]
     theta_row = (theta_ptr + tl.where(active, offset, 0))[:, None]
-    plan = plan_ptr + row * PLAN_WIDTH
-    floor = tl.load(plan + PLAN_FLOOR, mask=active, other=0.0)
+    plan = load_plan(plan_ptr, row, active)
     part = row * splits + split
     begin = split * split_size
     end = tl.minimum(begin + split_size, vocab)
-    method = tl.load(plan + PLAN_METHOD, mask=active, other=0.0).to(tl.int32)
-    arithmetic = active & (method == ARITHMETIC)
+    arithmetic = active & (plan.method == ARITHMETIC)
     solution = solve_first(
         partials_ptr=read_ptr,
         row=row,
         active=active,
-        method=method,
+        method=plan.method,
         arithmetic=arithmetic,
-        alpha_min=tl.load(plan + PLAN_ALPHA_MIN, mask=active, other=0.0),
-        alpha_max=tl.load(plan + PLAN_ALPHA_MAX, mask=active, other=1.0),
-        budget=tl.load(plan + PLAN_BUDGET, mask=active, other=0.0),
+        alpha_min=plan.alpha_min,
+        alpha_max=plan.alpha_max,
+        budget=plan.budget,
         splits=splits,
         ROWS=ROWS,
         NODES=FIRST_NODES,
         PAD=FIRST_PAD,
         SPLITS=SPLITS,
     )
-    max_js = tl.load(plan + PLAN_MAX_JS, mask=active, other=float("inf"))
-    compared = active & solution.sound & (arithmetic | (max_js < float("inf")))
+    compared = active & solution.sound & (arithmetic | (plan.max_js < float("inf")))
     if tl.max(compared.to(tl.int32), axis=0) > 0:
         divergences = divergence_sums(
-            teacher_row, theta_row, floor, compared, arithmetic, solution.alpha_min, solution.lse_theta,
+            teacher_row, theta_row, plan.floor, compared, arithmetic, solution.alpha_min, solution.lse_theta,
             solution.lse_teacher, begin, end, ROWS, LANES,
         )  # fmt: skip
         out = partials_ptr + part * PARTIAL_WIDTH
@@ -101,7 +92,7 @@ def refine_kernel(
         reading = tilted_sums(
             teacher_row=teacher_row,
             theta_row=theta_row,
-            floor=floor,
+            floor=plan.floor,
             active=still_open,
             low=low,
             high=high,

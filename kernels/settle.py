@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .columns import KL_BUDGET, PLAN_BUDGET, PLAN_FLOOR, PLAN_METHOD, PLAN_WIDTH
+from .columns import KL_BUDGET, load_plan
 from .interpolate import KL_TOLERANCE
 from .points import at_end, newton, point_sums, shift_of
 from .solution import NODES, PAD, Solution, load_solution, solve_next, span_of, store_solution
@@ -177,15 +177,14 @@ def settle_kernel(
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     offset = tl.load(theta_offset_ptr + row, mask=row < num_rows, other=-1)
     found = load_solution(solution_ptr, row, offset >= 0)
-    reread = found.done == 0
+    reread = found.done == 0.0
     if tl.max(reread.to(tl.int32), axis=0) == 0:
         return
-    plan = plan_ptr + row * PLAN_WIDTH
-    budgeted = reread & (tl.load(plan + PLAN_METHOD, mask=reread, other=0.0) == KL_BUDGET)
-    budget = tl.load(plan + PLAN_BUDGET, mask=reread, other=0.0)
+    plan = load_plan(plan_ptr, row, reread)
+    budgeted = reread & (plan.method == KL_BUDGET)
     low, high = span_of(found.low, found.high)
     cell = solve_next(
-        read_ptr, row, reread, low, high, found.alpha_min, found.alpha_max, budgeted, budget, found.lse_theta,
+        read_ptr, row, reread, low, high, found.alpha_min, found.alpha_max, budgeted, plan.budget, found.lse_theta,
         found.lse_teacher, splits, NODES, PAD, SPLITS,
     )  # fmt: skip
     low = cell.low
@@ -198,12 +197,12 @@ def settle_kernel(
         settled = settle_alpha(
             teacher_row=(teacher_ptr + row * teacher_stride)[:, None],
             theta_row=(theta_ptr + tl.where(still_open, offset, 0))[:, None],
-            floor=tl.load(plan + PLAN_FLOOR, mask=still_open, other=0.0),
+            floor=plan.floor,
             active=still_open,
             low=tl.minimum(tl.maximum(low, found.alpha_min), found.alpha_max),
             high=tl.minimum(tl.maximum(high, found.alpha_min), found.alpha_max),
             budgeted=budgeted,
-            budget=budget,
+            budget=plan.budget,
             lse_theta=found.lse_theta,
             lse_teacher=found.lse_teacher,
             vocab=vocab,
@@ -222,7 +221,7 @@ def settle_kernel(
         value=value,
         slope=slope,
         # inf - inf and nan - nan are nan
-        sound=found.sound & ((value - value) + (slope - slope) == 0.0),
+        sound=(found.sound != 0.0) & ((value - value) + (slope - slope) == 0.0),
         alpha_min=found.alpha_min,
         alpha_max=found.alpha_max,
         lse_theta=found.lse_theta,

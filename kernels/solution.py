@@ -27,21 +27,9 @@ from .columns import (
     KL_BUDGET,
     KL_SYMMETRY,
     REVERSE_KL_SYMMETRY,
-    SOLUTION_ALPHA_MAX,
-    SOLUTION_ALPHA_MIN,
-    SOLUTION_DELTA,
-    SOLUTION_DONE,
-    SOLUTION_EXACT,
-    SOLUTION_HIGH,
-    SOLUTION_KL_END,
-    SOLUTION_LOW,
-    SOLUTION_LSE_TEACHER,
-    SOLUTION_LSE_THETA,
-    SOLUTION_OWN_LSE,
-    SOLUTION_SLOPE,
-    SOLUTION_SOUND,
-    SOLUTION_VALUE,
     SOLUTION_WIDTH,
+    load_fields,
+    store_fields,
 )
 from .interpolate import LAST_BIT, SURE, close_cell
 from .read import load_reading
@@ -64,7 +52,7 @@ CERTAIN = tl.constexpr(1.0e-20)
 
 
 class Solution(NamedTuple):
-    """What is known of a row's alpha after a reading; all [ROWS]."""
+    """What is known of a row's alpha after a reading; all [ROWS]. In the scratch the column of a field is its place here."""
 
     done: Any
     """alpha is known well enough."""
@@ -95,45 +83,18 @@ class Solution(NamedTuple):
     """Found by `settle_kernel`: log q is to be added up as there."""
 
 
+SOLUTION_FIELDS = tl.constexpr(len(Solution._fields))
+
+
 @triton.jit
 def store_solution(solution_ptr, row, active, solution):
-    out = solution_ptr + row * SOLUTION_WIDTH
-    tl.store(out + SOLUTION_DONE, solution.done.to(tl.float32), mask=active)
-    tl.store(out + SOLUTION_LOW, solution.low, mask=active)
-    tl.store(out + SOLUTION_HIGH, solution.high, mask=active)
-    tl.store(out + SOLUTION_DELTA, solution.delta, mask=active)
-    tl.store(out + SOLUTION_VALUE, solution.value, mask=active)
-    tl.store(out + SOLUTION_SLOPE, solution.slope, mask=active)
-    tl.store(out + SOLUTION_SOUND, solution.sound.to(tl.float32), mask=active)
-    tl.store(out + SOLUTION_ALPHA_MIN, solution.alpha_min, mask=active)
-    tl.store(out + SOLUTION_ALPHA_MAX, solution.alpha_max, mask=active)
-    tl.store(out + SOLUTION_LSE_THETA, solution.lse_theta, mask=active)
-    tl.store(out + SOLUTION_LSE_TEACHER, solution.lse_teacher, mask=active)
-    tl.store(out + SOLUTION_OWN_LSE, solution.own_lse, mask=active)
-    tl.store(out + SOLUTION_KL_END, solution.kl_end, mask=active)
-    tl.store(out + SOLUTION_EXACT, solution.exact.to(tl.float32), mask=active)
+    store_fields(solution_ptr + row * SOLUTION_WIDTH, solution, active, SOLUTION_FIELDS)
 
 
 @triton.jit
 def load_solution(solution_ptr, row, active):
-    """As stored; a row that is not `active` is done and sound."""
-    out = solution_ptr + row * SOLUTION_WIDTH
-    return Solution(
-        done=tl.load(out + SOLUTION_DONE, mask=active, other=1.0) != 0.0,
-        low=tl.load(out + SOLUTION_LOW, mask=active, other=0.0),
-        high=tl.load(out + SOLUTION_HIGH, mask=active, other=1.0),
-        delta=tl.load(out + SOLUTION_DELTA, mask=active, other=0.0),
-        value=tl.load(out + SOLUTION_VALUE, mask=active, other=0.0),
-        slope=tl.load(out + SOLUTION_SLOPE, mask=active, other=0.0),
-        sound=tl.load(out + SOLUTION_SOUND, mask=active, other=1.0) != 0.0,
-        alpha_min=tl.load(out + SOLUTION_ALPHA_MIN, mask=active, other=0.0),
-        alpha_max=tl.load(out + SOLUTION_ALPHA_MAX, mask=active, other=1.0),
-        lse_theta=tl.load(out + SOLUTION_LSE_THETA, mask=active, other=0.0),
-        lse_teacher=tl.load(out + SOLUTION_LSE_TEACHER, mask=active, other=0.0),
-        own_lse=tl.load(out + SOLUTION_OWN_LSE, mask=active, other=0.0),
-        kl_end=tl.load(out + SOLUTION_KL_END, mask=active, other=0.0),
-        exact=tl.load(out + SOLUTION_EXACT, mask=active, other=0.0) != 0.0,
-    )
+    """As stored, flags as 1 or 0; a row that is not `active` is done and sound."""
+    return Solution(*load_fields(solution_ptr + row * SOLUTION_WIDTH, active, SOLUTION_FIELDS))
 
 
 @triton.jit
@@ -172,7 +133,7 @@ def solve_first(
     partials_ptr,
     row,  # [ROWS] int64
     active,  # [ROWS]
-    method,  # [ROWS] int32
+    method,  # [ROWS]: its number
     arithmetic,  # [ROWS]
     alpha_min,  # [ROWS]
     alpha_max,  # [ROWS]

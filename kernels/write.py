@@ -13,16 +13,7 @@ from .columns import (
     PARTIAL_KL_TEACHER,
     PARTIAL_KL_THETA,
     PARTIAL_WIDTH,
-    PLAN_ALPHA_MIN,
-    PLAN_BUDGET,
-    PLAN_FLOOR,
-    PLAN_MAX_JS,
-    PLAN_METHOD,
-    PLAN_MIXED,
-    PLAN_RESTRICTED,
-    PLAN_TEACHER_LSE,
-    PLAN_THETA_LSE,
-    PLAN_WIDTH,
+    load_plan,
 )
 from .record import Kind
 from .solution import load_solution
@@ -105,36 +96,31 @@ def write_kernel(
     lse_theta = solution.lse_theta
     lse_teacher = solution.lse_teacher
 
-    plan = plan_ptr + row * PLAN_WIDTH
-    method = tl.load(plan + PLAN_METHOD, mask=active, other=0.0)
-    arithmetic = method == ARITHMETIC
-    mixed = active & (tl.load(plan + PLAN_MIXED, mask=active, other=0.0) != 0.0)
-    max_js = tl.load(plan + PLAN_MAX_JS, mask=active, other=float("inf"))
-    floor = tl.load(plan + PLAN_FLOOR, mask=active, other=0.0)
+    plan = load_plan(plan_ptr, row, active)
+    arithmetic = plan.method == ARITHMETIC
+    mixed = active & (plan.mixed != 0.0)
+    floor = plan.floor
+    sound = solution.sound != 0.0
     parts = compared_ptr + (row[:, None] * splits + tl.arange(0, SPLITS)[None, :]) * PARTIAL_WIDTH
-    compared = active & solution.sound & (arithmetic | (max_js < float("inf")))
+    compared = active & sound & (arithmetic | (plan.max_js < float("inf")))
     inside = compared[:, None] & (tl.arange(0, SPLITS)[None, :] < splits)
     js = tl.sum(tl.load(parts + PARTIAL_JS, mask=inside, other=0.0), axis=1)
-    alone = (solution.sound == 0) | (js > max_js) | (mixed == 0)
+    alone = (sound == 0) | (js > plan.max_js) | (mixed == 0)
     alpha = tl.where(alone, 1.0, low + delta)
     log_z = value + (1.0 - alpha) * lse_theta + alpha * lse_teacher
 
     if split == 0:
         geometric_theta = tl.maximum(alpha * slope - value, 0.0)
         # The budget holds, but for rounding, unless alpha was raised to its lower bound.
-        budget = tl.load(plan + PLAN_BUDGET, mask=active, other=0.0)
-        alpha_min = tl.load(plan + PLAN_ALPHA_MIN, mask=active, other=0.0)
-        within = (method == KL_BUDGET) & ((alpha > alpha_min) | (alpha == 0.0))
-        geometric_theta = tl.where(within, tl.minimum(geometric_theta, budget), geometric_theta)
+        within = (plan.method == KL_BUDGET) & ((alpha > plan.alpha_min) | (alpha == 0.0))
+        geometric_theta = tl.where(within, tl.minimum(geometric_theta, plan.budget), geometric_theta)
         geometric_teacher = tl.maximum((alpha - 1.0) * slope - value, 0.0)
         sum_theta = tl.sum(tl.load(parts + PARTIAL_KL_THETA, mask=inside, other=0.0), axis=1)
         sum_teacher = tl.sum(tl.load(parts + PARTIAL_KL_TEACHER, mask=inside, other=0.0), axis=1)
         kl_theta = tl.where(alone, solution.kl_end, tl.where(arithmetic, tl.maximum(sum_theta, 0.0), geometric_theta))
         kl_teacher = tl.where(alone, 0.0, tl.where(arithmetic, tl.maximum(sum_teacher, 0.0), geometric_teacher))
         kind = tl.where(alone, TEACHER_ALONE, tl.where(arithmetic, ARITHMETIC_MIXTURE, GEOMETRIC_MIXTURE))
-        restricted = tl.load(plan + PLAN_RESTRICTED, mask=active, other=0.0) != 0.0
-        full_teacher_lse = tl.load(plan + PLAN_TEACHER_LSE, mask=active & restricted, other=0.0)
-        full_theta_lse = tl.load(plan + PLAN_THETA_LSE, mask=active & restricted, other=0.0)
+        restricted = plan.restricted != 0.0
         entry = tl.load(entry_ptr + row, mask=active, other=0)
         tl.store(alpha_ptr + entry, alpha, mask=active)
         tl.store(kl_theta_ptr + entry, kl_theta, mask=active)
@@ -145,13 +131,13 @@ def write_kernel(
         tl.store(floor_ptr + entry, floor, mask=active)
         tl.store(mixed_teacher_lse_ptr + entry, lse_teacher, mask=active)
         tl.store(mixed_theta_lse_ptr + entry, lse_theta, mask=active)
-        tl.store(teacher_lse_ptr + entry, tl.where(restricted, full_teacher_lse, solution.own_lse), mask=active)
-        tl.store(theta_lse_ptr + entry, tl.where(restricted, full_theta_lse, lse_theta), mask=active)
+        tl.store(teacher_lse_ptr + entry, tl.where(restricted, plan.teacher_lse, solution.own_lse), mask=active)
+        tl.store(theta_lse_ptr + entry, tl.where(restricted, plan.theta_lse, lse_theta), mask=active)
 
     written = active & (alone == 0)
     if tl.max(written.to(tl.int32), axis=0) == 0:
         return
-    exact = solution.exact & written
+    exact = (solution.exact != 0.0) & written
     written = written & (exact == 0)
     sums = written & arithmetic
     any_sums = tl.max(sums.to(tl.int32), axis=0) > 0
