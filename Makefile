@@ -8,7 +8,7 @@
 #   make lint         ruff and mypy
 #   make bench        the benchmarks that this machine can run, an hour or more; then the tables of the READMEs
 #   make pair         trains the example pair again
-#   make distillation  what data from q* teaches beside other data: the short form, under an hour; goes on where interrupted
+#   make distillation  the next draw of the experiment on what data teaches, and its page; goes on where it was interrupted
 #
 # On a machine without a GPU, VLLM=newest puts the newest supported vLLM's Python code on the CPU build of an older one
 # (scripts/vllm_on_cpu.sh); a version's number does the same for that version:
@@ -92,6 +92,7 @@ pair: setup
 distillation: setup
 	@.venv/bin/python -c "import matplotlib" 2> /dev/null || .venv/bin/python -m pip install -q --no-build-isolation -e '.[bench]'
 	$(run) examples/distillation/run.py
+	$(run) examples/distillation/report.py --write
 
 clean:
 	rm -rf .venv .venv.lock build *.egg-info scripts/cpu_vllm/build scripts/cpu_vllm/*.egg-info
