@@ -22,6 +22,7 @@ from distillation import HERE, RESULTS
 from distillation.decision import Decision, Values, accuracy, decide, difference, holm, load_draws, primary_values
 from distillation.protocol import CONTROLS, DEFAULT, DRAWS, EPOCHS, RIVALS, SETS, SOURCES
 from distillation.student_t import Mean, mean_of
+from distillation.summary import summary
 
 PAGES = (HERE / "README.md", HERE / "TABLES.md")
 BEGIN = "<!-- {name}: written by report.py -->"
@@ -370,10 +371,11 @@ def written_into(text: str, results: Results) -> str:
 
 
 def write(folder: Path = RESULTS) -> None:
-    """Put the results into the pages, and draw the plots."""
+    """Put the results into the pages and into summary.json, and draw the plots."""
     from distillation.plots import draw  # needs matplotlib, the tables do not
 
     results = Results.load(folder)
+    (folder / "summary.json").write_text(json.dumps(summary(results.draws), indent=1) + "\n")
     for page in PAGES:
         page.write_text(written_into(page.read_text(), results))
     if results.draws:
