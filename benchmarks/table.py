@@ -28,6 +28,8 @@ SHOWN = {
     "draft_model": "the teacher with theta as vLLM's draft model",
     "optimal": "**optimal sampling**",
     "original": "the reference implementation's algorithm (approximates q\\*)",
+    "self": "**optimal sampling**, theta the teacher itself",
+    "scored": "**optimal sampling**, theta scores",
     "lockstep": "transformers, both models in lockstep (q\\*)",
 }
 
@@ -474,6 +476,24 @@ def example_pair(result: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def weight_updates(result: dict[str, Any]) -> list[str]:
+    """What `update_theta` takes where the engine is in the trainer's process, and where it is not."""
+    parameters, dtype = result["pair"]["theta_parameters"], result["settings"]["dtype"]
+    lines = [
+        f"**New weights for theta** of {millions(parameters)} parameters in {dtype}: `update_theta`, seconds by the clock. "
+        f"{machine_line(result)}",
+        "",
+        "| the engine is in | seconds | MB of weights | GB/s |",
+        "| --- | --- | --- | --- |",
+    ]
+    for engine, one in result["engines"].items():
+        seconds, size = one["seconds"], one["bytes"]
+        median, low, high = (f"{seconds[key]:.3g}" for key in ("median", "low", "high"))
+        cells = (engine, f"{median} ({low} to {high})", number(size / 1e6), number(size / 1e9 / seconds["median"]))
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
 def fit(result: dict[str, Any]) -> list[str]:
     """The figures of a GPU that predictions are made from."""
     one = result["hardware"]
@@ -502,7 +522,16 @@ def roofline(result: dict[str, Any]) -> list[str]:
         ratios = ", ".join(f"{line['of_teacher']:.2f}" for line in at)
         even = ", ".join(of(line["break_even_acceptance"], "none") for line in at)
         lines.append(f"| {one['acceptance']} | {ratios} | {even} | `{json.dumps(one['schedule'])}` |")
-    return [*lines, ""]
+    without = [line for line in result["without_drafts"] if line["batch"] in (1, 8, 32, 128, 256)]
+    said = {mode: ", ".join(f"{line[mode]:.2f}" for line in without) for mode in ("scored", "self")}
+    return [
+        *lines,
+        "",
+        f"Predicted without any drafts, of the teacher alone at {', '.join(str(line['batch']) for line in without)} requests: "
+        f"theta scores (a forward of each model a step) {said['scored']}; theta is the teacher itself (one forward of both "
+        f"prompts' rows) {said['self']}.",
+        "",
+    ]
 
 
 SECTIONS = {
@@ -512,6 +541,7 @@ SECTIONS = {
     "kernel": kernel,
     "model": model,
     "growth": growth,
+    "weight-updates": weight_updates,
     "fit": fit,
     "roofline": roofline,
 }

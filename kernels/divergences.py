@@ -12,6 +12,8 @@ whose terms are never negative: where the models nearly agree the series keeps t
 # What Triton compiles has no Python types.
 # mypy: disable-error-code="no-untyped-def"
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -20,6 +22,17 @@ from .tilt import LN_2, LOG2_E, load_pair
 NEAR = tl.constexpr(0.25)
 """Of s: the series is cut after s^10, and the next term is 1.4e-8 of the sum there."""
 MOST_EXPONENT = tl.constexpr(80.0)
+
+
+class Divergences(NamedTuple):
+    """Of two rows, or of some of their tokens; all [ROWS], nats."""
+
+    js: Any
+    """JS(theta, teacher)."""
+    kl_theta: Any
+    """D_KL(q || theta) of the arithmetic mixture q."""
+    kl_teacher: Any
+    """D_KL(q || teacher) of the arithmetic mixture q."""
 
 
 @triton.jit
@@ -37,7 +50,7 @@ def divergence_sums(
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """JS(theta, teacher), and D_KL(q || theta), D_KL(q || teacher) of the arithmetic mixture; all [ROWS], nats."""
+    """The `Divergences` of the tokens [begin, end)."""
     js = tl.full([ROWS, LANES], 0.0, tl.float32)
     kl_theta = js
     kl_teacher = js
@@ -65,10 +78,10 @@ def divergence_sums(
         # theta's -inf under a positive mixture gives the inf that it should.
         kl_theta += tl.where(mixture > 0.0, mixture * (log_mixture - log_theta), 0.0)
         kl_teacher += tl.where(mixture > 0.0, mixture * (log_mixture - log_teacher), 0.0)
-    return (
-        tl.sum(js, axis=1) * (0.5 * LN_2),
-        tl.sum(kl_theta, axis=1) * LN_2,
-        tl.sum(kl_teacher, axis=1) * LN_2,
+    return Divergences(
+        js=tl.sum(js, axis=1) * (0.5 * LN_2),
+        kl_theta=tl.sum(kl_theta, axis=1) * LN_2,
+        kl_teacher=tl.sum(kl_teacher, axis=1) * LN_2,
     )
 
 

@@ -8,18 +8,16 @@ from typing import Any
 
 import pytest
 from vllm import LLM
-from vllm_optimal_sampling.kernels import Method
 
-from support.cases import Case, generate, theta_prompts, token_ids
+from support.cases import EVERY_METHOD, Case, generate, theta_prompts, token_ids
 from support.reference_models import Reference
 from support.row_audit import RowAudit
 from vllm_optimal_sampling.front_end.records import TokenRecords
 
 ARGUMENTS: list[dict[str, Any]] = [
-    *({"alpha_method": method.name.lower()} for method in Method if method is not Method.KL_BUDGET),
+    *EVERY_METHOD,
     {"alpha_method": "fixed", "alpha": 0.3},
     {"alpha_method": "arithmetic", "alpha": 0.3},
-    {"alpha_method": "kl_budget", "kl_budget": 0.02},
     {"alpha_method": "kl_budget", "kl_budget": [0.5, 0.0], "alpha_steps": 5},
     {"alpha_method": "js_gate", "js_sensitivity": 20.0, "alpha_min": 0.3, "alpha_max": 0.9},
     {"alpha_method": "fixed", "alpha": [0.9, 0.1], "alpha_steps": 4},

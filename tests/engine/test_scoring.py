@@ -267,5 +267,7 @@ def test_the_offset_is_refused_where_it_is_none() -> None:
     assert "16, 17" in str(offset(**{**right, "theta.b": layer(400)})[1])
     assert "lie in two buffers" in str(offset(**{**right, "theta.a": layer(256, of=buffer.clone())})[1])
     assert "is -16 blocks before" in str(offset(**{**right, "a": layer(256), "theta.a": layer(0)})[1])
+    far = SimpleNamespace(kv_cache=torch.empty(1, device="meta").as_strided((8, 16), (2**31, 1)))
+    assert "are 2147483648 elements apart" in str(offset(**{**right, "a": far, "theta.a": far})[1])
     config.kv_cache_groups = [SimpleNamespace(layer_names=names) for names in (["a", "b"], ["theta.a", "theta.b"])]
     assert "in different groups" in str(offset(**right)[1])

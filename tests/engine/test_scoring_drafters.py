@@ -1,25 +1,63 @@
-"""Drafts of heads on the teacher's hidden states beside a theta that is the teacher: rows audited, greedy tokens compared."""
+"""Drafts of heads and modules on the teacher's hidden states: rows audited, greedy tokens compared, drafts accepted."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 from vllm import LLM
 
 from support.cases import mixed_batch
 from support.engines import find_runner
-from support.random_models import save_eagle_head, save_model
+from support.random_models import add_mtp_module, save_eagle3_head, save_eagle_head, save_model
 from support.reference_models import Reference
 from support.scored_steps import audited, check_greedy, counts
 
+GLM: dict[str, Any] = {
+    "architecture": "glm4_moe",
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "tie_word_embeddings": False,
+}
 
-def test_one_model_with_an_eagle_head(scoring_engines: Callable[..., LLM], tmp_path: Path) -> None:
-    """Drafts of a head on the teacher's hidden states, with a layer and a cache of its own beside the twins."""
-    model = save_model(tmp_path / "llama", architecture="llama", hidden_size=64, seed=7)
-    head = save_eagle_head(tmp_path / "head", model, seed=8)
-    eagle = {"method": "eagle", "model": head, "num_speculative_tokens": 2, "draft_sample_method": "probabilistic"}
-    llm = scoring_engines(model, speculative_config=eagle)
+
+def with_eagle(folder: Path) -> tuple[str, dict[str, Any]]:
+    model = save_model(folder / "model", architecture="llama", seed=7)
+    return model, {"method": "eagle", "model": save_eagle_head(folder / "head", model, seed=8)}
+
+
+def with_eagle3(folder: Path) -> tuple[str, dict[str, Any]]:
+    model = save_model(folder / "model", architecture="llama", num_layers=4, seed=7)
+    return model, {"method": "eagle3", "model": save_eagle3_head(folder / "head", model, seed=8)}
+
+
+def with_mtp(folder: Path) -> tuple[str, dict[str, Any]]:
+    model = save_model(folder / "model", seed=7)
+    add_mtp_module(model, seed=8)
+    return model, {"method": "mtp"}
+
+
+def with_mtp_of_experts(folder: Path) -> tuple[str, dict[str, Any]]:
+    model = save_model(folder / "model", seed=7, **GLM)
+    add_mtp_module(model, seed=8)
+    return model, {"method": "mtp"}
+
+
+@pytest.mark.parametrize(
+    "drafter", [with_eagle, with_eagle3, with_mtp, with_mtp_of_experts], ids=lambda drafter: drafter.__name__
+)
+def test_one_model_with_a_drafter(
+    drafter: Callable[[Path], tuple[str, dict[str, Any]]], scoring_engines: Callable[..., LLM], tmp_path: Path
+) -> None:
+    """The drafter has layers and caches of its own, beside the twins."""
+    model, speculative = drafter(tmp_path)
+    options = {"num_speculative_tokens": 2, "draft_sample_method": "probabilistic"}
+    llm = scoring_engines(model, speculative_config=speculative | options)
     assert not any(name.startswith("theta.") for name in find_runner(llm).speculator.draft_attn_layer_names)
     reference = Reference(model, model)
     # Hot enough for two random distributions to have much in common; the audit's rows are those before temperature.

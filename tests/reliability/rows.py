@@ -264,9 +264,9 @@ def cut_by_vllm(row: torch.Tensor, params: Any, found: torch.Tensor) -> torch.Te
     if not 0 < params.top_p < 1 or params.top_k > 0:
         return None
     from vllm.v1.sample.ops.topk_topp_triton import apply_top_k_top_p_triton
-    from vllm_optimal_sampling.kernels import relax_top_p_
 
     from vllm_optimal_sampling.interpreter import gaps
+    from vllm_optimal_sampling.worker.relaxed_top_p_kernel import relax_top_p_
 
     gaps.fill()
     row = scaled(row, params)

@@ -88,6 +88,8 @@ class Report:
     q_error: float = 0.0
     total_variation: float = 0.0
     mix_total_variation: float = 0.0
+    errors: list[float] = field(default_factory=list)
+    """Of each row, the teacher's or theta's in nats, whichever is larger."""
     worst: AuditError | None = None
     """Of the rows beyond the tolerances, the one by most."""
     by_draft_position: Counter = field(default_factory=Counter)
@@ -160,12 +162,14 @@ class AuditedRows:
         report.rows += 1
         report.by_draft_position[row.draft_position] += 1
         shared = min(teacher.shape[-1], theta.shape[-1])
+        theta_error = 0.0
         if row.theta is not None:
             theta_error = _log_prob_error(row.theta[:shared].double().log_softmax(-1), theta[:shared].log_softmax(-1))
             report.theta_error = max(report.theta_error, theta_error)
             self._judge("theta's row (nats) is", theta_error, self.tolerances.theta_nats, where, report)
         teacher_error = _log_prob_error(row.before.double().log_softmax(-1), teacher.log_softmax(-1))
         report.teacher_error = max(report.teacher_error, teacher_error)
+        report.errors.append(max(theta_error, teacher_error))
         self._judge("the teacher's row (nats) is", teacher_error, self.tolerances.teacher_nats, where, report)
         if not row.enabled:
             if not torch.equal(row.before, row.after):

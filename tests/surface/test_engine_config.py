@@ -608,6 +608,22 @@ def test_a_cache_type_of_thetas_own_is_refused(supported: Any, monkeypatch: pyte
     check_supported(supported)
 
 
+@pytest.mark.parametrize("dtype", ["fp8_e5m2", "int8_per_token_head", "nvfp4"])
+def test_a_cache_that_is_not_shown_exact_is_refused(
+    supported: Any, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    monkeypatch.setattr(supported.cache_config, "cache_dtype", dtype)
+    monkeypatch.setattr(supported.speculative_config, "kv_cache_dtype", None)
+    with pytest.raises(UnsupportedEngineError) as caught:
+        check_supported(supported)
+    assert str(caught.value) == (
+        f"optimal sampling cannot start: a KV cache of {dtype} is not shown exact; use one of auto, float16, bfloat16, "
+        "fp8, fp8_e4m3 as --kv-cache-dtype."
+    )
+    monkeypatch.setattr(supported.cache_config, "cache_dtype", "fp8")
+    check_supported(supported)
+
+
 def test_synthetic_acceptance_starts_with_a_warning(
     build_config: BuildConfig, theta: str, package_log: pytest.LogCaptureFixture
 ) -> None:

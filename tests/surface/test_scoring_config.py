@@ -156,6 +156,10 @@ def test_a_draft_model_beside_another_theta(build_config: BuildConfig, theta: st
             "rejection_sample_method='block' is not supported: tokens would not follow q*; drop it, \"standard\" "
             "is the default",
         ),
+        (
+            {"method": "eagle3", "model": "HEAD", "num_speculative_tokens": 2, "parallel_drafting": True},
+            "parallel_drafting is not supported beside theta: no test shows it exact there; drop it",
+        ),
         ("ngram", "speculative_config is 'ngram', not an object"),
     ],
 )

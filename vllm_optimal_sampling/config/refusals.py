@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+EXACT_CACHE_DTYPES = ("auto", "float16", "bfloat16", "fp8", "fp8_e4m3")
+"""A scale for a whole layer at most. Others keep scales beside the blocks, where a theta that is read through the teacher's
+layers would not find its own, or were not run."""
+
 
 def check_supported(vllm_config: VllmConfig) -> None:
     """Refuse an engine for which no test shows that the output follows q* exactly.
@@ -132,6 +136,11 @@ def _engine_problems(config: VllmConfig) -> Iterator[str]:
             cache.kv_sharing_fast_prefill,
             "fast prefill by KV sharing is not supported; drop --kv-sharing-fast-prefill",
         ),
+        (
+            str(cache.cache_dtype) not in EXACT_CACHE_DTYPES,
+            f"a KV cache of {cache.cache_dtype} is not shown exact; use one of {', '.join(EXACT_CACHE_DTYPES)} as "
+            "--kv-cache-dtype",
+        ),
         (has_lora, "LoRA is not supported beside a separate theta; merge the adapter into the model"),
         (
             model.enable_prompt_embeds,
@@ -160,18 +169,13 @@ def _engine_problems(config: VllmConfig) -> Iterator[str]:
 
 
 def _one_model_problems(config: VllmConfig) -> Iterator[str]:
-    scheduler, cache_dtype = config.scheduler_config, str(config.cache_config.cache_dtype)
+    scheduler = config.scheduler_config
     needed = 2 * scheduler.max_num_seqs * (config.num_speculative_tokens + 1)
     if config.lora_config is not None and scheduler.max_num_batched_tokens < needed:
         yield (
             f"vLLM's LoRA operations take max_num_batched_tokens={scheduler.max_num_batched_tokens} rows, and a step of "
             f"max_num_seqs={scheduler.max_num_seqs} requests may have {needed} of both models; raise the first, or lower "
             "the second"
-        )
-    if "per_token_head" in cache_dtype:
-        yield (
-            f"a KV cache of {cache_dtype} keeps its scales apart for each layer, where theta's would not be found; use "
-            "another --kv-cache-dtype"
         )
 
 

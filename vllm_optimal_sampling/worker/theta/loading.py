@@ -67,10 +67,10 @@ def reload_theta(
         )
     reload_weights(config, model, weights_iterator, weights_path, is_checkpoint_format)
     if current_platform.is_cpu():
-        _repack_tied_heads(model)
+        repack_tied_heads(model)
 
 
-def _repack_tied_heads(model: nn.Module) -> None:
+def repack_tied_heads(model: nn.Module) -> None:
     """Bring tied output layers up to date.
 
     vLLM's CPU build computes with a packed copy of an output layer's weights, and makes it where that layer loads some. A

@@ -23,9 +23,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .checks import check_tensor
-from .scratch import LaunchShape
-from .tilt import LOG2_E, NOTHING
+from vllm_optimal_sampling.kernels.checks import check_tensor
+from vllm_optimal_sampling.kernels.scratch import LaunchShape
+from vllm_optimal_sampling.kernels.tilt import LOG2_E, NOTHING
 
 LANES, NUM_WARPS = 2048, 8
 
@@ -105,14 +105,21 @@ def relax_top_p_(logits: torch.Tensor, top_k: torch.Tensor | None, top_p: torch.
         shape = LaunchShape.choose(num_rows, vocab, interpreted=True)
         rows, lanes = shape.rows, shape.lanes
     relax_top_p_kernel[(-(-num_rows // rows),)](
-        logits,
-        logits.stride(0),
-        top_k,
-        top_p,
-        num_rows,
-        vocab,
+        logits_ptr=logits,
+        logits_stride=logits.stride(0),
+        top_k_ptr=top_k,
+        top_p_ptr=top_p,
+        num_rows=num_rows,
+        vocab=vocab,
         HAS_TOP_K=top_k is not None,
         ROWS=rows,
         LANES=lanes,
         num_warps=NUM_WARPS,
     )
+
+
+def warm_up(vocab: int, device: torch.device) -> None:
+    """Compile the kernel, with top-k and without, on a row without top-p, of which nothing is read or written."""
+    row = torch.zeros(1, vocab, device=device)
+    for top_k in (None, torch.full((1,), vocab, dtype=torch.int32, device=device)):
+        relax_top_p_(row, top_k, torch.ones(1, device=device))

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
-from vllm_optimal_sampling.kernels import relax_top_p_
 
 from vllm_optimal_sampling.interpreter import gaps
+from vllm_optimal_sampling.worker.relaxed_top_p_kernel import relax_top_p_
 
 ROUNDING = 1e-5
 """Of a sum of up to 5,000 float32 probabilities: rows whose mass is this close to top_p may go either way."""
