@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 parts=("$@")
-[ $# -gt 0 ] || parts=(kernel heavy-pair heavy-random model growth)
+[ $# -gt 0 ] || parts=(kernel heavy-pair heavy-random model growth updates)
 
 for part in "${parts[@]}"; do
   echo "== $part"
@@ -22,7 +22,8 @@ for part in "${parts[@]}"; do
       --methods teacher draft_model optimal original lockstep ;;
     model) "$python" benchmarks/model.py --batches 1 8 --drafts 0 1 4 7 ;;
     growth) "$python" benchmarks/growth.py ;;
-    *) echo "cpu.sh: there is no part $part; known are kernel heavy-pair heavy-random model growth" >&2; exit 1 ;;
+    updates) for pair in example random-0.5b; do "$python" benchmarks/weight_updates.py --pair "$pair"; done ;;
+    *) echo "cpu.sh: there is no part $part; known are kernel heavy-pair heavy-random model growth updates" >&2; exit 1 ;;
   esac
 done
 "$python" benchmarks/table.py --write

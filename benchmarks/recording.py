@@ -62,7 +62,10 @@ def commit() -> str:
             command, cwd=BENCHMARKS.parent, capture_output=True, text=True, check=False
         ).stdout.strip()
 
-    written = ("benchmarks/results", "README.md", "examples/distillation/results", "examples/distillation/README.md")
+    examples = (
+        f"examples/{name}/{written}" for name in ("distillation", "on_policy") for written in ("results", "README.md")
+    )
+    written = ("benchmarks/results", "README.md", *examples)
     is_changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *(f":!{path}" for path in written))
     return (git("rev-parse", "HEAD") or "unknown") + ("-dirty" if is_changed else "")
 

@@ -476,6 +476,24 @@ def example_pair(result: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def weight_updates(result: dict[str, Any]) -> list[str]:
+    """What `update_theta` takes where the engine is in the trainer's process, and where it is not."""
+    parameters, dtype = result["pair"]["theta_parameters"], result["settings"]["dtype"]
+    lines = [
+        f"**New weights for theta** of {millions(parameters)} parameters in {dtype}: `update_theta`, seconds by the clock. "
+        f"{machine_line(result)}",
+        "",
+        "| the engine is in | seconds | MB of weights | GB/s |",
+        "| --- | --- | --- | --- |",
+    ]
+    for engine, one in result["engines"].items():
+        seconds, size = one["seconds"], one["bytes"]
+        median, low, high = (f"{seconds[key]:.3g}" for key in ("median", "low", "high"))
+        cells = (engine, f"{median} ({low} to {high})", number(size / 1e6), number(size / 1e9 / seconds["median"]))
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
 def fit(result: dict[str, Any]) -> list[str]:
     """The figures of a GPU that predictions are made from."""
     one = result["hardware"]
@@ -523,6 +541,7 @@ SECTIONS = {
     "kernel": kernel,
     "model": model,
     "growth": growth,
+    "weight-updates": weight_updates,
     "fit": fit,
     "roofline": roofline,
 }

@@ -34,7 +34,7 @@ NAMED = {
     "sequences.md": set(),
     "self-distillation.md": {"bash", "python"},
     "serving.md": {"bash", "python", "javascript", "yaml"},
-    "training.md": {"python"},
+    "training.md": {"bash", "python"},
     "troubleshooting.md": {"python"},
 }
 """The languages of each document's blocks, all of which are run below."""
@@ -88,6 +88,7 @@ def run_as_program(block: Block, folder: Path) -> None:
     [
         pytest.param(block, marks=pytest.mark.full if block.mark == "full" else (), id=block.name)
         for block in blocks("training.md", "python")
+        if "SERVER" not in block.text  # tests/training/test_server.py runs these
     ],
 )
 def test_training(block: Block, tmp_path: Path) -> None:

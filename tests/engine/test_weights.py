@@ -2,69 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 from vllm.compilation.caching import aot_compile_hash_factors
 from vllm.config import WeightTransferConfig
-from vllm.distributed.weight_transfer.base import WeightTransferEngine
-from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from support.cases import generate, mixed_batch, theta_prompts
 from support.engines import find_runner, start_engine, stop_engine
+from support.folder_transfer import BACKEND
 from support.random_models import save_model
 from support.reference_models import Reference
 from support.row_audit import RowAudit
 from vllm_optimal_sampling.weights import reload_weights
 
 
-@dataclass
-class Nothing:
-    """What this transfer has to agree on beforehand."""
-
-
-@dataclass
-class Folder:
-    """One update: a folder with a model's weights."""
-
-    path: str
-
-
-class FolderTransfer(WeightTransferEngine[Nothing, Folder]):
-    """vLLM's weight transfer with a folder in place of the links between GPUs, which a CPU has none of."""
-
-    init_info_cls = Nothing
-    update_info_cls = Folder
-
-    def init_transfer_engine(self, init_info: Nothing) -> None:
-        pass
-
-    def start_weight_update(self) -> None:
-        initialize_layerwise_reload(self.model)
-
-    def update_weights(self, update_info: dict[str, str]) -> None:  # the parent's waits for an accelerator
-        self.receive_weights(self.parse_update_info(update_info))
-
-    def receive_weights(self, update_info: Folder) -> None:
-        self.model.load_weights(load_file(f"{update_info.path}/model.safetensors").items())
-
-    def finish_weight_update(self) -> None:
-        finalize_layerwise_reload(self.model, self.model_config)
-
-    def shutdown(self) -> None:
-        pass
-
-
-WeightTransferEngineFactory.register_engine("files", FolderTransfer)
-
-
 def test_self_distillation_keeps_one_copy_of_the_weights(tmp_path: Path) -> None:
     # vLLM's CPU build repacks a tied output layer when it loads, and leaves it as it was when it reloads.
     model, new_model = (save_model(tmp_path / str(seed), seed=seed, tie_word_embeddings=False) for seed in (4, 5))
-    llm = start_engine(model, model, weight_transfer_config=WeightTransferConfig(backend="files"))
+    llm = start_engine(model, model, weight_transfer_config=WeightTransferConfig(backend=BACKEND))
     try:
         runner = find_runner(llm)
         teacher, theta = runner.model, runner.speculator.model
@@ -102,7 +58,7 @@ def test_new_weights_for_either_model(tmp_path: Path) -> None:
         save_model(tmp_path / str(seed), hidden_size=size, seed=seed, tie_word_embeddings=False)
         for seed, size in ((61, 128), (62, 64), (63, 128), (64, 64))
     )
-    llm = start_engine(teacher, theta, weight_transfer_config=WeightTransferConfig(backend="files"))
+    llm = start_engine(teacher, theta, weight_transfer_config=WeightTransferConfig(backend=BACKEND))
     try:
         cases = mixed_batch(seed=63, long=70)[:6]
 

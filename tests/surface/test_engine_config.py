@@ -681,15 +681,16 @@ def with_theta(build_config: BuildConfig, theta: str, **arguments: Any) -> Any:
 
 
 def test_different_tokenizers_are_refused(build_config: BuildConfig, tmp_path: Path) -> None:
-    other = save_model(tmp_path / "other", special="<s>")
+    other = save_model(tmp_path / "other", special="<s>", words="pack my box with five dozen liquor jugs")
     with pytest.raises(UnsupportedEngineError) as caught:
         with_theta(build_config, other)
     message = str(caught.value)
     assert (
-        "teacher and theta have different tokenizers: 2 ids differ, the first is 0, which is '<|endoftext|>' for"
+        "teacher and theta have different tokenizers: 33 ids differ, the first is 0, which is '<|endoftext|>' for"
         in message
     )
     assert "the teacher and '<s>' for theta" in message
+    assert "and their byte pairs are merged in another order" in message
     assert message.endswith("q* is defined over one vocabulary; use two models of one family.")
     with_theta(build_config, other, skip_tokenizer_init=True)
 

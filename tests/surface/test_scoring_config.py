@@ -207,5 +207,5 @@ def test_adapters_that_do_not_fit(
 
 
 def test_other_tokenizers_and_models_are_refused_as_ever(build_config: BuildConfig, tmp_path: Path) -> None:
-    other = save_model(tmp_path / "other", special="<other>")
+    other = save_model(tmp_path / "other", words="pack my box with five dozen liquor jugs")
     assert "teacher and theta have different tokenizers" in refusal(build_config, **scoring(other))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError, first_line, listed
 from vllm_optimal_sampling.config.theta import EXACT_DRAFTERS, scores, scores_itself, theta_model_config
-from vllm_optimal_sampling.config.tokenizers import tokenizer_problems
+from vllm_optimal_sampling.config.tokenizers import check_tokenizers
 from vllm_optimal_sampling.params import shown
 
 if TYPE_CHECKING:
@@ -50,10 +50,10 @@ def check_supported(vllm_config: VllmConfig) -> None:
     ]
     if not scores_itself(vllm_config):
         problems += _model_problems("theta", theta_model_config(vllm_config))
-    if not problems and not vllm_config.model_config.skip_tokenizer_init:
-        problems = [*tokenizer_problems(vllm_config)]
     if problems:
         raise UnsupportedEngineError(listed(problems))
+    if not vllm_config.model_config.skip_tokenizer_init:
+        check_tokenizers(vllm_config)
     if spec is not None and spec.rejection_sample_method == "synthetic":
         logger.warning(
             "rejection_sample_method='synthetic' accepts drafts at a made-up rate: it is for benchmarks, and the "

@@ -19,6 +19,7 @@ from vllm_optimal_sampling.worker.theta.block_tables import ThetaBlockTables
 from vllm_optimal_sampling.worker.theta.inputs import advance_round, keep_rows, round_inputs
 from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
 from vllm_optimal_sampling.worker.theta.round_graphs import RoundGraphs
+from vllm_optimal_sampling.worker.theta.vocabulary import ThetaVocabulary
 from vllm_optimal_sampling.worker.verification_memory import chunk_rows_in_float32
 
 logger = init_logger(__name__)
@@ -51,7 +52,7 @@ class RoundSpeculator(DraftModelSpeculator):
             dtype=vllm_config.model_config.head_dtype,
             device=device,
         )
-        self.common_vocab_size = min(teacher_vocab_size, self.vocab_size)
+        self.vocabulary = ThetaVocabulary(vllm_config, device)
         self.drafts_by_batch_size = self._scheduled_drafts()
         self.slots = torch.full((self.max_num_reqs,), -1, dtype=torch.int64, device=device)
         self.sample_positions = torch.zeros(self.max_num_reqs, dtype=torch.int64, device=device)
@@ -155,6 +156,7 @@ class RoundSpeculator(DraftModelSpeculator):
             self.input_buffers.seq_lens,
             self.draft_model_config.max_model_len,
             self.vocab_size,
+            self.vocabulary.ids,
         )
 
         num_tokens, sync = num_reqs, None
@@ -279,7 +281,7 @@ class RoundSpeculator(DraftModelSpeculator):
             slot_mappings,
             num_tokens_across_dp,
         )
-        logits = self.compute_draft_logits(hidden_states[:num_reqs], 0)[:, : self.common_vocab_size]
+        logits = self.vocabulary.rows(self.compute_draft_logits(hidden_states[:num_reqs], 0))
         if not draw:
             keep_rows(logits, self.slots, self.draft_logits, self.current_draft_step)
             return
@@ -305,6 +307,7 @@ class RoundSpeculator(DraftModelSpeculator):
             self.input_buffers.seq_lens,
             self.current_draft_step,
             self.draft_model_config.max_model_len,
+            self.vocabulary.ids,
         )
 
     def _profile(self, input_batch: InputBatch) -> None:

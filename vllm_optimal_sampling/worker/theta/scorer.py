@@ -38,6 +38,7 @@ from vllm_optimal_sampling.worker.theta.loading import load_theta, reload_theta,
 from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
 from vllm_optimal_sampling.worker.theta.rows import Rows, chunk_rows, decode_rows, passes
 from vllm_optimal_sampling.worker.theta.scoring_pass import ScoringPass
+from vllm_optimal_sampling.worker.theta.vocabulary import ThetaVocabulary
 from vllm_optimal_sampling.worker.verification_memory import chunk_rows_in_float32
 
 logger = init_logger(__name__)
@@ -74,7 +75,7 @@ class ThetaScorer(ABC):
         self.num_speculative_steps = vllm_config.num_speculative_tokens
         self.requests = ThetaRequests(req_states)
         teacher_vocab_size = vllm_config.model_config.get_vocab_size()
-        self.common_vocab_size = min(teacher_vocab_size, self.model_config.get_vocab_size())
+        self.vocabulary = ThetaVocabulary(vllm_config, device)
         num_rows = self.num_speculative_steps + 1
         self.rows = torch.full(
             (self.max_num_reqs, num_rows, teacher_vocab_size),
@@ -93,6 +94,7 @@ class ThetaScorer(ABC):
             self.requests,
             self.model_config.max_model_len,
             self.model_config.get_vocab_size(),
+            self.vocabulary.ids,
         )
         self.steps = ScorerSteps()
         self._wanted: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
@@ -219,9 +221,9 @@ class ThetaScorer(ABC):
         self._wanted.append((hidden_states[index], slots, positions))
 
     def _keep(self, logits: torch.Tensor, slots: torch.Tensor, drafts: torch.Tensor) -> None:
-        """Put theta's logits [n, at least the common vocabulary] where the mix reads them."""
-        rows = self.rows[:, :, : self.common_vocab_size]
-        rows[slots, drafts] = logits[:, : self.common_vocab_size].to(rows.dtype)
+        """Put theta's logits [n, at least theta's vocabulary] where the mix reads them."""
+        rows = self.rows[:, :, : self.vocabulary.width]
+        rows[slots, drafts] = self.vocabulary.rows(logits).to(rows.dtype)
 
     def update_adapter(self, runner: Any, path: str) -> None:
         """Make another adapter theta, between steps. Cached blocks of the old one must not be reused.

@@ -56,6 +56,7 @@ class ThetaSpeculator(RoundSpeculator):
             self.requests,
             self.draft_model_config.max_model_len,
             self.vocab_size,
+            self.vocabulary.ids,
         )
         self.shares_weights = False
 
@@ -152,6 +153,6 @@ class ThetaSpeculator(RoundSpeculator):
             last, slots = async_tensor_h2d(
                 np.stack((np.cumsum(rows.lengths) - 1, rows.slots))[:, rows.finished], device=self.device
             )
-            logits = self.compute_draft_logits(hidden_states[last], 0)[:, : self.common_vocab_size]
-            kept = self.rows[:, 0, : self.common_vocab_size]
+            logits = self.vocabulary.rows(self.compute_draft_logits(hidden_states[last], 0))
+            kept = self.rows[:, 0, : self.vocabulary.width]
             kept[slots] = logits.to(kept.dtype)

@@ -1,0 +1,200 @@
+"""README's tables and the plot, from the result file and nothing else.
+
+python examples/on_policy/report.py --write     puts them between README's markers, and draws the plot
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from on_policy import HERE
+
+# isort: split
+from distillation.intervals import bootstrap_difference, t_interval
+from distillation.report import COLUMN_TITLES, COLUMNS, WAYS, percent, points, share, table
+
+README = HERE / "README.md"
+RESULTS = HERE / "results"
+PLOT = "curves.png"
+REFERENCE = "q_star"
+COLOURS = {"q_star": "#c0392b", "theta": "#2471a3", "once": "#b7950b"}
+
+
+def summarised(result: dict[str, Any]) -> dict[str, Any]:
+    """A result with shares in the place of the marks of single problems, and the differences that need the marks.
+
+    Adds `differences` of the reference from each other source, and from theta before training (`before`), in each of the
+    columns: the difference of the shares that are right at the end, with its interval.
+    """
+
+    def marks(name: str, held_out: str, way: str, number: str) -> list[str]:
+        return [run["evaluations"][number][held_out][way]["right"] for run in result["runs"][name]]
+
+    def shares(judged: Any) -> Any:
+        return {key: share(value) if key in ("right", "sound") else shares(value) for key, value in judged.items()}
+
+    def of_run(run: dict[str, Any]) -> dict[str, Any]:
+        evaluations = {
+            number: {name: shares(one[name]) for name in one if isinstance(one[name], dict)}
+            for number, one in run["evaluations"].items()
+        }
+        return run | {"evaluations": evaluations}
+
+    end = str(result["recipe"]["rounds"])
+    others = {name: (name, end) for name in result["runs"] if name != REFERENCE} | {"before": (REFERENCE, "0")}
+    differences = {
+        label: [
+            bootstrap_difference(marks(REFERENCE, *column, end), marks(name, *column, number)) for column in COLUMNS
+        ]
+        for label, (name, number) in others.items()
+    }
+    return result | {
+        "differences": differences,
+        "runs": {name: list(map(of_run, runs)) for name, runs in result["runs"].items()},
+    }
+
+
+def at(runs: Sequence[dict[str, Any]], number: int, held_out: str, way: str) -> list[float]:
+    """For each run of a summarised result, the share that is right after so many rounds."""
+    return [run["evaluations"][str(number)][held_out][way]["right"] for run in runs]
+
+
+def students(result: dict[str, Any]) -> list[str]:
+    """What is right at the end, with Student's interval over seeds."""
+    end = result["recipe"]["rounds"]
+    rows = [("*theta, before training*", REFERENCE, 0)]
+    rows += [(result["labels"][name], name, end) for name in result["runs"]]
+
+    def shares(name: str, number: int) -> list[str]:
+        return [percent(t_interval(at(result["runs"][name], number, *column))) for column in COLUMNS]
+
+    return table(["completions", *COLUMN_TITLES], [[label, *shares(name, number)] for label, name, number in rows])
+
+
+def differences(result: dict[str, Any]) -> list[str]:
+    labels = {"before": "*theta, before training*"} | result["labels"]
+    return table(
+        [f"{labels[REFERENCE]}, minus", *COLUMN_TITLES],
+        [[labels[name], *map(points, values)] for name, values in result["differences"].items()],
+    )
+
+
+def drawn(result: dict[str, Any]) -> list[str]:
+    """What was trained on: the share of right completions in the first and the last quarter of the rounds."""
+    quarter = max(1, result["recipe"]["rounds"] // 4)
+
+    def right(runs: Sequence[dict[str, Any]], rounds: slice) -> str:
+        values = [one["right"] for run in runs for one in run["rounds"][rounds]]
+        return f"{100 * sum(values) / len(values):.1f} %"
+
+    rows = [
+        [
+            result["labels"][name],
+            right(runs, slice(quarter)),
+            right(runs, slice(-quarter, None)),
+            f"{sum(one['tokens'] for run in runs for one in run['rounds']):,}",
+        ]
+        for name, runs in result["runs"].items()
+    ]
+    title = ["completions", f"right, first {quarter} rounds", f"right, last {quarter}", "tokens"]
+    return table(title, rows)
+
+
+def origin(result: dict[str, Any]) -> list[str]:
+    """Where the figures come from."""
+    recipe, machine, versions = result["recipe"], result["machine"], result["versions"]
+    every = [run for runs in result["runs"].values() for run in runs]
+    whole = [run["cpu_seconds"] / 60 for run in every if run["resumed_at_round"] == 0]
+    minutes = sum(whole) / len(whole)
+    return [
+        f"{recipe['rounds']} rounds of {recipe['problems']} completions with {recipe['updates']} steps each; "
+        f"{len(result['seeds'])} seeds, each with its own training problems. {machine['cpu']}, {machine['cores']} cores, the "
+        f"engine in {machine['kernels']}; vLLM {versions['vllm']}, torch {versions['torch']}, TRL {versions['trl']}; "
+        f"{result['date']}; load {result['load_before'][0]:.1f} before and {result['load_after'][0]:.1f} after. A run takes "
+        f"{minutes:.1f} minutes of one core (mean of the {len(whole)} that were not interrupted), so all {len(every)} take "
+        f"{minutes * len(every) / 2:.0f} on two idle cores. `results/on-policy.json`.",
+        "",
+    ]
+
+
+SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "students": students,
+    "differences": differences,
+    "drawn": drawn,
+    "origin": origin,
+}
+
+
+def load(folder: Path = RESULTS) -> dict[str, Any]:
+    return json.loads((folder / "on-policy.json").read_text())
+
+
+def written_into(text: str, result: dict[str, Any]) -> str:
+    """README with its sections as the result has them."""
+    for name, section in SECTIONS.items():
+        begin, end = f"<!-- {name}: written by report.py -->\n", f"<!-- {name}: end -->"
+        before, found, rest = text.partition(begin)
+        _, ended, after = rest.partition(end)
+        if not found or not ended:
+            raise ValueError(f"README has no place for {name}")
+        text = before + begin + "\n".join(section(result)).rstrip("\n") + "\n" + end + after
+    return text
+
+
+def write() -> None:
+    README.write_text(written_into(README.read_text(), load()))
+
+
+def draw(result: dict[str, Any], folder: Path) -> None:
+    """The curves: held-out stories by rounds, with Student's interval over seeds, and how much of what was drawn is right."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (*curves, last) = plt.subplots(1, 3, figsize=(15, 4.5))
+    for axes, way in zip(curves, WAYS, strict=True):
+        for name, runs in result["runs"].items():
+            numbers = sorted(map(int, runs[0]["evaluations"]))
+            values = [[100 * value for value in t_interval(at(runs, number, "stories", way))] for number in numbers]
+            middle, low, high = zip(*values, strict=True)
+            axes.plot(numbers, middle, marker="o", markersize=4, color=COLOURS[name], label=result["labels"][name])
+            axes.fill_between(numbers, low, high, color=COLOURS[name], alpha=0.15)
+        axes.set_title(f"held-out stories, {way}")
+        axes.set_ylabel("right, %")
+    for name, runs in result["runs"].items():
+        rounds = range(1, len(runs[0]["rounds"]) + 1)
+        right = [100 * sum(run["rounds"][i - 1]["right"] for run in runs) / len(runs) for i in rounds]
+        last.plot(rounds, right, color=COLOURS[name], label=result["labels"][name])
+    last.set_title("completions that were trained on")
+    last.set_ylabel("right, %")
+    for axes in (*curves, last):
+        axes.set_xlabel("rounds")
+        axes.grid(alpha=0.3)
+    curves[0].legend(loc="lower right", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(folder / PLOT, dpi=90, metadata={"Software": None})
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="write README's sections and the plot")
+    given = parser.parse_args()
+    result = load()
+    if given.write:
+        write()
+        draw(result, RESULTS)
+    else:
+        print("\n".join(line for section in SECTIONS.values() for line in section(result)))
+
+
+if __name__ == "__main__":
+    main()
