@@ -106,7 +106,7 @@ def drawn(result: dict[str, Any]) -> list[str]:
             result["labels"][name],
             right(runs, slice(quarter)),
             right(runs, slice(-quarter, None)),
-            f"{sum(one['tokens'] for run in runs for one in run['rounds']):,}",
+            f"{sum(one['tokens'] for run in runs for one in run['rounds']):,.0f}",
         ]
         for name, runs in result["runs"].items()
     ]
