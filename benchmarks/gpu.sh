@@ -101,7 +101,7 @@ if [ "$CALL" = 1 ]; then
   if [ -z "$SMALL" ]; then
     engines "speed-${pairs[0]}$suffix" speed.py --pair "${pairs[0]}" $inductor --acceptance 0.8 0.9 --engines $several \
       --batches $batches --max-tokens $tokens --profile 8 128
-    check kernel-tests $tests tests/kernels/test_mix.py tests/kernels/test_relax_top_p.py
+    check kernel-tests $tests tests/kernels/test_mix.py tests/engine/test_relaxed_top_p.py
     check row-tests $tests tests/engine/test_rows.py tests/engine/test_scoring.py -m "not full"
   fi
   check gpu-tests $tests tests/engine/test_gpu.py

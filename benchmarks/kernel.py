@@ -41,8 +41,9 @@ from vllm_optimal_sampling.kernels import (  # noqa: E402
     MixSettings,
     mix_,
     reference,
-    relax_top_p_,
 )
+
+from vllm_optimal_sampling.worker.relaxed_top_p_kernel import relax_top_p_  # noqa: E402
 
 ROWS = (1, 8, 32, 64, 160, 320, 1280)
 VOCABULARIES = (32_000, 128_256, 151_936, 262_144)
@@ -221,6 +222,7 @@ def single_calls(seconds: float, rows: int = 40, vocab: int = 151_936) -> dict[s
 
     device = torch.device("cuda")
     ways: dict[str, dict[str, Any]] = {method.name.lower(): {"method": method} for method in Method}
+    ways["kl_budget"] |= {"kl_budget": 0.05, "kl_budget_end": 0.05}
     ways |= {
         "support_top_k=50": {"support_top_k": 50},
         "support_top_p=0.9": {"support_top_p": 0.9},

@@ -22,7 +22,6 @@ if __name__ == "kernels":
 else:
     from .mix import mix_
     from .record import Kind, MixRecord
-    from .relax_top_p import relax_top_p_
     from .scratch import MixScratch
     from .settings import NEVER, Method, MixSettings
     from .tally import tally
@@ -37,7 +36,6 @@ __all__ = [
     "MixScratch",
     "MixSettings",
     "mix_",
-    "relax_top_p_",
     "tally",
     "token_logprobs",
     "warm_up",

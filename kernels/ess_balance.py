@@ -19,7 +19,7 @@ ordinary rows: 50 exponentials an element, paid only by the rows that ask for th
 import triton
 import triton.language as tl
 
-from .settle import LAST_BIT, at_end, newton, point_sums, shift_of
+from .points import at_end, newton, point_sums, shift_of
 from .tilt import LN_2, LOG2_E, RESOLVED, log_sum, tilted_sums
 
 POINTS = tl.constexpr(4)
@@ -27,6 +27,8 @@ NEAR = tl.constexpr(2.0**-6)
 """How far from the step the points about it lie, in widths of the bracket."""
 CLOSED = tl.constexpr(1.0e-4)
 """w (1 + J)."""
+LAST_BIT = tl.constexpr(1.2e-7)
+"""Relative distance of neighbouring float32."""
 MOST_ROUNDS = tl.constexpr(40)
 """Of which 24 take a bracket from 1 to the last bit of 1."""
 FLAT = tl.constexpr(3.5e-7)
@@ -51,16 +53,16 @@ def mirrored_reading(
 ):
     """L and its slope at the nodes of [low, low + 1], and where they are numbers; all [ROWS, PAD]."""
     shift_low = ((1.0 - low) * lse_theta + low * lse_teacher) * LOG2_E
-    peak_low, peak_high, z, r, _, _, _, _, _ = tilted_sums(
+    reading = tilted_sums(
         teacher_row, theta_row, floor, active, low, low + 1.0, shift_low, (lse_teacher - lse_theta) * LOG2_E, 0, vocab,
         ROWS, NODES, PAD, 1, LANES, False, False,
     )  # fmt: skip
     tau = tl.arange(0, PAD)[None, :] / (NODES - 1)
-    resolved = z >= RESOLVED
-    safe_z = tl.where(resolved, z, 1.0)
-    turn = (peak_high - peak_low)[:, None]
-    value = log_sum(safe_z) + (peak_low[:, None] + tau * turn) * LN_2
-    return value, (r / safe_z + turn) * LN_2, resolved
+    resolved = reading.z >= RESOLVED
+    safe_z = tl.where(resolved, reading.z, 1.0)
+    turn = (reading.peak_high - reading.peak_low)[:, None]
+    value = log_sum(safe_z) + (reading.peak_low[:, None] + tau * turn) * LN_2
+    return value, (reading.r / safe_z + turn) * LN_2, resolved
 
 
 @triton.jit
@@ -90,7 +92,7 @@ def ess_balance_alpha(
     )
     # Where a sum is no number alpha is none either.
     resolved = (index < NODES) & right_resolved & left_resolved
-    shift = shift_of(teacher_row, theta_row, floor, active, lse_theta, lse_teacher, vocab, ROWS, LANES)[0]
+    shift = shift_of(teacher_row, theta_row, floor, active, lse_theta, lse_teacher, vocab, ROWS, LANES).total
     alpha = 1.0 - index / (NODES - 1)
     off = left - right
     rise = right_slope - left_slope
@@ -117,14 +119,14 @@ def ess_balance_alpha(
         about = newton(a, b, off_a, off_b, rise_a, rise_b)[:, None] + (point - 1) * (width * NEAR)[:, None]
         tried = tl.where(point == POINTS - 1, (a + 0.5 * width)[:, None], about)
         tried = tl.minimum(tl.maximum(tried, a[:, None]), b[:, None])
-        less, less_slope, _ = point_sums(
+        less = point_sums(
             teacher_row, theta_row, floor, still_open, -tried, lse_theta, shift, vocab, ROWS, POINTS, LANES
         )
-        more, more_slope, _ = point_sums(
+        more = point_sums(
             teacher_row, theta_row, floor, still_open, 2.0 - tried, lse_theta, shift, vocab, ROWS, POINTS, LANES
         )
-        tried_off = less - more
-        tried_rise = more_slope - less_slope
+        tried_off = less.value - more.value
+        tried_rise = more.slope - less.slope
         is_below = still_open[:, None] & (tried_off < 0.0)
         is_above = still_open[:, None] & (tried_off >= 0.0)
         new_a = tl.maximum(tl.max(tl.where(is_below, tried, 0.0), axis=1), a)

@@ -1,41 +1,94 @@
-"""First kernel of a mix: what each row asks for, and the two searches that few rows ask for.
+"""First kernel of a mix: what each row asks for, and the searches that few rows ask for.
 
 Reads the slot's settings once, so that the kernels after it need one small row of `plan` each. Rows that restrict the
-support or balance effective sample sizes are read here as often as `support.py` and `ess_balance.py` say; the others
-not at all.
+support, balance effective sample sizes or are gated by a divergence are read here as often as `support.py`,
+`ess_balance.py` and `divergences.py` say; the others not at all.
 """
 
 # What Triton compiles has no Python types.
 # mypy: disable-error-code="no-untyped-def"
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
-from . import scratch
+from .columns import (
+    ARITHMETIC,
+    ESS_BALANCE,
+    FIXED,
+    JS_GATE,
+    OPTED_OUT,
+    PLAN_ALPHA_MAX,
+    PLAN_ALPHA_MIN,
+    PLAN_BUDGET,
+    PLAN_FLOOR,
+    PLAN_MAX_JS,
+    PLAN_METHOD,
+    PLAN_MIXED,
+    PLAN_RESTRICTED,
+    PLAN_TEACHER_LSE,
+    PLAN_THETA_LSE,
+    PLAN_WIDTH,
+)
+from .divergences import divergence_sums, gated_alpha
 from .ess_balance import ess_balance_alpha
-from .settings import NEVER, Method
 from .support import highest_floor
-from .tilt import LN_2, log_sum, tilted_sums
+from .tilt import LN_2, log_sum_exp, tilted_sums
 
-# Columns of `plan`.
-MIXED = tl.constexpr(0)
-METHOD = tl.constexpr(1)
-FLOOR = tl.constexpr(2)
-ALPHA_MIN = tl.constexpr(3)
-ALPHA_MAX = tl.constexpr(4)
-MAX_JS = tl.constexpr(5)
-RESTRICTED = tl.constexpr(6)
-TEACHER_LSE = tl.constexpr(7)
-THETA_LSE = tl.constexpr(8)
-PLAN_WIDTH = tl.constexpr(scratch.PLAN_WIDTH)
+MOST_BUDGET = tl.constexpr(1.0e30)
+"""Nats. More than any divergence, and finite, so that differences are never nan."""
 
-OPTED_OUT = tl.constexpr(NEVER)
-FIXED = tl.constexpr(int(Method.FIXED))
-ENTROPY = tl.constexpr(int(Method.ENTROPY))
-ESS_BALANCE = tl.constexpr(int(Method.ESS_BALANCE))
-REVERSE_KL_SYMMETRY = tl.constexpr(int(Method.REVERSE_KL_SYMMETRY))
-KL_SYMMETRY = tl.constexpr(int(Method.KL_SYMMETRY))
-ARITHMETIC = tl.constexpr(int(Method.ARITHMETIC))
+
+@triton.jit
+def progress_at(token_position, schedule_position, schedule_steps):
+    """How much of its schedule a row has behind it, in [0, 1]."""
+    behind = tl.maximum(token_position - schedule_position, 0).to(tl.float32)
+    return tl.minimum(behind / schedule_steps.to(tl.float32), 1.0)
+
+
+@triton.jit
+def scheduled(start, end, progress):
+    """The value at `progress`, which is exactly `start` at 0 and `end` at 1; inf in between if either is."""
+    endless = (start == float("inf")) | (end == float("inf"))
+    change = tl.where(endless | (start == end), 0.0, end - start)
+    between = tl.where(endless & (start != end), float("inf"), start + change * progress)
+    return tl.where(progress <= 0.0, start, tl.where(progress >= 1.0, end, between))
+
+
+class Ends(NamedTuple):
+    """What one program reads of rows alone: theta's sum (alpha 0) and the teacher's (alpha 1) over the mixed tokens, and the
+    teacher's over the tokens that its own row keeps. All [ROWS]; peaks in bits, sums relative to them."""
+
+    theta: Any
+    teacher: Any
+    own: Any
+    peak_theta: Any
+    peak_teacher: Any
+    peak_own: Any
+    divergences: Any
+    """g(1) - g(0) = D_KL(theta || teacher) + D_KL(teacher || theta), nats."""
+
+
+@triton.jit
+def read_ends(teacher_row, theta_row, floor, active, vocab, ROWS: tl.constexpr, LANES: tl.constexpr):
+    """The `Ends` of whole rows."""
+    low = tl.full([ROWS], 0.0, tl.float32)
+    reading = tilted_sums(
+        teacher_row, theta_row, floor, active, low, low + 1.0, low, low, 0, vocab, ROWS, 2, 2, 1, LANES, True, False
+    )
+    is_theta = tl.arange(0, 2)[None, :] == 0
+    # What r is relative to cancels.
+    mean = reading.r / reading.z
+    return Ends(
+        theta=tl.sum(tl.where(is_theta, reading.z, 0.0), axis=1),
+        teacher=tl.sum(tl.where(is_theta, 0.0, reading.z), axis=1),
+        own=reading.own,
+        peak_theta=reading.peak_low,
+        peak_teacher=reading.peak_high,
+        peak_own=reading.peak_own,
+        divergences=tl.sum(tl.where(is_theta, -mean, mean), axis=1) * LN_2,
+    )
 
 
 # Calls take any slice of a step's rows: neither their number nor the alignment of a slice is worth a compilation.
@@ -60,6 +113,14 @@ def plan_kernel(
     support_top_k_ptr,  # [slots] int32
     support_top_p_ptr,  # [slots] fp32
     max_js_divergence_ptr,  # [slots] fp32
+    kl_budget_ptr,  # [slots] fp32
+    js_sensitivity_ptr,  # [slots] fp32
+    alpha_end_ptr,  # [slots] fp32
+    alpha_min_end_ptr,  # [slots] fp32
+    alpha_max_end_ptr,  # [slots] fp32
+    kl_budget_end_ptr,  # [slots] fp32
+    schedule_position_ptr,  # [slots] int64
+    schedule_steps_ptr,  # [slots] int32
     theta_offset_ptr,  # [max_rows] int64, out: elements to theta's row; -1 for a row to be left alone
     entry_ptr,  # [max_rows] int64, out: element of the record
     plan_ptr,  # [max_rows, PLAN_WIDTH] fp32, out
@@ -84,110 +145,90 @@ def plan_kernel(
     if tl.max(active.to(tl.int32), axis=0) == 0:
         return
 
-    mixed = active & (tl.load(token_positions_ptr + row, mask=active, other=0) >= first_position)
+    token_position = tl.load(token_positions_ptr + row, mask=active, other=0)
+    mixed = active & (token_position >= first_position)
     method = tl.load(method_ptr + slot, mask=mixed, other=FIXED)
+    progress = progress_at(
+        token_position,
+        tl.load(schedule_position_ptr + slot, mask=mixed, other=OPTED_OUT),
+        tl.load(schedule_steps_ptr + slot, mask=mixed, other=1),
+    )
     # Rows that the teacher draws alone are measured as a fixed alpha of 1.
     alpha_min = tl.load(alpha_min_ptr + slot, mask=mixed, other=1.0)
+    alpha_min = scheduled(alpha_min, tl.load(alpha_min_end_ptr + slot, mask=mixed, other=1.0), progress)
     alpha_max = tl.load(alpha_max_ptr + slot, mask=mixed, other=1.0)
+    alpha_max = scheduled(alpha_max, tl.load(alpha_max_end_ptr + slot, mask=mixed, other=1.0), progress)
     alpha = tl.load(alpha_ptr + slot, mask=mixed, other=1.0)
+    alpha = scheduled(alpha, tl.load(alpha_end_ptr + slot, mask=mixed, other=1.0), progress)
+    budget = tl.load(kl_budget_ptr + slot, mask=mixed, other=float("inf"))
+    budget = scheduled(budget, tl.load(kl_budget_end_ptr + slot, mask=mixed, other=float("inf")), progress)
+    budget = tl.minimum(budget, MOST_BUDGET)
     top_k = tl.load(support_top_k_ptr + slot, mask=mixed, other=0)
     top_p = tl.load(support_top_p_ptr + slot, mask=mixed, other=1.0)
     max_js = tl.load(max_js_divergence_ptr + slot, mask=mixed, other=float("inf"))
     restricted = (top_k > 0) | (top_p < 1.0)
     balanced = method == ESS_BALANCE
+    gated = method == JS_GATE
+    searched = balanced | gated
     floor = tl.full([ROWS], float("-inf"), tl.float32)
     teacher_lse = tl.full([ROWS], 0.0, tl.float32)
     theta_lse = teacher_lse
 
-    if tl.max((restricted | balanced).to(tl.int32), axis=0) > 0:
-        read = restricted | balanced
+    if tl.max((restricted | searched).to(tl.int32), axis=0) > 0:
+        read = restricted | searched
         teacher_row = (teacher_ptr + row.to(tl.int64) * teacher_stride)[:, None]
         theta_row = (theta_ptr + tl.where(read, offset, 0))[:, None]
-        low = tl.full([ROWS], 0.0, tl.float32)
-        peak_theta, _, z, _, _, own, peak_own, _, _ = tilted_sums(
-            teacher_row, theta_row, floor, read, low, low + 1.0, low, low, 0, vocab, ROWS, 2, 2, 1, LANES, True, False
-        )
-        first = tl.arange(0, 2)[None, :] == 0
-        teacher_lse = log_sum(own) + peak_own * LN_2
-        theta_lse = log_sum(tl.sum(tl.where(first, z, 0.0), axis=1)) + peak_theta * LN_2
+        ends = read_ends(teacher_row, theta_row, floor, read, vocab, ROWS, LANES)
+        teacher_lse = log_sum_exp(ends.own, ends.peak_own)
+        theta_lse = log_sum_exp(ends.theta, ends.peak_theta)
         if tl.max(restricted.to(tl.int32), axis=0) > 0:
             theta_decides = method != ARITHMETIC
             limited = restricted & (top_k > 0)
             floor = highest_floor(
-                teacher_row, theta_row, theta_decides, floor, limited, top_k.to(tl.float32), peak_own, vocab,
+                teacher_row, theta_row, theta_decides, floor, limited, top_k.to(tl.float32), ends.peak_own, vocab,
                 False, ROWS, LANES,
             )  # fmt: skip
             nucleus = restricted & (top_p < 1.0)
-            _, peak_both, z, _, _, own, peak_own, _, _ = tilted_sums(
-                teacher_row,
-                theta_row,
-                floor,
-                nucleus,
-                low,
-                low + 1.0,
-                low,
-                low,
-                0,
-                vocab,
-                ROWS,
-                2,
-                2,
-                1,
-                LANES,
-                True,
-                False,
-            )
-            mass = tl.where(theta_decides, tl.sum(tl.where(first, 0.0, z), axis=1), own)
-            peak = tl.where(theta_decides, peak_both, peak_own)
+            ends = read_ends(teacher_row, theta_row, floor, nucleus, vocab, ROWS, LANES)
+            mass = tl.where(theta_decides, ends.teacher, ends.own)
+            peak = tl.where(theta_decides, ends.peak_teacher, ends.peak_own)
             nucleus_floor = highest_floor(
                 teacher_row, theta_row, theta_decides, floor, nucleus, top_p * mass, peak, vocab, True, ROWS, LANES
             )
             # A nan outside the support is to be seen too, so that a broken row is always flagged.
             broken = teacher_lse + theta_lse != teacher_lse + theta_lse
             floor = tl.where(broken, float("-inf"), tl.maximum(floor, nucleus_floor))
-        if tl.max(balanced.to(tl.int32), axis=0) > 0:
-            peak_theta, peak_teacher, z, r, _, _, _, _, _ = tilted_sums(
-                teacher_row,
-                theta_row,
-                floor,
-                balanced,
-                low,
-                low + 1.0,
-                low,
-                low,
-                0,
-                vocab,
-                ROWS,
-                2,
-                2,
-                1,
-                LANES,
-                True,
-                False,
-            )
-            mixed_theta_lse = log_sum(tl.sum(tl.where(first, z, 0.0), axis=1)) + peak_theta * LN_2
-            mixed_teacher_lse = log_sum(tl.sum(tl.where(first, 0.0, z), axis=1)) + peak_teacher * LN_2
-            # g(1) - g(0): what r is relative to cancels.
-            mean = r / z
-            divergences = tl.sum(tl.where(first, -mean, mean), axis=1) * LN_2
-            balanced_alpha = ess_balance_alpha(
-                teacher_row, theta_row, floor, balanced, mixed_theta_lse, mixed_teacher_lse, divergences, vocab,
-                ROWS, NODES, PAD, LANES,
-            )  # fmt: skip
-            alpha = tl.where(balanced, balanced_alpha, alpha)
+        if tl.max(searched.to(tl.int32), axis=0) > 0:
+            ends = read_ends(teacher_row, theta_row, floor, searched, vocab, ROWS, LANES)
+            mixed_theta_lse = log_sum_exp(ends.theta, ends.peak_theta)
+            mixed_teacher_lse = log_sum_exp(ends.teacher, ends.peak_teacher)
+            if tl.max(balanced.to(tl.int32), axis=0) > 0:
+                balanced_alpha = ess_balance_alpha(
+                    teacher_row, theta_row, floor, balanced, mixed_theta_lse, mixed_teacher_lse, ends.divergences,
+                    vocab, ROWS, NODES, PAD, LANES,
+                )  # fmt: skip
+                alpha = tl.where(balanced, balanced_alpha, alpha)
+            if tl.max(gated.to(tl.int32), axis=0) > 0:
+                divergences = divergence_sums(
+                    teacher_row, theta_row, floor, gated, balanced, alpha, mixed_theta_lse, mixed_teacher_lse,
+                    0, vocab, ROWS, LANES,
+                )  # fmt: skip
+                sensitivity = tl.load(js_sensitivity_ptr + slot, mask=gated, other=0.0)
+                alpha = tl.where(gated, gated_alpha(divergences.js, sensitivity, alpha_min, alpha_max), alpha)
 
     # Where alpha is known, the bounds say so.
-    given = (method == FIXED) | (method == ARITHMETIC) | balanced
+    given = (method == FIXED) | (method == ARITHMETIC) | searched
     above = tl.where(alpha < alpha_min, alpha_min, alpha)
     bounded = tl.where(above > alpha_max, alpha_max, above)
     out = plan_ptr + row.to(tl.int64) * PLAN_WIDTH
-    tl.store(out + MIXED, mixed.to(tl.float32), mask=active)
-    tl.store(out + METHOD, method.to(tl.float32), mask=active)
-    tl.store(out + FLOOR, floor, mask=active)
-    tl.store(out + ALPHA_MIN, tl.where(given, bounded, alpha_min), mask=active)
-    tl.store(out + ALPHA_MAX, tl.where(given, bounded, alpha_max), mask=active)
-    tl.store(out + MAX_JS, max_js, mask=active)
-    tl.store(out + RESTRICTED, restricted.to(tl.float32), mask=active)
-    tl.store(out + TEACHER_LSE, teacher_lse, mask=active)
-    tl.store(out + THETA_LSE, theta_lse, mask=active)
+    tl.store(out + PLAN_MIXED, mixed.to(tl.float32), mask=active)
+    tl.store(out + PLAN_METHOD, method.to(tl.float32), mask=active)
+    tl.store(out + PLAN_FLOOR, floor, mask=active)
+    tl.store(out + PLAN_ALPHA_MIN, tl.where(given, bounded, alpha_min), mask=active)
+    tl.store(out + PLAN_ALPHA_MAX, tl.where(given, bounded, alpha_max), mask=active)
+    tl.store(out + PLAN_MAX_JS, max_js, mask=active)
+    tl.store(out + PLAN_RESTRICTED, restricted.to(tl.float32), mask=active)
+    tl.store(out + PLAN_TEACHER_LSE, teacher_lse, mask=active)
+    tl.store(out + PLAN_THETA_LSE, theta_lse, mask=active)
+    tl.store(out + PLAN_BUDGET, budget, mask=active)
     tl.store(entry_ptr + row, slot * num_positions + position, mask=active)

@@ -5,6 +5,7 @@ One row at a time, `theta` and `teacher` logits `[V]`. Methods that need a searc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -63,8 +64,32 @@ def bisect(increasing: Callable[[float], float]) -> float:
     return (low + high) / 2
 
 
-def solve_alpha(u: torch.Tensor, v: torch.Tensor, method: int, fixed: float) -> float:
-    """alpha of one row of log-probabilities, before its bounds."""
+def scheduled(start: float, end: float, token_position: int, schedule_position: int, schedule_steps: int) -> float:
+    """The value of a setting in the row at `token_position`: in a straight line from `start` to `end`."""
+    progress = min(max((token_position - schedule_position) / schedule_steps, 0.0), 1.0)
+    if progress == 0 or start == end:
+        return start
+    if progress == 1:
+        return end
+    # inf - inf would be nan, and inf + (1 - inf) / 2 too.
+    return math.inf if math.inf in (start, end) else start + (end - start) * progress
+
+
+def js_gate(u: torch.Tensor, v: torch.Tensor, js_sensitivity: float, alpha_min: float, alpha_max: float) -> float:
+    """alpha_max where the models agree, and towards alpha_min as their Jensen-Shannon divergence grows."""
+    divergence = max(js_divergence(u, v), 0.0)
+    share = math.tanh(js_sensitivity * divergence / 2) if divergence > 0 else 0.0
+    return alpha_max - (alpha_max - alpha_min) * share
+
+
+def solve_alpha(
+    u: torch.Tensor,
+    v: torch.Tensor,
+    method: int,
+    fixed: float,
+    kl_budget: float = math.inf,
+) -> float:
+    """alpha of one row of log-probabilities, before its bounds. All methods but `JS_GATE`, for which they are the rule."""
     p_theta, p_teacher = u.exp(), v.exp()
 
     def kl_symmetry(alpha: float) -> float:
@@ -79,6 +104,10 @@ def solve_alpha(u: torch.Tensor, v: torch.Tensor, method: int, fixed: float) -> 
         log_q = geometric(u, v, alpha)
         return float(torch.logsumexp(2 * u - log_q, 0) - torch.logsumexp(2 * v - log_q, 0))
 
+    def within_budget(alpha: float) -> float:
+        log_q = geometric(u, v, alpha)
+        return kl(log_q.exp(), log_q, u) - kl_budget
+
     match method:
         case Method.KL_SYMMETRY:
             return bisect(kl_symmetry)
@@ -90,6 +119,8 @@ def solve_alpha(u: torch.Tensor, v: torch.Tensor, method: int, fixed: float) -> 
             entropy_theta, entropy_teacher = -(p_theta * u).sum(), -(p_teacher * v).sum()
             total = float(entropy_theta + entropy_teacher)
             return float(entropy_theta) / total if total > 0 else 0.5
+        case Method.KL_BUDGET:
+            return 1.0 if kl(p_teacher, v, u) <= kl_budget else bisect(within_budget)
         case _:
             return fixed
 
@@ -109,15 +140,31 @@ def mix(
     alpha_max: float = 1.0,
     support_top_k: int = 0,
     support_top_p: float = 1.0,
-    max_js_divergence: float = float("inf"),
+    max_js_divergence: float = math.inf,
+    kl_budget: float = math.inf,
+    js_sensitivity: float = 50.0,
+    alpha_end: float | None = None,
+    alpha_min_end: float | None = None,
+    alpha_max_end: float | None = None,
+    kl_budget_end: float | None = None,
+    schedule_position: int = 0,
+    schedule_steps: int = 1,
+    token_position: int = 0,
 ) -> Mixture:
     """log q* of one row.
 
     Args:
         teacher: `[V_t]` logits.
         theta: `[V_theta]` logits.
-        method: a `Method`; the other arguments are those of `MixSettings`.
+        method: a `Method`; the other arguments are those of `MixSettings`, an end of None being the value itself.
+        token_position: of the row.
     """
+
+    def now(start: float, end: float | None) -> float:
+        return scheduled(start, start if end is None else end, token_position, schedule_position, schedule_steps)
+
+    alpha, kl_budget = now(alpha, alpha_end), now(kl_budget, kl_budget_end)
+    alpha_min, alpha_max = now(alpha_min, alpha_min_end), now(alpha_max, alpha_max_end)
     vocab = min(len(teacher), len(theta))
     t, s = teacher[:vocab].double(), theta[:vocab].double()
 
@@ -134,7 +181,11 @@ def mix(
     u, v = s[support].log_softmax(0), t[support].log_softmax(0)
     if js_divergence(u, v) > max_js_divergence:
         return alone(kl(v.exp(), v, u))
-    weight = min(max(solve_alpha(u, v, method, alpha), alpha_min), alpha_max)
+    if method == Method.JS_GATE:
+        weight = js_gate(u, v, js_sensitivity, alpha_min, alpha_max)
+    else:
+        weight = solve_alpha(u, v, method, alpha, kl_budget)
+    weight = min(max(weight, alpha_min), alpha_max)
     if method == Method.ARITHMETIC:
         log_q = (weight * v.exp() + (1 - weight) * u.exp()).log()
     else:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass, fields
 
 import torch
+
+from vllm_optimal_sampling.alpha_methods import Method
 
 from .checks import check_tensor
 
@@ -13,26 +14,16 @@ NEVER = torch.iinfo(torch.int64).max
 """`first_position` of a request that opted out: no token position reaches it."""
 
 
-class Method(enum.IntEnum):
-    """How alpha, the weight of the teacher, is found for a row. Names as `alpha_method` has them, in upper case."""
-
-    KL_SYMMETRY = 0
-    """D_KL(q || theta) = D_KL(q || teacher)."""
-    FIXED = 1
-    """alpha as given."""
-    ENTROPY = 2
-    """alpha = H(theta) / (H(theta) + H(teacher))."""
-    ESS_BALANCE = 3
-    """sum theta^2 / q = sum teacher^2 / q: draws of q, reweighted to either model, are worth as many draws of it."""
-    REVERSE_KL_SYMMETRY = 4
-    """D_KL(theta || q) = D_KL(teacher || q)."""
-    ARITHMETIC = 5
-    """alpha as given, and q = alpha * teacher + (1 - alpha) * theta instead of the geometric mixture."""
-
-
 @dataclass(frozen=True)
 class MixSettings:
     """Settings of every request slot, on the device. All tensors are `[slots]`; write entries in place.
+
+    Four of them can change from token to token, each from its value to its `_end`, in a straight line:
+
+        value + (end - value) * min((token_position - schedule_position) / schedule_steps, 1)
+
+    so the first token drawn has the value itself, and token `schedule_steps`, counted from 0, and those after it have the
+    end. Before `schedule_position` the value holds; `schedule_position = NEVER` means that it always does.
 
     A row is mixed where `token_position >= first_position`. Below it the teacher draws alone (`teacher_only_tokens`);
     there the row stays bit for bit, and the record says alpha 1. A request that opted out has `first_position = NEVER`:
@@ -46,18 +37,36 @@ class MixSettings:
     alpha: torch.Tensor
     """float32 in [0, 1]: the weight of the teacher for `FIXED` and `ARITHMETIC`."""
     alpha_min: torch.Tensor
-    """float32 in [0, 1]: lower bound, applied after alpha is found."""
+    """float32 in [0, 1]: lower bound, applied after alpha is found; where `JS_GATE` ends."""
     alpha_max: torch.Tensor
-    """float32 in [0, 1]: upper bound."""
+    """float32 in [0, 1]: upper bound; where `JS_GATE` begins."""
+    kl_budget: torch.Tensor
+    """float32, nats, at least 0: the most that D_KL(q || theta) may be for `KL_BUDGET`; 0 gives theta alone, inf the
+    teacher. Budgets from 1e-6 on are as exact as other methods; one below 1e-8 counts as 0."""
+    js_sensitivity: torch.Tensor
+    """float32 per nat, at least 0: how fast alpha falls for `JS_GATE`."""
     support_top_k: torch.Tensor
     """int32: mix over the teacher's k likeliest tokens only; 0 is off."""
     support_top_p: torch.Tensor
     """float32 in (0, 1]: mix over the smallest set of the teacher's likeliest tokens with this mass; 1 is off."""
     max_js_divergence: torch.Tensor
     """float32, nats: above this Jensen-Shannon divergence the teacher draws alone; inf is off."""
+    alpha_end: torch.Tensor
+    """float32 in [0, 1]: what `alpha` goes to."""
+    alpha_min_end: torch.Tensor
+    """float32 in [0, 1]: what `alpha_min` goes to."""
+    alpha_max_end: torch.Tensor
+    """float32 in [0, 1]: what `alpha_max` goes to."""
+    kl_budget_end: torch.Tensor
+    """float32, nats, at least 0: what `kl_budget` goes to. If one of the two is inf, so is every value in between."""
+    schedule_position: torch.Tensor
+    """int64: the token position of the row of the request's first drawn token, or `NEVER`."""
+    schedule_steps: torch.Tensor
+    """int32, at least 1: tokens from the first value to the last."""
 
     def __post_init__(self) -> None:
-        dtypes = {"first_position": torch.int64, "method": torch.int32, "support_top_k": torch.int32}
+        dtypes = dict.fromkeys(("first_position", "schedule_position"), torch.int64)
+        dtypes |= dict.fromkeys(("method", "support_top_k", "schedule_steps"), torch.int32)
         for field in fields(self):
             check_tensor(
                 f"MixSettings.{field.name}",
@@ -80,7 +89,15 @@ class MixSettings:
             alpha=full(0.5, torch.float32),
             alpha_min=full(0.0, torch.float32),
             alpha_max=full(1.0, torch.float32),
+            kl_budget=full(float("inf"), torch.float32),
+            js_sensitivity=full(50.0, torch.float32),
             support_top_k=full(0, torch.int32),
             support_top_p=full(1.0, torch.float32),
             max_js_divergence=full(float("inf"), torch.float32),
+            alpha_end=full(0.5, torch.float32),
+            alpha_min_end=full(0.0, torch.float32),
+            alpha_max_end=full(1.0, torch.float32),
+            kl_budget_end=full(float("inf"), torch.float32),
+            schedule_position=full(NEVER, torch.int64),
+            schedule_steps=full(1, torch.int32),
         )

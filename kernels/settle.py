@@ -15,11 +15,15 @@ no float32 between them.
 # What Triton compiles has no Python types.
 # mypy: disable-error-code="no-untyped-def"
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
+from .columns import KL_BUDGET, PLAN_BUDGET, PLAN_FLOOR, PLAN_METHOD, PLAN_WIDTH
 from .interpolate import KL_TOLERANCE
-from .tilt import LN_2, LOG2_E, NOTHING, RESOLVED, load_pair
+from .points import at_end, newton, point_sums, shift_of
+from .solution import NODES, PAD, Solution, load_solution, solve_next, span_of, store_solution
 
 POINTS = tl.constexpr(8)
 QUARTERS = tl.constexpr(3)
@@ -28,95 +32,18 @@ FAR = tl.constexpr(2.0**-5)
 """How far from the step the points about it lie, in widths of the bracket."""
 CLOSED = tl.constexpr(3.6e-9)
 """w (g(b) - g(a)) that is small: TV of at most 3e-5."""
-LAST_BIT = tl.constexpr(1.2e-7)
-"""Relative distance of neighbouring float32."""
 MOST_ROUNDS = tl.constexpr(24)
 """Of which 12 take a bracket from 1 to the last bit of 1."""
 
 
-@triton.jit
-def point_sums(
-    teacher_row,  # [ROWS, 1] pointers
-    theta_row,  # [ROWS, 1] pointers
-    floor,  # [ROWS]
-    active,  # [ROWS]
-    alpha,  # [ROWS, POINTS]
-    lse_theta,  # [ROWS]: over the mixed tokens
-    shift,  # [ROWS] fp64: what is taken off r, the teacher's less theta's
-    vocab,
-    ROWS: tl.constexpr,
-    POINTS: tl.constexpr,
-    LANES: tl.constexpr,
-):
-    """L, its slope and its curvature at any alphas; all [ROWS, POINTS], nats.
+class Settled(NamedTuple):
+    """What a search ends with; all [ROWS]."""
 
-    Tilts are added in float64: what is left of 300 - 300 has lost 3e-5 in float32, and g is of r's size times that.
-    """
-    lane = tl.arange(0, LANES)[None, :]
-    peak = tl.full([ROWS, POINTS, LANES], NOTHING, tl.float32)
-    z = tl.full([ROWS, POINTS, LANES], 0.0, tl.float32)
-    r = z
-    q = z
-    for start in range(0, vocab, LANES):
-        ids = start + lane
-        teacher, theta, _, both = load_pair(
-            teacher_row, theta_row, floor[:, None], active[:, None] & (ids < vocab), ids
-        )
-        exact_theta = tl.where(both, theta.to(tl.float64), 0.0)
-        exact_ratio = tl.where(both, teacher.to(tl.float64) - exact_theta, 0.0)
-        exact_theta = ((exact_theta - lse_theta.to(tl.float64)[:, None]) * LOG2_E)[:, None, :]
-        exact_ratio -= shift[:, None]
-        ratio = tl.where(both, exact_ratio.to(tl.float32), 0.0)[:, None, :]
-        exact_bits = exact_theta + alpha.to(tl.float64)[:, :, None] * (exact_ratio * LOG2_E)[:, None, :]
-        exact_bits = tl.where(both[:, None, :], exact_bits, float("-inf"))
-        top = tl.maximum(peak, exact_bits.to(tl.float32))
-        scale = tl.exp2(peak - top)
-        weight = tl.exp2((exact_bits - top.to(tl.float64)).to(tl.float32))
-        moment = weight * ratio
-        z = z * scale + weight
-        r = r * scale + moment
-        q = q * scale + moment * ratio
-        peak = top
-    highest = tl.max(peak, axis=2)
-    scale = tl.exp2(peak - highest[:, :, None])
-    z *= scale
-    z_sum = tl.maximum(tl.sum(z, axis=2), RESOLVED)
-    slope = tl.sum(r * scale, axis=2) / z_sum
-    curvature = tl.sum(q * scale, axis=2) / z_sum - slope * slope
-    # L is near 0 where the models nearly agree, and log z and the peak are not.
-    log_z = tl.log2(tl.maximum(tl.sum(z.to(tl.float64), axis=2), RESOLVED)) + highest.to(tl.float64)
-    return (log_z * LN_2).to(tl.float32), slope, tl.maximum(curvature, 0.0)
-
-
-@triton.jit
-def shift_of(
-    teacher_row,  # [ROWS, 1] pointers
-    theta_row,  # [ROWS, 1] pointers
-    floor,  # [ROWS]
-    active,  # [ROWS]
-    lse_theta,  # [ROWS]
-    lse_teacher,  # [ROWS]
-    vocab,
-    ROWS: tl.constexpr,
-    LANES: tl.constexpr,
-):
-    """What to take off r, [ROWS] fp64: the normalisers' difference, and L(1) - L(0), which is their rounding, [ROWS].
-
-    Where the models nearly agree the rounding is more than g.
-    """
-    shift = lse_teacher.to(tl.float64) - lse_theta.to(tl.float64)
-    end = tl.arange(0, 2)[None, :]
-    ends = tl.full([ROWS], 0.0, tl.float32)[:, None] + end
-    value, _, _ = point_sums(teacher_row, theta_row, floor, active, ends, lse_theta, shift, vocab, ROWS, 2, LANES)
-    rounding = tl.sum(tl.where(end == 0, -value, value), axis=1)
-    return shift + rounding.to(tl.float64), rounding
-
-
-@triton.jit
-def at_end(values, chosen, otherwise):
-    """[ROWS]: the largest of the chosen of [ROWS, POINTS] values, which are all the same; `otherwise` if none is."""
-    largest = tl.max(tl.where(chosen, values, float("-inf")), axis=1)
-    return tl.where(tl.max(chosen.to(tl.int32), axis=1) > 0, largest, otherwise)
+    alpha: Any
+    value: Any
+    """L at alpha, nats."""
+    slope: Any
+    """g at alpha, nats."""
 
 
 @triton.jit
@@ -135,17 +62,9 @@ def points_of(a, b, step_to, begun, POINTS: tl.constexpr):
 
 
 @triton.jit
-def newton(a, b, off_a, off_b, rise_a, rise_b):
-    """[ROWS]: where the better end's tangent meets 0, or the chord where that is outside the bracket."""
-    from_a = -off_a <= off_b
-    end = tl.where(from_a, a, b)
-    off = tl.where(from_a, off_a, off_b)
-    rise = tl.where(from_a, rise_a, rise_b)
-    step_to = end - off / tl.where(rise > 0.0, rise, 1.0)
-    good = (rise > 0.0) & (step_to > a) & (step_to < b)
-    growth = off_b - off_a
-    chord = a - off_a * ((b - a) / tl.where(growth > 0.0, growth, 1.0))
-    return tl.where(good, step_to, chord)
+def off_of(alpha, value, slope, budgeted, spare):
+    """What is to become 0, growing with alpha: g, or what D_KL(q || theta) is above the budget."""
+    return tl.where(budgeted, alpha * slope - value - spare, slope)
 
 
 @triton.jit
@@ -156,34 +75,46 @@ def settle_alpha(
     active,  # [ROWS]
     low,  # [ROWS]: the bracket; equal ends where alpha is given
     high,  # [ROWS]
+    budgeted,  # [ROWS]: alpha spends a budget
+    budget,  # [ROWS]: nats, of those
     lse_theta,  # [ROWS]
     lse_teacher,  # [ROWS]
     vocab,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """alpha, L and g there, all [ROWS]. An end of [low, high] beyond which the root lies is the answer."""
+    """The `Settled` alpha. An end of [low, high] beyond which the root lies is the answer.
+
+    A budget is not exceeded if that can be helped: of its bracket the lower end is taken.
+    """
     a = low
     b = high
-    nothing = tl.full([ROWS], 0.0, tl.float32)
-    off_a = nothing
-    off_b = nothing
-    value_a = nothing
-    value_b = nothing
-    rise_a = nothing
-    rise_b = nothing
-    shift, off_ends = shift_of(teacher_row, theta_row, floor, active, lse_theta, lse_teacher, vocab, ROWS, LANES)
+    value_a = tl.full([ROWS], 0.0, tl.float32)
+    value_b = value_a
+    slope_a = value_a
+    slope_b = value_a
+    rise_a = value_a
+    rise_b = value_a
+    shift = shift_of(teacher_row, theta_row, floor, active, lse_theta, lse_teacher, vocab, ROWS, LANES)
+    spare = budget - shift.value_0
+    # alpha g - L is the same whatever is taken off r. With its mean under theta little is left to cancel.
+    mean = tl.where(budgeted, shift.slope_0, 0.0)
+    off_r = shift.total + mean.to(tl.float64)
     still_open = active
     rounds = 0
     while (tl.max(still_open.to(tl.int32), axis=0) > 0) & (rounds < MOST_ROUNDS):
+        off_a = off_of(a, value_a, slope_a, budgeted, spare)
+        off_b = off_of(b, value_b, slope_b, budgeted, spare)
         step_to = newton(a, b, off_a, off_b, rise_a, rise_b)
         begun = still_open & (rounds > 0)
         alpha = points_of(a, b, step_to, begun, POINTS)
-        value, slope, curvature = point_sums(
-            teacher_row, theta_row, floor, still_open, alpha, lse_theta, shift, vocab, ROWS, POINTS, LANES
+        sums = point_sums(
+            teacher_row, theta_row, floor, still_open, alpha, lse_theta, off_r, vocab, ROWS, POINTS, LANES
         )
-        below = still_open[:, None] & (slope < 0.0)
-        above = still_open[:, None] & (slope >= 0.0)
+        off = off_of(alpha, sums.value, sums.slope, budgeted[:, None], spare[:, None])
+        rise = sums.curvature * tl.where(budgeted[:, None], alpha, 1.0)
+        below = still_open[:, None] & (off < 0.0)
+        above = still_open[:, None] & (off >= 0.0)
         new_a = tl.max(tl.where(below, alpha, low[:, None] - 1.0), axis=1)
         new_b = tl.min(tl.where(above, alpha, high[:, None] + 1.0), axis=1)
         any_below = new_a >= low
@@ -193,24 +124,111 @@ def settle_alpha(
         # Rounding can make g change sign twice about the root; the ends stay on their sides.
         better_a = any_below & ((rounds == 0) | (new_a > a))
         better_b = any_above & ((rounds == 0) | (new_b < b))
-        off_a = tl.where(better_a, at_end(slope, at_a, off_a), off_a)
-        value_a = tl.where(better_a, at_end(value, at_a, value_a), value_a)
-        rise_a = tl.where(better_a, at_end(curvature, at_a, rise_a), rise_a)
-        off_b = tl.where(better_b, at_end(slope, at_b, off_b), off_b)
-        value_b = tl.where(better_b, at_end(value, at_b, value_b), value_b)
-        rise_b = tl.where(better_b, at_end(curvature, at_b, rise_b), rise_b)
+        value_a = tl.where(better_a, at_end(sums.value, at_a, value_a), value_a)
+        slope_a = tl.where(better_a, at_end(sums.slope, at_a, slope_a), slope_a)
+        rise_a = tl.where(better_a, at_end(rise, at_a, rise_a), rise_a)
+        value_b = tl.where(better_b, at_end(sums.value, at_b, value_b), value_b)
+        slope_b = tl.where(better_b, at_end(sums.slope, at_b, slope_b), slope_b)
+        rise_b = tl.where(better_b, at_end(rise, at_b, rise_b), rise_b)
         a = tl.where(better_a, new_a, a)
         b = tl.where(better_b, new_b, b)
-        one_sided = (rounds == 0) & (any_below ^ any_above)
-        # One side only: the end of the other side is the answer.
-        off_a = tl.where(one_sided & (any_below == 0), float("-inf"), off_a)
-        off_b = tl.where(one_sided & (any_above == 0), float("inf"), off_b)
+        # One side only: its end is the answer, and both ends of the bracket.
+        only_a = (rounds == 0) & any_below & (any_above == 0)
+        only_b = (rounds == 0) & any_above & (any_below == 0)
+        a = tl.where(only_b, b, a)
+        value_a = tl.where(only_b, value_b, value_a)
+        slope_a = tl.where(only_b, slope_b, slope_a)
+        b = tl.where(only_a, a, b)
+        value_b = tl.where(only_a, value_a, value_b)
+        slope_b = tl.where(only_a, slope_a, slope_b)
         width = b - a
-        small = (width * (off_b - off_a) <= CLOSED) & (tl.minimum(-off_a, off_b) <= KL_TOLERANCE)
-        still_open = still_open & (one_sided == 0) & (small == 0) & (width > LAST_BIT * b)
+        off_a = tl.abs(off_of(a, value_a, slope_a, budgeted, spare))
+        off_b = tl.abs(off_of(b, value_b, slope_b, budgeted, spare))
+        near = tl.where(budgeted, off_a, tl.minimum(off_a, off_b)) <= KL_TOLERANCE
+        small = (width * (slope_b - slope_a) <= CLOSED) & near
+        middle = a + 0.5 * width
+        still_open = still_open & (small == 0) & (middle > a) & (middle < b)
         rounds += 1
-    from_a = -off_a <= off_b
+    off_a = tl.abs(off_of(a, value_a, slope_a, budgeted, spare))
+    off_b = tl.abs(off_of(b, value_b, slope_b, budgeted, spare))
+    from_a = budgeted | (off_a <= off_b)
     alpha_found = tl.where(from_a, a, b)
     # L is relative to the normalisers as they are, from which log Z is made of it.
-    value_found = tl.where(from_a, value_a, value_b) + alpha_found * off_ends
-    return alpha_found, value_found, tl.where(from_a, off_a, off_b)
+    value_found = tl.where(from_a, value_a, value_b) + alpha_found * (shift.rounding + mean)
+    return Settled(alpha=alpha_found, value=value_found, slope=tl.where(from_a, slope_a, slope_b) + mean)
+
+
+@triton.jit(do_not_specialize=["num_rows", "splits"])
+def settle_kernel(
+    teacher_ptr,  # [rows, V_t] fp32
+    teacher_stride,
+    theta_ptr,  # [slots, K + 1, V_theta] bf16, fp16 or fp32
+    theta_offset_ptr,  # [max_rows] int64, -1 for a row to be left alone
+    plan_ptr,  # [max_rows, PLAN_WIDTH] fp32
+    read_ptr,  # [rows, splits, PARTIAL_WIDTH] fp32: sums of the second reading
+    solution_ptr,  # [max_rows, SOLUTION_WIDTH] fp32, in/out
+    num_rows,
+    vocab,
+    splits,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    offset = tl.load(theta_offset_ptr + row, mask=row < num_rows, other=-1)
+    found = load_solution(solution_ptr, row, offset >= 0)
+    reread = found.done == 0
+    if tl.max(reread.to(tl.int32), axis=0) == 0:
+        return
+    plan = plan_ptr + row * PLAN_WIDTH
+    budgeted = reread & (tl.load(plan + PLAN_METHOD, mask=reread, other=0.0) == KL_BUDGET)
+    low, high = span_of(found.low, found.high)
+    cell = solve_next(
+        read_ptr, row, reread, low, high, found.alpha_min, found.alpha_max, found.lse_theta, found.lse_teacher,
+        splits, NODES, PAD, SPLITS,
+    )  # fmt: skip
+    done = cell.done & (budgeted == 0)
+    low = tl.where(budgeted, 0.0, cell.low)
+    high = tl.where(budgeted, 1.0, cell.high)
+    delta = cell.delta
+    value = cell.value
+    slope = cell.slope
+    still_open = reread & (done == 0)
+    if tl.max(still_open.to(tl.int32), axis=0) > 0:
+        settled = settle_alpha(
+            teacher_row=(teacher_ptr + row * teacher_stride)[:, None],
+            theta_row=(theta_ptr + tl.where(still_open, offset, 0))[:, None],
+            floor=tl.load(plan + PLAN_FLOOR, mask=still_open, other=0.0),
+            active=still_open,
+            low=tl.minimum(tl.maximum(low, found.alpha_min), found.alpha_max),
+            high=tl.minimum(tl.maximum(high, found.alpha_min), found.alpha_max),
+            budgeted=budgeted,
+            budget=tl.load(plan + PLAN_BUDGET, mask=still_open, other=0.0),
+            lse_theta=found.lse_theta,
+            lse_teacher=found.lse_teacher,
+            vocab=vocab,
+            ROWS=ROWS,
+            LANES=LANES,
+        )
+        low = tl.where(still_open, settled.alpha, low)
+        delta = tl.where(still_open, 0.0, delta)
+        value = tl.where(still_open, settled.value, value)
+        slope = tl.where(still_open, settled.slope, slope)
+    solution = Solution(
+        done=done | reread,
+        low=low,
+        high=high,
+        delta=delta,
+        value=value,
+        slope=slope,
+        # inf - inf and nan - nan are nan
+        sound=found.sound & ((value - value) + (slope - slope) == 0.0),
+        alpha_min=found.alpha_min,
+        alpha_max=found.alpha_max,
+        lse_theta=found.lse_theta,
+        lse_teacher=found.lse_teacher,
+        own_lse=found.own_lse,
+        kl_end=found.kl_end,
+        exact=still_open,
+    )
+    store_solution(solution_ptr, row, reread, solution)

@@ -1,4 +1,4 @@
-"""From the partial sums of a reading to alpha: the step between two readings. Device functions; `mix.py` launches them.
+"""From the partial sums of a reading to alpha: the step between two readings. Device functions.
 
 The consumers of a reading reduce its partial sums again, each for itself: no atomics, no kernel only for that. The
 first reading, of the span [0, 1], also gives what the other methods need. With F_theta = -g(0) = D_KL(theta || teacher)
@@ -8,6 +8,7 @@ and F_teacher = g(1) = D_KL(teacher || theta), and H the entropies,
     reverse KL symmetry   D_KL(theta || q) = alpha F_theta + L,  D_KL(teacher || q) = (1 - alpha) F_teacher + L,
                           hence alpha = F_teacher / (F_theta + F_teacher)
     entropy               alpha = H_theta / (H_theta + H_teacher)
+    KL budget             D_KL(q || theta) = alpha g - L = budget; 1 where F_teacher <= budget
 
 and what cannot be told apart in float32 (identical rows; two certain rows) has alpha = 1/2. An alpha that is known is a
 lower and upper bound at once, so that one search serves every method.
@@ -16,31 +17,39 @@ lower and upper bound at once, so that one search serves every method.
 # What Triton compiles has no Python types.
 # mypy: disable-error-code="no-untyped-def"
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
-from . import scratch
-from .interpolate import SURE, close_cell
-from .plan import ENTROPY, KL_SYMMETRY, REVERSE_KL_SYMMETRY
-from .tilt import LN_2, LOG2_E, NOTHING, RESOLVED, log_sum, move_peaks, pick
+from .columns import (
+    ENTROPY,
+    KL_BUDGET,
+    KL_SYMMETRY,
+    REVERSE_KL_SYMMETRY,
+    SOLUTION_ALPHA_MAX,
+    SOLUTION_ALPHA_MIN,
+    SOLUTION_DELTA,
+    SOLUTION_DONE,
+    SOLUTION_EXACT,
+    SOLUTION_HIGH,
+    SOLUTION_KL_END,
+    SOLUTION_LOW,
+    SOLUTION_LSE_TEACHER,
+    SOLUTION_LSE_THETA,
+    SOLUTION_OWN_LSE,
+    SOLUTION_SLOPE,
+    SOLUTION_SOUND,
+    SOLUTION_VALUE,
+    SOLUTION_WIDTH,
+)
+from .interpolate import LAST_BIT, SURE, close_cell
+from .read import load_reading
+from .tilt import LN_2, LOG2_E, RESOLVED, log_sum, log_sum_exp, pick
 
-# Columns of a partial sum, after the reading.
-PEAK_LOW = tl.constexpr(0)
-PEAK_HIGH = tl.constexpr(1)
-OWN = tl.constexpr(2)
-SPREAD_LOW = tl.constexpr(3)
-SPREAD_HIGH = tl.constexpr(4)
-JS = tl.constexpr(5)
-KL_THETA = tl.constexpr(6)
-KL_TEACHER = tl.constexpr(7)
-PEAK_OWN = tl.constexpr(8)
-Z = tl.constexpr(16)
-R = tl.constexpr(32)
-Q = tl.constexpr(48)
-PARTIAL_WIDTH = tl.constexpr(scratch.PARTIAL_WIDTH)
-
-SOLUTION_WIDTH = tl.constexpr(scratch.SOLUTION_WIDTH)
-
+NODES = tl.constexpr(9)
+PAD = tl.constexpr(16)
+"""Of the second reading."""
 SAME = tl.constexpr(1.0e-8)
 """Nats. Rows whose two divergences add up to less have alpha = 1/2: TV(q, q*) is at most sqrt(1e-8) / 4."""
 ROUNDING = tl.constexpr(3.0e-7)
@@ -48,153 +57,82 @@ ROUNDING_OF_BIT = tl.constexpr(2.0e-8)
 """Nats, and nats for each bit of a peak: how far log Z(0) - log Z(1) is off, as sums and peaks are rounded."""
 LEAST_DOUBT = tl.constexpr(2.0e-8)
 """Nats. What sums of float32 leave of g where the models nearly agree."""
+LEAST_BUDGET = tl.constexpr(1.0e-8)
+"""Nats. A smaller budget leaves theta alone: TV(q, q*) is at most sqrt(1e-8 / 2)."""
 CERTAIN = tl.constexpr(1.0e-20)
 """Nats. Entropies that add up to less are those of two certain rows."""
 
 
-@triton.jit
-def store_reading(
-    partials_ptr,
-    part,  # [ROWS] int64: row and split of this program
-    active,  # [ROWS]
-    peak_low,
-    peak_high,
-    z,
-    r,
-    q,
-    own,
-    peak_own,
-    spread_low,
-    spread_high,
-    PAD: tl.constexpr,
-    FIRST: tl.constexpr,
-):
-    out = partials_ptr + part * PARTIAL_WIDTH
-    tl.store(out + PEAK_LOW, peak_low, mask=active)
-    tl.store(out + PEAK_HIGH, peak_high, mask=active)
-    if FIRST:
-        tl.store(out + OWN, own, mask=active)
-        tl.store(out + PEAK_OWN, peak_own, mask=active)
-        tl.store(out + SPREAD_LOW, spread_low, mask=active)
-        tl.store(out + SPREAD_HIGH, spread_high, mask=active)
-    nodes = out[:, None] + tl.arange(0, PAD)[None, :]
-    tl.store(nodes + Z, z, mask=active[:, None])
-    tl.store(nodes + R, r, mask=active[:, None])
-    tl.store(nodes + Q, q, mask=active[:, None])
+class Solution(NamedTuple):
+    """What is known of a row's alpha after a reading; all [ROWS]."""
+
+    done: Any
+    """alpha is known well enough."""
+    low: Any
+    """The cell that holds alpha."""
+    high: Any
+    """Its upper end."""
+    delta: Any
+    """alpha = low + delta, kept apart: near a step of g the last bit of alpha counts."""
+    value: Any
+    """L at alpha, nats."""
+    slope: Any
+    """g at alpha, nats."""
+    sound: Any
+    """The row can be mixed."""
+    alpha_min: Any
+    """Bounds of alpha; equal where it is given."""
+    alpha_max: Any
+    lse_theta: Any
+    """Log-sum-exp over the mixed tokens."""
+    lse_teacher: Any
+    """The same of the teacher; of its own row for an arithmetic mixture."""
+    own_lse: Any
+    """Log-sum-exp of the teacher over the tokens that its own row keeps."""
+    kl_end: Any
+    """D_KL(teacher || theta), nats: what the record says where the teacher draws alone."""
+    exact: Any
+    """Found by `settle_kernel`: log q is to be added up as there."""
 
 
 @triton.jit
-def load_reading(
-    partials_ptr,
-    row,  # [ROWS] int64
-    active,  # [ROWS]
-    splits,
-    NODES: tl.constexpr,
-    PAD: tl.constexpr,
-    SPLITS: tl.constexpr,  # splits rounded up to a power of two
-    FIRST: tl.constexpr,
-):
-    """The sums of a reading over all splits, as `tilted_sums` returns those of one."""
-    split = tl.arange(0, SPLITS)[None, :]
-    inside = active[:, None] & (split < splits)
-    parts = partials_ptr + (row[:, None] * splits + split) * PARTIAL_WIDTH
-    peaks_low = tl.load(parts + PEAK_LOW, mask=inside, other=NOTHING)
-    peaks_high = tl.load(parts + PEAK_HIGH, mask=inside, other=NOTHING)
-    index = tl.arange(0, PAD)[None, None, :]
-    nodes = parts[:, :, None] + index
-    wanted = inside[:, :, None] & (index < NODES)
-    z = tl.load(nodes + Z, mask=wanted, other=0.0)
-    r = tl.load(nodes + R, mask=wanted, other=0.0)
-    q = tl.load(nodes + Q, mask=wanted, other=0.0)
-    peak_low = tl.max(peaks_low, axis=1)
-    peak_high = tl.max(peaks_high, axis=1)
-    fall_low = peaks_low - peak_low[:, None]
-    fall_high = peaks_high - peak_high[:, None]
-    own = peak_low
-    peak_own = peak_low
-    spread_low = peak_low
-    spread_high = peak_low
-    if FIRST:
-        peaks_own = tl.load(parts + PEAK_OWN, mask=inside, other=NOTHING)
-        peak_own = tl.max(peaks_own, axis=1)
-        own = tl.sum(tl.load(parts + OWN, mask=inside, other=0.0) * tl.exp2(peaks_own - peak_own[:, None]), axis=1)
-        z_low = tl.load(parts + Z, mask=inside, other=0.0)
-        z_high = tl.load(parts + Z + (NODES - 1), mask=inside, other=0.0)
-        spreads_low = tl.load(parts + SPREAD_LOW, mask=inside, other=0.0) + fall_low * z_low
-        spreads_high = tl.load(parts + SPREAD_HIGH, mask=inside, other=0.0) + fall_high * z_high
-        spread_low = tl.sum(spreads_low * tl.exp2(fall_low), axis=1)
-        spread_high = tl.sum(spreads_high * tl.exp2(fall_high), axis=1)
-    tau = index / (NODES - 1)
-    z, r, q = move_peaks(z, r, q, fall_low[:, :, None], fall_high[:, :, None], tau)
-    return (
-        peak_low,
-        peak_high,
-        tl.sum(z, axis=1),
-        tl.sum(r, axis=1),
-        tl.sum(q, axis=1),
-        own,
-        peak_own,
-        spread_low,
-        spread_high,
-    )
-
-
-@triton.jit
-def store_solution(
-    solution_ptr,
-    row,
-    active,
-    done,
-    cell_low,
-    cell_high,
-    delta,
-    value,
-    slope,
-    sound,
-    alpha_min,
-    alpha_max,
-    lse_theta,
-    lse_teacher,
-    own_lse,
-    kl_end,
-    exact,
-):
+def store_solution(solution_ptr, row, active, solution):
     out = solution_ptr + row * SOLUTION_WIDTH
-    tl.store(out, done.to(tl.float32), mask=active)
-    tl.store(out + 1, cell_low, mask=active)
-    tl.store(out + 2, cell_high, mask=active)
-    tl.store(out + 3, delta, mask=active)
-    tl.store(out + 4, value, mask=active)
-    tl.store(out + 5, slope, mask=active)
-    tl.store(out + 6, sound.to(tl.float32), mask=active)
-    tl.store(out + 7, alpha_min, mask=active)
-    tl.store(out + 8, alpha_max, mask=active)
-    tl.store(out + 9, lse_theta, mask=active)
-    tl.store(out + 10, lse_teacher, mask=active)
-    tl.store(out + 11, own_lse, mask=active)
-    tl.store(out + 12, kl_end, mask=active)
-    tl.store(out + 13, exact.to(tl.float32), mask=active)
+    tl.store(out + SOLUTION_DONE, solution.done.to(tl.float32), mask=active)
+    tl.store(out + SOLUTION_LOW, solution.low, mask=active)
+    tl.store(out + SOLUTION_HIGH, solution.high, mask=active)
+    tl.store(out + SOLUTION_DELTA, solution.delta, mask=active)
+    tl.store(out + SOLUTION_VALUE, solution.value, mask=active)
+    tl.store(out + SOLUTION_SLOPE, solution.slope, mask=active)
+    tl.store(out + SOLUTION_SOUND, solution.sound.to(tl.float32), mask=active)
+    tl.store(out + SOLUTION_ALPHA_MIN, solution.alpha_min, mask=active)
+    tl.store(out + SOLUTION_ALPHA_MAX, solution.alpha_max, mask=active)
+    tl.store(out + SOLUTION_LSE_THETA, solution.lse_theta, mask=active)
+    tl.store(out + SOLUTION_LSE_TEACHER, solution.lse_teacher, mask=active)
+    tl.store(out + SOLUTION_OWN_LSE, solution.own_lse, mask=active)
+    tl.store(out + SOLUTION_KL_END, solution.kl_end, mask=active)
+    tl.store(out + SOLUTION_EXACT, solution.exact.to(tl.float32), mask=active)
 
 
 @triton.jit
 def load_solution(solution_ptr, row, active):
     """As stored; a row that is not `active` is done and sound."""
     out = solution_ptr + row * SOLUTION_WIDTH
-    return (
-        tl.load(out, mask=active, other=1.0) != 0.0,
-        tl.load(out + 1, mask=active, other=0.0),
-        tl.load(out + 2, mask=active, other=1.0),
-        tl.load(out + 3, mask=active, other=0.0),
-        tl.load(out + 4, mask=active, other=0.0),
-        tl.load(out + 5, mask=active, other=0.0),
-        tl.load(out + 6, mask=active, other=1.0) != 0.0,
-        tl.load(out + 7, mask=active, other=0.0),
-        tl.load(out + 8, mask=active, other=1.0),
-        tl.load(out + 9, mask=active, other=0.0),
-        tl.load(out + 10, mask=active, other=0.0),
-        tl.load(out + 11, mask=active, other=0.0),
-        tl.load(out + 12, mask=active, other=0.0),
-        tl.load(out + 13, mask=active, other=0.0) != 0.0,
+    return Solution(
+        done=tl.load(out + SOLUTION_DONE, mask=active, other=1.0) != 0.0,
+        low=tl.load(out + SOLUTION_LOW, mask=active, other=0.0),
+        high=tl.load(out + SOLUTION_HIGH, mask=active, other=1.0),
+        delta=tl.load(out + SOLUTION_DELTA, mask=active, other=0.0),
+        value=tl.load(out + SOLUTION_VALUE, mask=active, other=0.0),
+        slope=tl.load(out + SOLUTION_SLOPE, mask=active, other=0.0),
+        sound=tl.load(out + SOLUTION_SOUND, mask=active, other=1.0) != 0.0,
+        alpha_min=tl.load(out + SOLUTION_ALPHA_MIN, mask=active, other=0.0),
+        alpha_max=tl.load(out + SOLUTION_ALPHA_MAX, mask=active, other=1.0),
+        lse_theta=tl.load(out + SOLUTION_LSE_THETA, mask=active, other=0.0),
+        lse_teacher=tl.load(out + SOLUTION_LSE_TEACHER, mask=active, other=0.0),
+        own_lse=tl.load(out + SOLUTION_OWN_LSE, mask=active, other=0.0),
+        kl_end=tl.load(out + SOLUTION_KL_END, mask=active, other=0.0),
+        exact=tl.load(out + SOLUTION_EXACT, mask=active, other=0.0) != 0.0,
     )
 
 
@@ -238,68 +176,72 @@ def solve_first(
     arithmetic,  # [ROWS]
     alpha_min,  # [ROWS]
     alpha_max,  # [ROWS]
+    budget,  # [ROWS]: nats, of KL_BUDGET
     splits,
     ROWS: tl.constexpr,
     NODES: tl.constexpr,
     PAD: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    """The solution after the reading of [0, 1], in the order of `store_solution`."""
-    peak_low, peak_high, z, r, q, own, peak_own, spread_low, spread_high = load_reading(
-        partials_ptr, row, active, splits, NODES, PAD, SPLITS, True
-    )
+    """The `Solution` after the reading of [0, 1]."""
+    reading = load_reading(partials_ptr, row, active, splits, NODES, PAD, SPLITS, True)
+    z = reading.z
+    r = reading.r
     index = tl.arange(0, PAD)[None, :]
     start = tl.full([ROWS], 0, tl.int32)
     z_0 = pick(z, index, start)
     z_1 = pick(z, index, start + (NODES - 1))
     r_0 = pick(r, index, start)
     r_1 = pick(r, index, start + (NODES - 1))
-    poisoned = (z_0 + own) != (z_0 + own)
+    poisoned = (z_0 + reading.own) != (z_0 + reading.own)
     # A sum relative to its own peak is at least 1, or of nothing.
     empty = z_0 < RESOLVED
     safe_0 = tl.where(z_0 >= RESOLVED, z_0, 1.0)
     safe_1 = tl.where(z_1 >= RESOLVED, z_1, 1.0)
     log_0 = log_sum(safe_0)
     log_1 = log_sum(safe_1)
-    growth, doubt = log_ratio_of_ends(z, r, q, safe_0, safe_1, peak_low, peak_high, NODES, PAD)
+    growth, doubt = log_ratio_of_ends(z, r, reading.q, safe_0, safe_1, reading.peak_low, reading.peak_high, NODES, PAD)
     slope_0 = r_0 / safe_0 * LN_2 + growth
     slope_1 = r_1 / safe_1 * LN_2 + growth
     kl_theta_teacher = tl.maximum(-slope_0, 0.0)
     kl_teacher_theta = tl.maximum(slope_1, 0.0)
     divergences = kl_theta_teacher + kl_teacher_theta
     same = divergences < SAME
-    entropy_theta = tl.maximum(log_0 - spread_low / safe_0 * LN_2, 0.0)
-    entropy_teacher = tl.maximum(log_1 - spread_high / safe_1 * LN_2, 0.0)
+    entropy_theta = tl.maximum(log_0 - reading.spread_low / safe_0 * LN_2, 0.0)
+    entropy_teacher = tl.maximum(log_1 - reading.spread_high / safe_1 * LN_2, 0.0)
     entropies = entropy_theta + entropy_teacher
     by_divergence = tl.where(same, 0.5, kl_teacher_theta / tl.where(same, 1.0, divergences))
     certain = entropies < CERTAIN
     by_entropy = tl.where(certain, 0.5, entropy_theta / tl.where(certain, 1.0, entropies))
     alpha = tl.where(method == ENTROPY, by_entropy, by_divergence)
     known = (method == ENTROPY) | (method == REVERSE_KL_SYMMETRY) | ((method == KL_SYMMETRY) & same)
+    doubt_1 = 2.0 * doubt + 8.0 * LAST_BIT * LN_2 * tl.abs(r_1 / safe_1)
+    affordable = same | (kl_teacher_theta + doubt_1 <= budget)
+    alpha = tl.where(method == KL_BUDGET, tl.where(affordable, 1.0, 0.0), alpha)
+    known = known | ((method == KL_BUDGET) & (affordable | (budget < LEAST_BUDGET)))
     alpha = tl.minimum(tl.maximum(alpha, alpha_min), alpha_max)
     sound = (poisoned == 0) & (empty == 0) & (alpha_min == alpha_min)
     alpha_min = tl.where(known, alpha, alpha_min)
     alpha_max = tl.where(known, alpha, alpha_max)
     low = tl.full([ROWS], 0.0, tl.float32)
-    cell_low, cell_high, delta, value, slope, done = close_cell(
-        z, r, q, -log_0, growth, doubt, low, low + 1.0, alpha_min, alpha_max, NODES, PAD
-    )
+    cell = close_cell(z, r, reading.q, -log_0, growth, doubt, low, low + 1.0, alpha_min, alpha_max, NODES, PAD)
+    own_lse = log_sum_exp(reading.own, reading.peak_own)
     kl_end = tl.where(poisoned, float("nan"), tl.where(empty, float("inf"), kl_teacher_theta))
-    own_lse = log_sum(own) + peak_own * LN_2
-    return (
-        done | arithmetic | (sound == 0),
-        tl.where(arithmetic, alpha_min, cell_low),
-        cell_high,
-        tl.where(arithmetic, 0.0, delta),
-        value,
-        slope,
-        sound,
-        alpha_min,
-        alpha_max,
-        log_0 + peak_low * LN_2,
-        tl.where(arithmetic, own_lse, log_1 + peak_high * LN_2),
-        own_lse,
-        kl_end,
+    return Solution(
+        done=(cell.done & (known | (method != KL_BUDGET))) | arithmetic | (sound == 0),
+        low=tl.where(arithmetic, alpha_min, cell.low),
+        high=cell.high,
+        delta=tl.where(arithmetic, 0.0, cell.delta),
+        value=cell.value,
+        slope=cell.slope,
+        sound=sound,
+        alpha_min=alpha_min,
+        alpha_max=alpha_max,
+        lse_theta=log_sum_exp(safe_0, reading.peak_low),
+        lse_teacher=tl.where(arithmetic, own_lse, log_sum_exp(safe_1, reading.peak_high)),
+        own_lse=own_lse,
+        kl_end=kl_end,
+        exact=tl.full([ROWS], False, tl.int1),
     )
 
 
@@ -327,12 +269,10 @@ def solve_next(
     PAD: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    """cell_low, cell_high, delta, L, g, done after a reading of [low, high] with normalised rows."""
-    peak_low, peak_high, z, r, q, _, _, _, _ = load_reading(
-        partials_ptr, row, active, splits, NODES, PAD, SPLITS, False
-    )
-    base = peak_low * LN_2
-    growth = (peak_high - peak_low) * LN_2
+    """The `Cell` after a reading of [low, high] with normalised rows."""
+    reading = load_reading(partials_ptr, row, active, splits, NODES, PAD, SPLITS, False)
+    base = reading.peak_low * LN_2
+    growth = (reading.peak_high - reading.peak_low) * LN_2
     # g is relative to the normalisers.
     doubt = ROUNDING + 2.0 * ROUNDING_OF_BIT * LOG2_E * (tl.abs(lse_theta) + tl.abs(lse_teacher))
-    return close_cell(z, r, q, base, growth, doubt, low, high, alpha_min, alpha_max, NODES, PAD)
+    return close_cell(reading.z, reading.r, reading.q, base, growth, doubt, low, high, alpha_min, alpha_max, NODES, PAD)

@@ -4,6 +4,9 @@ One program reads three numbers per token drawn and writes some forty per step, 
 clear, no host sync.
 """
 
+# What Triton compiles has no Python types.
+# mypy: disable-error-code="no-untyped-def"
+
 from __future__ import annotations
 
 import torch
@@ -19,6 +22,10 @@ NUM_EDGES = 16
 """Most edges of a histogram; fewer are filled up with inf."""
 ALPHA, KL, ALPHA_SUM, KL_SUM, MIXED, FALLBACK, PLAIN = 0, NUM_EDGES, *range(2 * NUM_EDGES, 2 * NUM_EDGES + 5)
 TALLY_SIZE = 2 * NUM_EDGES + 5
+
+ALPHA_AT, KL_AT = tl.constexpr(ALPHA), tl.constexpr(KL)
+ALPHA_SUM_AT, KL_SUM_AT = tl.constexpr(ALPHA_SUM), tl.constexpr(KL_SUM)
+MIXED_AT, FALLBACK_AT, PLAIN_AT = tl.constexpr(MIXED), tl.constexpr(FALLBACK), tl.constexpr(PLAIN)
 
 TEACHER = tl.constexpr(int(Kind.TEACHER))
 
@@ -70,16 +77,15 @@ def tally_kernel(
         mixed_count += mixed.to(tl.int32)
         fallback_count += tl.where(asked, fallback, 0)
         drawn_count += drawn.to(tl.int32)
-    tl.store(tally_ptr + lane, alpha_counts.to(tl.float32))
-    tl.store(tally_ptr + EDGES + lane, kl_counts.to(tl.float32))
+    tl.store(tally_ptr + ALPHA_AT + lane, alpha_counts.to(tl.float32))
+    tl.store(tally_ptr + KL_AT + lane, kl_counts.to(tl.float32))
     mixed_total = tl.sum(mixed_count, axis=0)
     fallback_total = tl.sum(fallback_count, axis=0)
-    rest = tally_ptr + 2 * EDGES
-    tl.store(rest, tl.sum(alpha_sum, axis=0))
-    tl.store(rest + 1, tl.sum(kl_sum, axis=0))
-    tl.store(rest + 2, mixed_total.to(tl.float32))
-    tl.store(rest + 3, fallback_total.to(tl.float32))
-    tl.store(rest + 4, (tl.sum(drawn_count, axis=0) - mixed_total - fallback_total).to(tl.float32))
+    tl.store(tally_ptr + ALPHA_SUM_AT, tl.sum(alpha_sum, axis=0))
+    tl.store(tally_ptr + KL_SUM_AT, tl.sum(kl_sum, axis=0))
+    tl.store(tally_ptr + MIXED_AT, mixed_total.to(tl.float32))
+    tl.store(tally_ptr + FALLBACK_AT, fallback_total.to(tl.float32))
+    tl.store(tally_ptr + PLAIN_AT, (tl.sum(drawn_count, axis=0) - mixed_total - fallback_total).to(tl.float32))
 
 
 def tally(
@@ -116,17 +122,17 @@ def tally(
     check_tensor("edges", edges, dtypes=(torch.float32,), shape=(2, NUM_EDGES), device=device)
     counts = torch.empty(TALLY_SIZE, dtype=torch.float32, device=device)
     tally_kernel[(1,)](
-        slots,
-        num_sampled,
-        first_position,
-        record.alpha,
-        record.kl_theta,
-        record.fallback,
-        record.kind,
-        edges,
-        counts,
-        num_requests,
-        num_positions,
+        slots_ptr=slots,
+        num_sampled_ptr=num_sampled,
+        first_position_ptr=first_position,
+        alpha_ptr=record.alpha,
+        kl_ptr=record.kl_theta,
+        fallback_ptr=record.fallback,
+        kind_ptr=record.kind,
+        edges_ptr=edges,
+        tally_ptr=counts,
+        num_requests=num_requests,
+        num_positions=num_positions,
         NEVER=NEVER,
         BLOCK=BLOCK,
         EDGES=NUM_EDGES,

@@ -1,4 +1,4 @@
-"""Tilted sums of two rows, and the alpha that solves for them. Device functions; `mix.py` and `support.py` launch them.
+"""Tilted sums of two rows, and the alpha that solves for them. Device functions.
 
 The mathematics
     With theta's logits a, the teacher's b and r = b - a, the *tilt* of the pair at alpha is a + alpha r. Over the mixed
@@ -27,6 +27,8 @@ How it is computed
 
 # ruff: noqa: RUF005 - Triton adds tuples, but does not unpack one into another.
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -44,6 +46,29 @@ RESOLVED = tl.constexpr(2.0**-100)
 
 MOST_LEVELS = tl.constexpr(4)
 """Base-2 logarithm of the most nodes of a reading, padded."""
+
+
+class Reading(NamedTuple):
+    """The sums of a pair of rows at the nodes of a span, or of some of its tokens."""
+
+    peak_low: Any
+    """[ROWS], bits: the largest tilt at the low end, which the sums there are relative to."""
+    peak_high: Any
+    """[ROWS], bits: the same at the high end."""
+    z: Any
+    """[ROWS, PAD]: Z at each node, relative to the chord between the peaks; so are the next two."""
+    r: Any
+    """[ROWS, PAD]: R, in bits a span, relative to what the peaks turn by."""
+    q: Any
+    """[ROWS, PAD]: Q, in the same units squared."""
+    own: Any
+    """[ROWS]: the teacher's sum over the tokens that its own row keeps. This and the rest: first reading only."""
+    peak_own: Any
+    """[ROWS], bits: what it is relative to."""
+    spread_low: Any
+    """[ROWS]: the sum of weight times bits below the peak, at the low end."""
+    spread_high: Any
+    """[ROWS]: the same at the high end."""
 
 
 @triton.jit
@@ -123,11 +148,7 @@ def tilted_sums(
     FIRST: tl.constexpr,  # the span is [0, 1], and the teacher's own mass and both entropies are wanted too
     JOIN: tl.constexpr,  # see `sum_lanes`
 ):
-    """peak_low, peak_high [ROWS] in bits, z, r, q [ROWS, PAD], own, peak_own, spread_low, spread_high [ROWS].
-
-    r counts in bits per span, relative to the peaks. FIRST only: `own` is the teacher's sum over the tokens that its
-    own row keeps, relative to `peak_own`, and spread the sum of weight times bits below the peak at each end of the
-    span.
+    """The `Reading` of the tokens [begin, end).
 
     Sums and peaks are kept per lane, so that the loop has no barrier; SUB tiles share one change of peaks.
     """
@@ -256,16 +277,16 @@ def tilted_sums(
         moved_z = moved_z + (z[node] * scale,)
         moved_r = moved_r + ((r[node] + turn * z[node]) * scale,)
         moved_q = moved_q + ((q[node] + turn * (2.0 * r[node] + turn * z[node])) * scale,)
-    return (
-        top_low,
-        top_high,
-        sum_lanes(moved_z, ROWS, NODES, PAD, LANES, JOIN),
-        sum_lanes(moved_r, ROWS, NODES, PAD, LANES, JOIN),
-        sum_lanes(moved_q, ROWS, NODES, PAD, LANES, JOIN),
-        own_sum,
-        top_own,
-        spread_low,
-        spread_high,
+    return Reading(
+        peak_low=top_low,
+        peak_high=top_high,
+        z=sum_lanes(moved_z, ROWS, NODES, PAD, LANES, JOIN),
+        r=sum_lanes(moved_r, ROWS, NODES, PAD, LANES, JOIN),
+        q=sum_lanes(moved_q, ROWS, NODES, PAD, LANES, JOIN),
+        own=own_sum,
+        peak_own=top_own,
+        spread_low=spread_low,
+        spread_high=spread_high,
     )
 
 
@@ -273,6 +294,12 @@ def tilted_sums(
 def log_sum(z):
     """Natural logarithm of a sum of powers of two."""
     return tl.log2(z) * LN_2
+
+
+@triton.jit
+def log_sum_exp(total, peak):
+    """Natural logarithm of a sum that is relative to a peak in bits."""
+    return log_sum(total) + peak * LN_2
 
 
 @triton.jit

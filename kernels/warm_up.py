@@ -1,8 +1,8 @@
 """Compile every kernel that a run of calls can need, before the first request.
 
 A launch shape depends on the number of rows only through the number of splits, and a kernel on that only through its power
-of two: at 151,936 tokens three variants serve 1 to any number of rows. Each is launched on one row without a slot, or
-without top-p, which every kernel skips: nothing is read, written or recorded.
+of two: at 151,936 tokens three variants serve 1 to any number of rows. Each is launched on one row without a slot, which
+every kernel skips: nothing is read, written or recorded.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import triton
 
 from .mix import launch
 from .record import MixRecord
-from .relax_top_p import relax_top_p_
 from .scratch import LaunchShape, MixScratch
 from .settings import MixSettings
 from .token_logprobs import token_logprobs
@@ -26,7 +25,7 @@ def warm_up(
     scratch: MixScratch,
     raw_teacher_dtype: torch.dtype | None = None,
 ) -> None:
-    """Compile `mix_` for 1 to `scratch.max_rows` rows, `relax_top_p_`, and `token_logprobs` if `raw_teacher_dtype` is given.
+    """Compile `mix_` for 1 to `scratch.max_rows` rows, and `token_logprobs` if `raw_teacher_dtype` is given.
 
     Args:
         teacher_vocab: V_t.
@@ -44,8 +43,6 @@ def warm_up(
         variants[triton.next_power_of_2(shape.splits)] = shape
     for shape in variants.values():
         launch(teacher_logits, theta_logits, no_slot, no_slot, no_slot.long(), settings, record, scratch, shape)
-    for top_k in (None, no_slot):
-        relax_top_p_(teacher_logits, top_k, torch.ones(1, device=device))
     if raw_teacher_dtype is not None:
         raw = teacher_logits.to(raw_teacher_dtype)
         token_logprobs(no_slot.long(), raw, theta_logits, no_slot, no_slot, record)

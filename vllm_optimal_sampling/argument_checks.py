@@ -101,17 +101,31 @@ def checked_count(name: str, value: object, least: int, remedy: str, largest: in
     return number
 
 
-def checked_number(name: str, value: object) -> float:
-    """A finite number."""
+def checked_number(name: str, value: object, argument: str | None = None) -> float:
+    """A finite number; `argument` is what is refused where `name` is a part of it."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise wrong_type(name, value, "a number")
+        raise wrong_type(name, value, "a number", argument)
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise ArgumentError(name, f"{name}={shown(value)} is not a finite number; give an ordinary one")
+        raise ArgumentError(argument or name, f"{name}={shown(value)} is not a finite number; give an ordinary one")
     return number
+
+
+def checked_ends(name: str, value: object) -> float | tuple[float, float]:
+    """A finite number, or a pair [start, end] of them."""
+    if not isinstance(value, (list, tuple)):
+        return checked_number(name, value)
+    if len(value) != 2:
+        raise ArgumentError(
+            name,
+            f"{name}={shown(value)} has {len(value)} entr{'y' if len(value) == 1 else 'ies'}; give one number, or a pair "
+            "[start, end]",
+        )
+    start, end = (checked_number(f"{name}[{index}]", number, argument=name) for index, number in enumerate(value))
+    return start, end
 
 
 def _is_integer(value: object) -> bool:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_optimal_sampling.alpha_methods import ALPHA_METHODS
 from vllm_optimal_sampling.argument_checks import (
     ArgumentError,
     check_bool,
     check_text,
     checked_count,
+    checked_ends,
     checked_number,
     checked_token_ids,
     closest,
@@ -24,11 +26,17 @@ from vllm_optimal_sampling.argument_checks import (
 )
 from vllm_optimal_sampling.chat_messages import messages_as_json
 
-ALPHA_METHODS = ("kl_symmetry", "fixed", "entropy", "ess_balance", "reverse_kl_symmetry", "arithmetic")
-"""Ways to find alpha, the weight of the teacher. `arithmetic` mixes probabilities, the others are geometric."""
+READERS = {"alpha": ("fixed", "arithmetic"), "kl_budget": ("kl_budget",), "js_sensitivity": ("js_gate",)}
+"""Arguments that only some methods read, and which."""
 
-ALPHA_READERS = ("fixed", "arithmetic")
-"""The methods that take `alpha`; the others find it."""
+ALPHA_ARGUMENTS = ("alpha_method", "alpha", "alpha_min", "alpha_max", "kl_budget", "js_sensitivity", "alpha_steps")
+"""Arguments that say how alpha is found."""
+
+SCHEDULED = ("alpha", "alpha_min", "alpha_max", "kl_budget")
+"""Arguments that may be a pair [start, end] over a request's tokens."""
+
+Scheduled = float | tuple[float, float]
+"""One number for all tokens of a request, or its value at the first token and from token `alpha_steps` on."""
 
 LARGEST_TOP_K = 128
 """Of `return_top_k`."""
@@ -77,12 +85,22 @@ class OptimalSamplingParams:
     which is what it becomes. `content` is text or a list of `{"type": "text", "text": ...}`. At most 16 levels deep."""
     alpha_method: str = "kl_symmetry"
     """One of `ALPHA_METHODS`."""
-    alpha: float = 0.5
+    alpha: Scheduled = 0.5
     """In [0, 1]: the weight of the teacher for `fixed` and `arithmetic`. Another method finds alpha, and takes none."""
-    alpha_min: float = 0.0
-    """In [0, alpha_max]: alpha is raised to it."""
-    alpha_max: float = 1.0
-    """In [alpha_min, 1]: alpha is lowered to it."""
+    alpha_min: Scheduled = 0.0
+    """In [0, alpha_max]: alpha is raised to it. For `js_gate`, alpha where the models disagree."""
+    alpha_max: Scheduled = 1.0
+    """In [alpha_min, 1]: alpha is lowered to it. For `js_gate`, alpha where the models agree."""
+    kl_budget: Scheduled | None = None
+    """In nats, above 0: `kl_budget` takes the largest alpha with D_KL(q‖θ) at most this, which is q as close to the teacher
+    as it may be so near to theta (the behaviour policy of TRB, arXiv 2605.31159). One end of a pair may be 0: theta alone."""
+    js_sensitivity: float = 50.0
+    """Above 0, per nat: `js_gate` takes alpha_max - (alpha_max - alpha_min) tanh(js_sensitivity · d / 2), where d is the
+    Jensen-Shannon divergence of the two models in nats. It is the rule of DemoPSD (arXiv 2607.02502, equations 7 to 9), which
+    uses alpha_min = 0.85 and a sensitivity of 15 to 100."""
+    alpha_steps: int | None = None
+    """In [1, 2^31 - 1]: over how many tokens a pair [start, end] of `alpha`, `alpha_min`, `alpha_max` or `kl_budget` goes from
+    its start, at the first token, linearly to its end. Needed with a pair, and only then."""
     support_top_k: int | None = None
     """In [1, 2^31 - 1]: mix only over the teacher's k likeliest tokens. None: over all."""
     support_top_p: float | None = None
@@ -110,16 +128,10 @@ class OptimalSamplingParams:
                 f"alpha_method={shown(self.alpha_method)} is not one of {', '.join(ALPHA_METHODS)}"
                 + closest(self.alpha_method, ALPHA_METHODS),
             )
-        for name in ("alpha", "alpha_min", "alpha_max"):
-            value = self._set(name, checked_number(name, getattr(self, name)))
-            if not 0 <= value <= 1:
-                raise ArgumentError(name, f"{name}={value} is outside [0, 1]; 0 is theta alone, 1 is the teacher alone")
-        if self.alpha != _DEFAULTS["alpha"] and self.optimal_sampling:
-            self._check_alpha_is_read()
-        if self.alpha_min > self.alpha_max:
-            raise ArgumentError(
-                "alpha_min", f"alpha_min={self.alpha_min} is above alpha_max={self.alpha_max}; swap them or drop one"
-            )
+        self._check_alpha()
+        self._check_schedule()
+        if self.optimal_sampling:
+            self._check_are_read(name for name in READERS if getattr(self, name) != _DEFAULTS[name])
         if self.support_top_k is not None:
             self._set(
                 "support_top_k",
@@ -154,12 +166,70 @@ class OptimalSamplingParams:
         object.__setattr__(self, name, value)
         return value
 
-    def _check_alpha_is_read(self) -> None:
-        if self.alpha_method not in ALPHA_READERS:
+    def _check_alpha(self) -> None:
+        for name in ("alpha", "alpha_min", "alpha_max"):
+            value = self._set(name, checked_ends(name, getattr(self, name)))
+            if not all(0 <= end <= 1 for end in ends(value)):
+                raise ArgumentError(
+                    name, f"{name}={shown_ends(value)} is outside [0, 1]; 0 is theta alone, 1 is the teacher alone"
+                )
+        if any(low > high for low, high in zip(ends(self.alpha_min), ends(self.alpha_max), strict=True)):
             raise ArgumentError(
-                "alpha",
-                f"alpha={self.alpha} has no effect with alpha_method={self.alpha_method!r}, which finds alpha for each "
-                f"token; ask for alpha_method={' or '.join(map(repr, ALPHA_READERS))}, or drop it",
+                "alpha_min",
+                f"alpha_min={shown_ends(self.alpha_min)} is above alpha_max={shown_ends(self.alpha_max)}; "
+                "swap them or drop one",
+            )
+        if self.kl_budget is not None:
+            value = self._set("kl_budget", checked_ends("kl_budget", self.kl_budget))
+            if min(ends(value)) < 0 or max(ends(value)) == 0:
+                raise ArgumentError(
+                    "kl_budget",
+                    f"kl_budget={shown_ends(value)} is not above 0; give nats, how far q* may be from theta at a token "
+                    "(alpha_method='fixed' with alpha=0 draws from theta alone)",
+                )
+        elif self.alpha_method == "kl_budget":
+            raise ArgumentError(
+                "kl_budget",
+                "alpha_method='kl_budget' needs kl_budget, in nats: how far q* may be from theta at a token, such as 0.05",
+            )
+        value = self._set("js_sensitivity", checked_number("js_sensitivity", self.js_sensitivity))
+        if value <= 0:
+            raise ArgumentError(
+                "js_sensitivity",
+                f"js_sensitivity={value} is not above 0; the larger, the less two models may disagree before alpha falls "
+                "to alpha_min (50 is the default)",
+            )
+
+    def _check_schedule(self) -> None:
+        pairs = [name for name in SCHEDULED if isinstance(getattr(self, name), tuple)]
+        if self.alpha_steps is None:
+            if pairs:
+                raise ArgumentError(
+                    "alpha_steps",
+                    f"{pairs[0]}={shown_ends(getattr(self, pairs[0]))} goes from one value to another; give alpha_steps, the "
+                    "number of tokens that this takes",
+                )
+            return
+        self._set(
+            "alpha_steps", checked_count("alpha_steps", self.alpha_steps, 1, "it is the number of tokens a pair takes")
+        )
+        if not pairs:
+            raise ArgumentError(
+                "alpha_steps",
+                f"alpha_steps={self.alpha_steps} has no effect: none of {', '.join(SCHEDULED)} is a pair [start, end]; give "
+                "one, or drop it",
+            )
+
+    def _check_are_read(self, names: Iterable[str]) -> None:
+        """Refuse the first of these arguments that the method does not read."""
+        for name in names:
+            if self.alpha_method in READERS[name]:
+                continue
+            why = ", which finds alpha for each token" if name == "alpha" else ""
+            raise ArgumentError(
+                name,
+                f"{name}={shown_ends(getattr(self, name))} has no effect with alpha_method={self.alpha_method!r}{why}; ask "
+                f"for alpha_method={' or '.join(map(repr, READERS[name]))}, or drop it",
             )
 
     def _check_return_top_k(self) -> None:
@@ -208,8 +278,9 @@ class OptimalSamplingParams:
             value = getattr(self, field.name)
             if value is not None and (with_defaults or value != field.default):
                 arguments[field.name] = list(value) if isinstance(value, tuple) else value
-        if self.alpha_method not in ALPHA_READERS:
-            arguments.pop("alpha", None)
+        for name, readers in READERS.items():
+            if self.alpha_method not in readers:
+                arguments.pop(name, None)
         if with_defaults and not self.optimal_sampling:
             return {"optimal_sampling": False}
         return arguments
@@ -259,19 +330,23 @@ class OptimalSamplingParams:
         merged = {name: getattr(defaults, name) for name in _DEFAULTS}
         if any(given.get(name) is not None for name in THETA_PROMPTS):
             merged.update(dict.fromkeys(THETA_PROMPTS))
-        if given.get("alpha_method", defaults.alpha_method) not in ALPHA_READERS:
-            merged["alpha"] = _DEFAULTS["alpha"]
+        for name, readers in READERS.items():
+            if given.get("alpha_method", defaults.alpha_method) not in readers:
+                merged[name] = _DEFAULTS[name]
+        arguments = merged | given
+        if not any(isinstance(arguments[name], (tuple, list)) for name in SCHEDULED):
+            arguments["alpha_steps"] = given.get("alpha_steps")
         try:
-            return cls._checked(merged | given, given)
+            return cls._checked(arguments, given)
         except ArgumentError as error:
             raise ArgumentError(error.argument, error.message + _defaults_in(error, given, defaults)) from None
 
     @classmethod
     def _checked(cls, arguments: Mapping[str, Any], given: Collection[str]) -> OptimalSamplingParams:
-        """The parameters, with an `alpha` that was given read by the method even where it is the default's value."""
+        """The parameters; what was given has to be read by the method even where it is the default's value."""
         params = cls(**arguments)
-        if "alpha" in given and params.optimal_sampling:
-            params._check_alpha_is_read()
+        if params.optimal_sampling:
+            params._check_are_read(name for name in READERS if name in given and getattr(params, name) is not None)
         return params
 
     @classmethod
@@ -290,6 +365,16 @@ class OptimalSamplingParams:
     def from_resolved_extra_args(cls, mapping: Mapping[str, Any] | None) -> OptimalSamplingParams:
         """Read `extra_args` that a front end has resolved: defaults are merged, only our keys are looked at."""
         return cls(**{key: value for key, value in (mapping or {}).items() if key in _DEFAULTS})
+
+
+def ends(value: Scheduled) -> tuple[float, float]:
+    """A number's value at a request's first token, and from token `alpha_steps` on."""
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def shown_ends(value: Scheduled | None) -> str:
+    """A number or a pair as a request has it."""
+    return str(list(value) if isinstance(value, tuple) else value)
 
 
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(OptimalSamplingParams)}

@@ -1,10 +1,10 @@
-"""Does data drawn from q* teach better? The experiment behind examples/distillation/README.md."""
+"""Does data drawn from q* teach better? The experiment behind examples/distillation/README.md, by the rule of PROTOCOL.md."""
 
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-REPOSITORY = HERE.parents[1]
 PAIR = HERE.parent / "pair"
+RESULTS = HERE / "results"
 
-sys.path += [str(PAIR), str(REPOSITORY / "benchmarks")]  # `task` and `measure`; `recording`
+sys.path += [str(PAIR), str(HERE.parents[1] / "benchmarks")]  # `task`, `measure` and `soundness`; `recording`

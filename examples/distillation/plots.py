@@ -1,112 +1,108 @@
-"""The plots of one result, as PNG files beside it."""
+"""The page's two plots, as PNG files beside the results."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from distillation.intervals import t_interval
-from distillation.report import SETS, WAYS, shares
+from distillation.protocol import DRAWS, SETS, SOURCES
+from distillation.student_t import mean_of
 
-COLOURS = {
-    "ends": "#555555",
-    "q*": "#c0392b",
-    "other mixtures": "#2471a3",
-    "filtered": "#1e8449",
-    "written": "#b7950b",
-}
-SIZE = {"dpi": 90, "bbox_inches": "tight", "metadata": {"Software": None}}
+if TYPE_CHECKING:
+    from distillation.report import Results
+
+COLOURS = {"theta": "#1e8449", "teacher": "#555555", "q*": "#c0392b"}
+SIZE = {"dpi": 100, "bbox_inches": "tight", "metadata": {"Software": None}}
 
 
-def draw(result: dict[str, Any], folder: Path) -> None:
-    """Write FORM-data.png, FORM-students.png and FORM-curves.png, and FORM-alpha.png."""
-    for plot in (data, students, curves, alpha):
-        figure = plot(result)
-        figure.savefig(folder / f"{result['form']['name']}-{plot.__name__}.png", **SIZE)
+def draw(results: Results, folder: Path) -> None:
+    """Write data.png and students.png."""
+    for plot in (data, students):
+        figure = plot(results)
+        figure.savefig(folder / f"{plot.__name__}.png", **SIZE)
         plt.close(figure)
 
 
-def colour(result: dict[str, Any], name: str) -> str:
-    return COLOURS[result["families"][name]]
+def colour(source: str) -> str:
+    return COLOURS[SOURCES[source].family]
 
 
-def data(result: dict[str, Any]) -> plt.Figure:
-    """The share of right rows against their log-likelihood under theta, with 95 % intervals."""
-    figure, axes = plt.subplots(figsize=(8, 5))
-    for number, (name, one) in enumerate(result["data"].items(), start=1):
-        x, x_low, x_high = one["theta_logprob"]
-        y, (y_low, y_high) = 100 * one["right"] / one["rows"], (100 * value for value in one["right_interval"])
-        errors = {"xerr": [[x - x_low], [x_high - x]], "yerr": [[max(0, y - y_low)], [max(0, y_high - y)]]}
-        # Many lie close together: a number at the point, its name beside the plot.
-        label = f"{number:2d}  {result['labels'][name]}"
-        axes.errorbar(x, y, **errors, fmt="o", color=colour(result, name), capsize=2, linewidth=1, label=label)
-        axes.annotate(str(number), (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8)
-    axes.set_xlabel("log-likelihood under theta, nats a token (to the right: closer to what theta writes itself)")
-    axes.set_ylabel("right answers, % of rows")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
+def frontier(places: dict[str, tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of points (KL, sound) those that no other beats in both, from the left to the right."""
+    return sorted(
+        (x, y)
+        for x, y in places.values()
+        if not any(a <= x and b >= y and (a, b) != (x, y) for a, b in places.values())
+    )
+
+
+def spread(values: list[float], least: float) -> list[float]:
+    """Heights for labels at these heights, in the same order, at least so far apart."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    heights = dict.fromkeys(order, 0.0)
+    below = -math.inf
+    for place in order:
+        heights[place] = below = max(values[place], below + least)
+    shift = sum(heights[place] - values[place] for place in order) / len(order)
+    return [heights[place] - shift for place in range(len(values))]
+
+
+def data(results: Results) -> plt.Figure:
+    """The share of sound rows against the KL from theta, the mean of the draws, with the frontier of one draw's text each."""
+    figure, axes = plt.subplots(figsize=(9, 5))
+    count = len(results.draws)
+    places = {
+        name: (sum(results.data(name, "kl")) / count, sum(results.data(name, "sound")) / count) for name in SOURCES
+    }
+    axes.plot(*zip(*frontier(places), strict=True), color="#bbbbbb", linestyle="--", linewidth=1, zorder=0)
+    right = max(x for x, _ in places.values())
+    ordered = sorted(SOURCES, key=lambda name: places[name][1])
+    heights = spread([places[name][1] for name in ordered], 2.2)
+    for name, height in zip(ordered, heights, strict=True):
+        x, y = places[name]
+        axes.plot(x, y, "o", color=colour(name))
+        axes.annotate(
+            SOURCES[name].label,
+            (x, y),
+            xytext=(1.08 * right, height),
+            color=colour(name),
+            fontsize=8,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": "#dddddd", "linewidth": 0.6, "shrinkB": 4},
+        )
+    axes.set_xlim(-0.05 * right, 1.45 * right)
+    axes.set_xlabel("D_KL(q‖π_θ), nats a token: what a filter or a selection adds is not counted")
+    axes.set_ylabel("sound rows, %")
+    axes.set_title(f"Rows of {count} of {DRAWS} draws; dashed: nothing is both nearer to theta and sounder", fontsize=9)
+    axes.grid(alpha=0.2)
     return figure
 
 
-def students(result: dict[str, Any]) -> plt.Figure:
-    """What the students get right, with Student's interval over seeds; theta before training is in grey."""
-    figure, grid = plt.subplots(2, 3, figsize=(12, 1.6 + 0.5 * len(result["students"])), sharey=True)
-    names = list(result["students"])[::-1]
-    for axes, (way, held_out) in zip(grid.flat, [(way, held_out) for way in WAYS for held_out in SETS], strict=True):
-        middle, low, high = t_interval(shares(result["before"], held_out, way))
-        axes.axvspan(100 * low, 100 * high, color="#cccccc", alpha=0.6)
-        axes.axvline(100 * middle, color="#999999", linestyle="--", linewidth=1)  # greedy theta has no spread
-        for place, name in enumerate(names):
-            middle, low, high = (100 * value for value in t_interval(shares(result["students"][name], held_out, way)))
-            error = [[middle - low], [high - middle]]
-            axes.errorbar(middle, place, xerr=error, fmt="o", color=colour(result, name), capsize=2)
-        axes.set_title(f"{SETS[held_out]}, {way}", fontsize=9)
-        axes.set_ylim(-0.6, len(names) - 0.4)
-        axes.set_yticks(range(len(names)), [result["labels"][name] for name in names], fontsize=8)
-        axes.grid(alpha=0.3)
-        axes.set_xlabel("right, %", fontsize=8)
+def students(results: Results) -> plt.Figure:
+    """Students minus the teacher's, with 95 % intervals over draws, where there are two or more."""
+    figure, grid = plt.subplots(1, len(SETS), figsize=(12, 5), sharey=True)
+    names = [name for name in SOURCES if name != "teacher"][::-1]
+    for axes, held_out in zip(grid, SETS, strict=True):
+        theirs = results.students("teacher", held_out)
+        for place, name in enumerate(["theta", *names]):
+            ours = results.theta(held_out) if name == "theta" else results.students(name, held_out)
+            found = mean_of([one - other for one, other in zip(ours, theirs, strict=True)])
+            shade = "#999999" if name == "theta" else colour(name)
+            axes.plot(found.value, place, "o", color=shade)
+            if not math.isinf(found.low):
+                axes.hlines(place, found.low, found.high, color=shade)
+        axes.axvline(0, color="#555555", linewidth=1)
+        axes.set_yticks(
+            range(len(names) + 1), ["theta, not trained", *(SOURCES[name].label for name in names)], fontsize=8
+        )
+        axes.set_xlabel(f"{held_out}: points more than the teacher's students", fontsize=8)
+        axes.grid(alpha=0.2)
+    figure.suptitle(f"Greedy accuracy, mean of 4 and 16 epochs; {len(results.draws)} of {DRAWS} draws", fontsize=9)
     figure.tight_layout()
-    return figure
-
-
-def curves(result: dict[str, Any]) -> plt.Figure:
-    """Held-out stories along the training, with Student's interval over seeds."""
-    figure, grid = plt.subplots(1, 2, figsize=(12, 4.5))
-    for axes, way in zip(grid, WAYS, strict=True):
-        for number, (name, runs) in enumerate(result["students"].items()):
-            steps = [point["step"] for point in runs[0]["curve"]]
-            points = [
-                [100 * value for value in t_interval([run["curve"][i][way]["right"] for run in runs])]
-                for i in range(len(steps))
-            ]
-            middle, low, high = zip(*points, strict=True)
-            style = ("-", "--", ":", "-.")[number // 10 % 4]
-            (line,) = axes.plot(steps, middle, style, marker="o", markersize=3, label=result["labels"][name])
-            if len(result["students"]) <= 6:
-                axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15)
-        axes.set_title(f"stories, {way}", fontsize=9)
-        axes.set_xlabel("steps")
-        axes.set_ylabel("right, %")
-        axes.grid(alpha=0.3)
-    grid[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
-
-
-def alpha(result: dict[str, Any]) -> plt.Figure:
-    """How alpha is distributed over the tokens, where it is chosen for each."""
-    figure, axes = plt.subplots(figsize=(8, 3.5))
-    for name, one in result["data"].items():
-        if "alpha" in one and one["alpha"]["deviation"] > 0:
-            histogram = one["alpha"]["histogram"]
-            edges = [i / len(histogram) for i in range(len(histogram) + 1)]
-            axes.stairs([100 * part for part in histogram], edges, label=result["labels"][name])
-    axes.set_xlabel("alpha, the weight of the teacher")
-    axes.set_ylabel("tokens, %")
-    axes.legend(fontsize=8)
-    axes.grid(alpha=0.3)
     return figure

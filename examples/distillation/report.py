@@ -1,316 +1,392 @@
-"""README's tables, from the result files and nothing else.
+"""The page's tables and plots, from the files in results/ and nothing else.
 
 python examples/distillation/report.py             prints them
-python examples/distillation/report.py --write     puts them between README's markers, and draws the plots
+python examples/distillation/report.py --write     puts them between the markers of the pages, and draws the plots
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from distillation import HERE
-from distillation.intervals import bootstrap_difference, t_interval
+from distillation import HERE, RESULTS
+from distillation.decision import Decision, Values, accuracy, decide, difference, holm, load_draws, primary_values
+from distillation.protocol import CONTROLS, DEFAULT, DRAWS, EPOCHS, RIVALS, SETS, SOURCES
+from distillation.student_t import Mean, mean_of
 
-README = HERE / "README.md"
-RESULTS = HERE / "results"
+PAGES = (HERE / "README.md", HERE / "TABLES.md")
 BEGIN = "<!-- {name}: written by report.py -->"
 END = "<!-- {name}: end -->"
-
-REFERENCE = "kl_symmetry"
-ALSO_COMPARED = (("entropy", "teacher"),)
-"""Over several draws, beside the reference against each other source."""
-SETS = {"stories": "stories (500)", "longer": "longer (300)", "sorting": "sorting (300)"}
-WAYS = ("greedy", "sampled")
-COLUMNS = [(held_out, way) for held_out in SETS for way in WAYS]
-COLUMN_TITLES = [f"{SETS[held_out]}, {way}" for held_out, way in COLUMNS]
+SHOWN = ("theta_right_1", "teacher", "fixed_0.5", "kl_symmetry", "entropy")
+"""The sources of the page's table, besides theta itself and the best other."""
+SET_TITLES = {"stories": "stories (trained on)", "longer": "longer (shifted)", "sorting": "sorting (not trained on)"}
 
 
-def marks(runs: Iterable[dict[str, Any]], held_out: str, way: str, what: str = "right") -> list[str]:
-    """For each run, a string of 0 and 1 over the problems."""
-    return [run["end"][held_out][way][what] for run in runs]
+@dataclass(frozen=True)
+class Results:
+    """Everything that the page is made of."""
 
+    draws: list[dict[str, Any]]
+    pilot: dict[str, Any] | None
+    """None until it is finished."""
+    simulation: dict[str, Any]
 
-def share(string: str) -> float:
-    """The share of ones among a run's marks, in [0, 1]."""
-    return string.count("1") / len(string)
-
-
-def summarised(result: dict[str, Any]) -> dict[str, Any]:
-    """A result without the marks of single problems: shares in their place, and the differences that need the marks.
-
-    Adds `problems`, the number in each held-out set, and `differences`, of the reference from each other source and from
-    theta `before` training: by column, the difference with its interval.
-    """
-
-    def of_run(run: dict[str, Any]) -> dict[str, Any]:
-        ends = {
-            held_out: {way: {what: share(string) for what, string in one.items()} for way, one in by_way.items()}
-            for held_out, by_way in run["end"].items()
-        }
-        return run | {"end": ends}
-
-    students, before = result["students"], result["before"]
-    found = result | {
-        "problems": {held_out: len(one["greedy"]["right"]) for held_out, one in before[0]["end"].items()},
-        "before": list(map(of_run, before)),
-        "students": {name: list(map(of_run, runs)) for name, runs in students.items()},
-    }
-    if REFERENCE in students:
-        others = {"before": before} | {name: runs for name, runs in students.items() if name != REFERENCE}
-        found["differences"] = {
-            name: [
-                bootstrap_difference(marks(students[REFERENCE], *column), marks(runs, *column)) for column in COLUMNS
-            ]
-            for name, runs in others.items()
-        }
-    if "second_round" in result:
-        second_students = {
-            name: {kind: list(map(of_run, runs)) for kind, runs in by_kind.items()}
-            for name, by_kind in result["second_round"]["students"].items()
-        }
-        found["second_round"] = result["second_round"] | {"students": second_students}
-    return found
-
-
-def shares(runs: Iterable[dict[str, Any]], held_out: str, way: str, what: str = "right") -> list[float]:
-    """For each run of a summarised result, the share of the problems."""
-    return [run["end"][held_out][way][what] for run in runs]
-
-
-def percent(values: Sequence[float], digits: int = 1) -> str:
-    """A share with its interval, in per cent."""
-    middle, low, high = (100 * value for value in values)
-    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
-
-def points(values: Sequence[float]) -> str:
-    """A difference of shares with its interval, in points; bold where the interval leaves zero out."""
-    middle, low, high = (100 * value for value in values)
-    text = f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
-    return f"**{text}**" if low > 0 or high < 0 else text
-
-
-def table(title: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [f"| {' | '.join(title)} |", f"|{' --- |' * len(title)}"]
-    return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
-
-
-def origin(result: dict[str, Any]) -> list[str]:
-    """Where the figures come from."""
-    form, machine, versions = result["form"], result["machine"], result["versions"]
-    recipe = form["recipe"]
-    return [
-        f"{form['problems']} training problems, one completion of each; {recipe['steps']} steps of {recipe['tokens_per_step']} "
-        f"completion tokens; {len(form['seeds'])} seeds. {machine['cpu']}, {machine['cores']} cores, the engine in "
-        f"{machine['kernels']}; vLLM {versions['vllm']}, torch {versions['torch']}, transformers {versions['transformers']}; "
-        f"{result['date']}; load {result['load_before'][0]:.1f} before and {result['load_after'][0]:.1f} after; "
-        f"{result['seconds_of_all_pieces'] / 60:.0f} minutes of one core; `results/{form['name']}.json`.",
-        "",
-    ]
-
-
-def data(result: dict[str, Any]) -> list[str]:
-    """What each source's rows are like."""
-    rows = []
-    for name, one in result["data"].items():
-        weights = one.get("importance")
-        rows.append(
-            [
-                result["labels"][name],
-                str(one["rows"]),
-                percent([one["right"] / one["rows"], *one["right_interval"]]),
-                f"{100 * one['right_with_right_steps'] / one['rows']:.1f}",
-                f"{one['theta_logprob'][0]:.3f} ({one['theta_logprob'][1]:.3f} to {one['theta_logprob'][2]:.3f})",
-                f"{one['teacher_logprob'][0]:.3f}",
-                f"{one['entropy'][0]:.3f}" if "entropy" in one else "",
-                f"{one['kl_from_theta'][0]:.3f}" if "kl_from_theta" in one else "",
-                f"{one['distinct_4_grams']:.3f}",
-                f"{100 * weights['effective_share_of_tokens']:.0f}" if weights else "",
-                f"{100 * weights['effective_share_of_completions']:.1f}" if weights else "",
-                f"{one['alpha']['mean']:.2f}" if "alpha" in one else "",
-            ]
+    @classmethod
+    def load(cls, folder: Path = RESULTS) -> Results:
+        pilot = folder / "pilot.json"
+        return cls(
+            load_draws(folder),
+            json.loads(pilot.read_text()) if pilot.exists() else None,
+            json.loads((folder / "simulation.json").read_text()),
         )
-    title = ["source", "rows", "right, %", "with right steps, %", "log π_θ a token", "log π_t a token", "entropy of q"]
-    title += ["KL(q‖π_θ)", "distinct 4-grams", "effective tokens, %", "effective completions, %", "mean alpha"]
-    differences = [
-        max(one["largest_difference_from_records"].values())
-        for one in result["data"].values()
-        if "largest_difference_from_records" in one
-    ]
-    said = f"The engine's records of these tokens differ from transformers in float64 by at most {max(differences):.1g} nats."
-    return [*table(title, rows), said, ""]
 
+    @cached_property
+    def primary(self) -> Values:
+        return primary_values(self.draws)
 
-def students(result: dict[str, Any]) -> list[str]:
-    """What the students get right."""
+    @property
+    def decision(self) -> Decision | None:
+        """None before all draws exist."""
+        return decide(self.primary) if len(self.draws) == DRAWS else None
 
-    def row(label: str, rate: str, runs: Sequence[dict[str, Any]]) -> list[str]:
-        cells = [percent(t_interval(shares(runs, *column))) for column in COLUMNS]
-        sound = shares(runs, "stories", "greedy", "sound")
-        return [label, rate, *cells, f"{100 * sum(sound) / len(sound):.1f}"]
-
-    rows = [row("*theta, before training*", "", result["before"])]
-    for name, runs in result["students"].items():
-        rows.append(row(result["labels"][name], f"{result['learning_rates'][name]:g}", runs))
-    title = ["trained on", "learning rate", *COLUMN_TITLES]
-    return table([*title, "stories, greedy, with right steps"], rows)
-
-
-def differences(result: dict[str, Any]) -> list[str]:
-    """Students of q* against the others."""
-    if "differences" not in result:
-        return []
-    labels = {"before": "*theta, before training*"} | result["labels"]
-    rows = [[labels[name], *map(points, columns)] for name, columns in result["differences"].items()]
-    title = ["q*, KL symmetry, minus", *COLUMN_TITLES]
-    return table(title, rows)
-
-
-def rates(result: dict[str, Any]) -> list[str]:
-    """How each learning rate did on the validation problems."""
-    tuning = result["tuning"]
-    title = ["source", *next(iter(tuning.values()))]
-    rows = []
-    for name, by_rate in tuning.items():
-        best = f"{result['learning_rates'][name]:g}"
-        rows.append(
-            [
-                result["labels"][name],
-                *(f"**{100 * v:.1f}**" if rate == best else f"{100 * v:.1f}" for rate, v in by_rate.items()),
-            ]
-        )
-    return table(title, rows)
-
-
-def second(result: dict[str, Any]) -> list[str]:
-    """The second round: each source's student is theta, and learns from new rows or from the old ones again."""
-    if "second_round" not in result:
-        return []
-    rows, found = [], result["second_round"]
-    kinds = {"new": "new rows", "again": "the first round's rows again"}
-    for name, by_kind in found["students"].items():
-        one = found["data"][name]
-        first = result["students"][name][:1]
-        start = [f"{100 * shares(first, *column)[0]:.1f}" for column in COLUMNS]
-        rows.append([f"{result['labels'][name]}: the student of round one", "", *start])
-        for kind, runs in by_kind.items():
-            right = f"{100 * one['right'] / one['rows']:.1f}" if kind == "new" else ""
-            rows.append(
-                [f"… {kinds[kind]}", right, *(percent(t_interval(shares(runs, *column))) for column in COLUMNS)]
-            )
-    title = ["trained on", "new rows right, %", *COLUMN_TITLES]
-    return table(title, rows)
-
-
-def draws(results: dict[str, dict[str, Any]]) -> list[str]:
-    """The sources that were drawn more than once, over all draws of problems and rows.
-
-    A draw counts once, with the mean of its students. Differences are between the two sources of one draw.
-    """
-    by_draw = [results[name] for name in results if name == "full" or "_draw_" in name]
-    first = results["full"]
-    names = [name for name in first["students"] if all(name in result["students"] for result in by_draw)]
-    if len(by_draw) < 2 or REFERENCE not in names:
-        return []
-
-    def means(result: dict[str, Any], name: str) -> list[float]:
-        values = [shares(result["students"][name], *column) for column in COLUMNS]
-        return [sum(value) / len(value) for value in values]
-
-    found = {name: [means(result, name) for result in by_draw] for name in names}
-    rows = [
-        [first["labels"][name], *(percent(t_interval(cells)) for cells in zip(*found[name], strict=True))]
-        for name in names
-    ]
-    others = [(REFERENCE, name) for name in names if name != REFERENCE]
-    for name, other in others + [pair for pair in ALSO_COMPARED if set(pair) <= set(names)]:
-        gaps = [
-            [ours - theirs for ours, theirs in zip(*pair, strict=True)]
-            for pair in zip(found[name], found[other], strict=True)
+    def students(self, source: str, held_out: str, way: str = "greedy", what: str = "right") -> list[float]:
+        """For each draw the accuracy of a source's students on a set, in per cent: the mean of the budgets."""
+        return [
+            sum(accuracy(draw["students"][source][str(epochs)], held_out, way, what) for epochs in EPOCHS) / len(EPOCHS)
+            for draw in self.draws
         ]
-        cells = [points(t_interval(cell)) for cell in zip(*gaps, strict=True)]
-        rows.append([f"{first['labels'][name]}, minus {first['labels'][other]}", *cells])
-        each = (", ".join(f"{100 * value:+.1f}" for value in cell) for cell in zip(*gaps, strict=True))
-        rows.append(["… in each draw", *each])
-    return table([f"{len(by_draw)} draws", *COLUMN_TITLES], rows)
+
+    def theta(self, held_out: str, way: str = "greedy", what: str = "right") -> list[float]:
+        """The same of theta before any training."""
+        return [accuracy(draw["theta"], held_out, way, what) for draw in self.draws]
+
+    def data(self, source: str, name: str) -> list[float]:
+        """For each draw a measure of a source's rows; counts as a share of the rows, in per cent."""
+        measures = [draw["data"][source] for draw in self.draws]
+        if name in ("right", "sound", "cut_off"):
+            return [100 * one[name] / one["rows"] for one in measures]
+        return [one[name] for one in measures]
+
+    @property
+    def best_other(self) -> str:
+        """Of the sources that the page's table does not have, the one with the best primary endpoint."""
+        others = [name for name in SOURCES if name not in SHOWN]
+        return max(others, key=lambda name: sum(self.primary[name]))
 
 
-SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+def table(title: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(title)} |", f"|{' --- |' * len(title)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def number(value: float, digits: int = 1) -> str:
+    return f"{value:.{digits}f}"
+
+
+def with_interval(found: Mean, digits: int = 1, sign: str = "") -> str:
+    """A mean with its interval over draws; without one where there is a single draw."""
+    text = f"{found.value:{sign}.{digits}f}"
+    if math.isinf(found.low):
+        return text
+    return f"{text} ({found.low:{sign}.{digits}f} to {found.high:{sign}.{digits}f})"
+
+
+def points(found: Mean) -> str:
+    """A difference in points; bold where its interval leaves zero out."""
+    text = with_interval(found, sign="+")
+    return f"**{text}**" if found.low > 0 or found.high < 0 else text
+
+
+def gaps(ours: Sequence[float], theirs: Sequence[float]) -> Mean:
+    return mean_of([one - other for one, other in zip(ours, theirs, strict=True)])
+
+
+def status(results: Results) -> str:
+    """The page's first sentences: what was decided, or that nothing is."""
+    count = len(results.draws)
+    if results.decision is None:
+        text = (
+            f"**{count} of {DRAWS} draws: no decision yet.** [The rule](PROTOCOL.md) is applied once, to {DRAWS} draws."
+        )
+        if count == 1:
+            return f"{text} One draw has no interval: the figures below are not evidence of anything."
+        return f"{text} What is below are estimates of an unfinished experiment." if count else text
+    found = results.decision
+    label = SOURCES[found.recommended].label
+    gain = with_interval(difference(results.primary, found.recommended, DEFAULT))
+    if found.recommended == DEFAULT:
+        first = (
+            "**No other way to choose alpha is shown to be better for training data than KL symmetry**, the default."
+        )
+    else:
+        first = (
+            f"**{label} is recommended for training data:** its students are {gain} points better than KL symmetry's."
+        )
+    if found.teaches_better:
+        claim = f"Students of {label} are better than those of the teacher's own text and of theta's own right answers."
+    else:
+        claim = (
+            "**Mixing token by token is not shown to help training:** against the teacher's own text, the best of four, or "
+            "theta's own right answers, a difference cannot be told from zero or is below it."
+        )
+    return f"{first} {claim} {DRAWS} draws, by [a rule written down first](PROTOCOL.md)."
+
+
+def main_table(results: Results) -> str:
+    """The seven rows."""
+
+    def row(label: str, source: str | None) -> list[str]:
+        cells = ["", "", ""]
+        if source is not None:
+            cells = [
+                with_interval(mean_of(results.data(source, "right"))),
+                with_interval(mean_of(results.data(source, "sound"))),
+                number(sum(results.data(source, "kl")) / len(results.draws), 3),
+            ]
+        for held_out in SETS:
+            ours = results.theta(held_out) if source is None else results.students(source, held_out)
+            is_teacher = source == "teacher"
+            cells.append(
+                with_interval(mean_of(ours))
+                if is_teacher
+                else points(gaps(ours, results.students("teacher", held_out)))
+            )
+        return [label, *cells]
+
+    rows = [row("*theta, not trained*", None), *(row(SOURCES[name].label, name) for name in SHOWN)]
+    rows.append(row(f"best other: {SOURCES[results.best_other].label}", results.best_other))
+    title = ["rows of", "right, %", "sound, %", "KL from theta", *SET_TITLES.values()]
+    return table(title, rows)
+
+
+def rivals(results: Results) -> str:
+    """What the decision looks at: each rival against the default, and the recommended source against each control."""
+    found = {name: difference(results.primary, name, DEFAULT) for name in RIVALS}
+    passing = holm({name: one.p for name, one in found.items()})
+    decision = results.decision
+    recommended = decision.recommended if decision else DEFAULT
+    rows = [
+        [
+            f"{SOURCES[name].label} minus KL symmetry",
+            points(one),
+            number(one.deviation) if one.count > 1 else "",
+            f"{one.p:.2g}" if one.count > 1 else "",
+            ("yes" if name in passing and one.value > 0 else "no") if decision else "",
+        ]
+        for name, one in found.items()
+    ]
+    rows += [
+        [
+            f"{SOURCES[recommended].label} minus {SOURCES[name].label}",
+            points(one := difference(results.primary, recommended, name)),
+            number(one.deviation) if one.count > 1 else "",
+            f"{one.p:.2g}" if one.count > 1 else "",
+            ("yes" if one.low > 0 else "no") if decision else "",
+        ]
+        for name in CONTROLS
+    ]
+    return table(["primary endpoint", "points", "deviation over draws", "p", "shown by the rule"], rows)
+
+
+def data_table(results: Results) -> str:
+    """All sources' rows."""
+    rows = []
+    for name, source in SOURCES.items():
+        means = {
+            one: mean_of(results.data(name, one))
+            for one in ("right", "sound", "kl", "entropy", "theta_logprob", "alpha")
+        }
+        problems = sum(results.data(name, "problems")) / len(results.draws)
+        rows.append(
+            [
+                source.label,
+                f"{problems:.0f}",
+                with_interval(means["right"]),
+                with_interval(means["sound"]),
+                *(with_interval(means[one], 4) for one in ("kl", "entropy", "theta_logprob")),
+                number(means["alpha"].value, 2),
+            ]
+        )
+    title = ["rows of", "problems", "right, %", "sound, %", "KL from theta", "entropy", "log π_θ a token", "mean alpha"]
+    return table(title, rows)
+
+
+def students_table(results: Results, way: str, what: str) -> str:
+    """All sources' students, one column for each set and budget."""
+    columns = [(held_out, epochs) for held_out in SETS for epochs in EPOCHS]
+    rows = [
+        ["*theta, not trained*", *(with_interval(mean_of(results.theta(one, way, what))) for one, _ in columns), ""]
+    ]
+    for name, source in SOURCES.items():
+        cells = [
+            with_interval(
+                mean_of([accuracy(draw["students"][name][str(epochs)], held_out, way, what) for draw in results.draws])
+            )
+            for held_out, epochs in columns
+        ]
+        endpoint = "" if (way, what) != ("greedy", "right") else with_interval(mean_of(results.primary[name]))
+        rows.append([source.label, *cells, endpoint])
+    title = ["rows of", *(f"{held_out}, {epochs} epochs" for held_out, epochs in columns)]
+    return table([*title, "primary endpoint"], rows)
+
+
+def rates_table(results: Results) -> str:
+    """The learning rates that the pilots fixed, and the temperatures at which the students were sampled."""
+    rows = []
+    for name, source in SOURCES.items():
+        rates = results.pilot["learning_rates"][name]
+        tried = results.pilot["validation_right"]["by_learning_rate"][name]
+        means = [
+            sum(draw["students"][name][str(epochs)]["temperature"] for draw in results.draws)
+            / max(1, len(results.draws))
+            for epochs in EPOCHS
+        ]
+        rows.append(
+            [
+                source.label,
+                *(f"{rates[str(epochs)]:g}" for epochs in EPOCHS),
+                ", ".join(f"{rate}: {100 * score:.1f}" for rate, score in tried.items()),
+                *((number(mean, 2) for mean in means) if results.draws else [""] * len(EPOCHS)),
+            ]
+        )
+    title = [
+        "rows of",
+        *(f"rate, {epochs} epochs" for epochs in EPOCHS),
+        "right on validation, %, by rate with 4 epochs",
+    ]
+    return table([*title, *(f"temperature, {epochs} epochs" for epochs in EPOCHS)], rows)
+
+
+def pilots_say(results: Results) -> str:
+    """The pilots' other outcomes in a sentence."""
+    lower = results.pilot["validation_right"]["by_places_lower"]
+    bounds = results.pilot["epsilons"]
+    scores = ", ".join(f"{places}: {100 * score:.1f} %" for places, score in lower.items())
+    return (
+        f"ε is {bounds['kl_budget']:.4f} nats and ε′ {bounds['kl_budget_matched']:.2f}. "
+        f"Right on validation with 16 epochs, by the number of places by which the rates are lowered: {scores}."
+    )
+
+
+def simulation_table(results: Results) -> str:
+    """How often the decision finds what."""
+    titles = {
+        "entropy_passes": "entropy passes",
+        "any_other_passes": "another passes",
+        "teaches_better": "claimed to teach better",
+        "covered": "interval covers",
+    }
+    rows = [
+        [scenario, deviation, *(f"{100 * found[name]:.1f}" for name in titles)]
+        for scenario, by_deviation in results.simulation["scenarios"].items()
+        for deviation, found in by_deviation.items()
+    ]
+    title = ["truth", "deviation over draws, points", *(f"{one}, %" for one in titles.values())]
+    said = f"{results.simulation['experiments']:,} experiments of {results.simulation['draws']} draws in each row."
+    return f"{table(title, rows)}\n\n{said}"
+
+
+def cpu_seconds(pieces: Any) -> float:
+    """What all pieces in a structure took."""
+    if isinstance(pieces, dict):
+        return pieces.get("cpu_seconds", 0.0) + sum(map(cpu_seconds, pieces.values()))
+    return 0.0
+
+
+def origin(results: Results) -> str:
+    """Where the figures come from."""
+    last = results.draws[-1]
+    days = sorted({draw["date"] for draw in results.draws})
+    days = days[:1] + days[1:][-1:]
+    minutes = sum(map(cpu_seconds, results.draws)) / 60 / len(results.draws)
+    return (
+        f"{len(results.draws)} of {DRAWS} draws, {' to '.join(days)}. {last['machine']['cpu']}, torch "
+        f"{last['versions']['torch']}, transformers {last['versions']['transformers']}. A draw takes {minutes:.0f} minutes of "
+        "one core. Files: `results/draw-NN.json`."
+    )
+
+
+def plots(_: Results) -> str:
+    """The two pictures that `plots.draw` leaves beside the results."""
+    return "![sound rows against the KL from theta](results/data.png)\n\n![students](results/students.png)"
+
+
+NEED_DRAWS = {
+    "plots": plots,
+    "main": main_table,
+    "rivals": rivals,
+    "data": data_table,
+    "greedy": lambda results: students_table(results, "greedy", "right"),
+    "sampled": lambda results: students_table(results, "sampled", "right"),
+    "sound": lambda results: students_table(results, "greedy", "sound"),
     "origin": origin,
-    "data": data,
-    "students": students,
-    "differences": differences,
-    "rates": rates,
-    "second": second,
+}
+NEED_PILOT = {"rates": rates_table, "pilots": pilots_say}
+SECTIONS = {
+    "status": status,
+    **NEED_DRAWS,
+    **NEED_PILOT,
+    "simulation": simulation_table,
 }
 
 
-def render(result: dict[str, Any], section: str) -> str:
-    """One table of one result, as README has it."""
-    return "\n".join(SECTIONS[section](result)).rstrip()
+def render(results: Results, section: str) -> str:
+    """One section as the pages have it."""
+    if section in NEED_DRAWS and not results.draws:
+        return "No draw is finished."
+    if section in NEED_PILOT and results.pilot is None:
+        return "The pilot is not finished."
+    return SECTIONS[section](results)
 
 
-def written_into(text: str, results: dict[str, dict[str, Any]]) -> str:
-    """README with each of its tables, marked FORM-SECTION, as the results say it.
+def written_into(text: str, results: Results) -> str:
+    """A page with each of its marked sections as the results say it.
 
     Raises:
-        ValueError: a marker has no end, or README shows none of the results.
+        ValueError: a marker has no end.
 
     """
-    tables = {f"{form}-{section}": render(result, section) for form, result in results.items() for section in SECTIONS}
-    if "full" in results:
-        tables["draws"] = "\n".join(draws(results)).rstrip()
-    shown = 0
-    for name, said in tables.items():
+    for name in SECTIONS:
         begin, end = BEGIN.format(name=name), END.format(name=name)
         if begin not in text:
             continue
         head, rest = text.split(begin, 1)
         if end not in rest:
-            raise ValueError(f"README has {begin!r} without {end!r} after it")
-        text = f"{head}{begin}\n{said}\n{end}{rest.split(end, 1)[1]}"
-        shown += 1
-    if not shown:
-        raise ValueError("README shows none of the results")
+            raise ValueError(f"a page has {begin!r} without {end!r} after it; add it")
+        text = f"{head}{begin}\n{render(results, name)}\n{end}{rest.split(end, 1)[1]}"
     return text
 
 
-def load(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
-    """The results by the name of their form."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-
-
 def write(folder: Path = RESULTS) -> None:
-    """Put the results of a folder into README, and draw the plots that it shows beside them."""
+    """Put the results into the pages, and draw the plots."""
     from distillation.plots import draw  # needs matplotlib, the tables do not
 
-    results = load(folder)
-    text = written_into(README.read_text(), results)
-    README.write_text(text)
-    for form, result in results.items():
-        if f"]({RESULTS.name}/{form}-" in text:
-            draw(result, folder)
+    results = Results.load(folder)
+    for page in PAGES:
+        page.write_text(written_into(page.read_text(), results))
+    if results.draws:
+        draw(results, folder)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
-    results = load(given.results)
-    if not given.write:
-        for result in results.values():
-            for section in SECTIONS:
-                print(f"{section}\n\n{render(result, section)}\n")
+    if given.write:
+        write()
         return
-    write(given.results)
+    results = Results.load()
+    for section in SECTIONS:
+        print(f"{section}\n\n{render(results, section)}\n")
 
 
 if __name__ == "__main__":

@@ -1,34 +1,22 @@
-"""Train theta on one source's rows and see what came of it: transformers, full fine-tuning, one thread.
-
-Everything that differs between sources is their rows. The number of steps, the tokens of a step, the schedule, the
-optimizer and the way the learning rate is chosen are the same for all.
-"""
+"""Train theta on one source's rows and see what came of it: transformers, full fine-tuning, one thread."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import measure
+import soundness
 import task
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from distillation import PAIR
+from distillation.lockstep import complete
+from distillation.protocol import ROWS_PER_STEP, TEMPERATURES, WARM_UP
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """What is done to every student alike."""
-
-    steps: int = 150
-    tokens_per_step: int = 1536
-    """Completion tokens of a step: as many completions as fit, so a step of every source learns from as many tokens."""
-    warmup_steps: int = 10
-    weight_decay: float = 0.0
-    evaluate_steps: tuple[int, ...] = (0, 25, 50, 100, 150)
-    """Where the learning curve has points; the last is the end."""
+BATCH = 250
 
 
 @dataclass(frozen=True)
@@ -39,27 +27,13 @@ class Example:
     completion: list[int]
 
 
-def examples_of(rows: Sequence[dict]) -> list[Example]:
-    """Training examples of the generator's rows: theta's prompt, and the tokens drawn with the one that ended them."""
-    return [Example(row["prompt_token_ids"], row["completion_token_ids"]) for row in rows]
-
-
-def batches(examples: Sequence[Example], tokens_per_step: int, seed: int) -> Iterator[list[Example]]:
-    """An endless stream of batches of up to ``tokens_per_step`` completion tokens, pass after pass in a new order.
-
-    A batch ends before the completion that would overfill it, and that one begins the next batch: over a pass no
-    completion is left out. A completion longer than a batch is a batch of its own.
-    """
-    rng = random.Random(seed)
-    batch: list[Example] = []
-    size = 0
-    while True:
-        for example in rng.sample(examples, len(examples)):
-            if batch and size + len(example.completion) > tokens_per_step:
-                yield batch
-                batch, size = [], 0
-            batch.append(example)
-            size += len(example.completion)
+def batches(examples: Sequence[Example], epochs: int, seed: int) -> Iterator[list[Example]]:
+    """Every example once in an epoch, in an order that depends on the seed and the number of examples alone."""
+    order = random.Random(seed)
+    for _ in range(epochs):
+        shuffled = order.sample(examples, len(examples))
+        for first in range(0, len(shuffled), ROWS_PER_STEP):
+            yield shuffled[first : first + ROWS_PER_STEP]
 
 
 def tensors(batch: Sequence[Example], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,93 +48,109 @@ def tensors(batch: Sequence[Example], pad: int) -> tuple[torch.Tensor, torch.Ten
     return tokens, labels
 
 
-def rate_at(recipe: Recipe, step: int) -> float:
-    """The factor on the learning rate: a linear rise over the warm-up, then a linear fall to zero at the end."""
-    rise = (step + 1) / recipe.warmup_steps
-    fall = (recipe.steps - step) / (recipe.steps - recipe.warmup_steps)
-    return min(1.0, rise, fall)
+def rate_at(step: int, steps: int) -> float:
+    """The factor on the learning rate: a linear rise over the first part of the steps, then a linear fall to zero."""
+    rising = max(1, round(WARM_UP * steps))
+    return min(1.0, (step + 1) / rising, (steps - step) / (steps - rising))
+
+
+def completion_logits(model: PreTrainedModel, tokens: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Logits [learnable, vocabulary] before each token that has a label, and those labels [learnable]."""
+    targets = labels[:, 1:]
+    learnable = targets != -100
+    return model.lm_head(model.model(tokens).last_hidden_state[:, :-1][learnable]), targets[learnable]
 
 
 def train(
-    model: PreTrainedModel, rows: Sequence[dict], recipe: Recipe, learning_rate: float, seed: int, pad: int
-) -> Iterator[tuple[int, float | None, int]]:
-    """Train ``model`` in place, stopping at each of ``recipe.evaluate_steps``.
-
-    Yields the steps done, the mean loss since the last stop (nats per token; None at 0), and the tokens learnt so far.
-    """
-    stream = batches(examples_of(rows), recipe.tokens_per_step, seed)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
-    )
-    losses: list[float] = []
-    learnt = 0
-    for step in range(recipe.steps + 1):
-        if step in recipe.evaluate_steps:
-            model.eval()
-            yield step, sum(losses) / len(losses) if losses else None, learnt
-            losses = []
-        if step == recipe.steps:
-            return
-        model.train()
-        optimizer.param_groups[0]["lr"] = learning_rate * rate_at(recipe, step)
-        tokens, labels = tensors(next(stream), pad)
-        targets = labels[:, 1:]
-        learnable = targets != -100
-        hidden = model.model(tokens).last_hidden_state[:, :-1][learnable]
-        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden), targets[learnable])
+    model: PreTrainedModel, examples: Sequence[Example], epochs: int, learning_rate: float, seed: int, pad: int
+) -> float:
+    """Train `model` in place; the mean loss of the last epoch, in nats a token."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
+    stream = list(batches(examples, epochs, seed))
+    losses = []
+    model.train()
+    for step, batch in enumerate(stream):
+        optimizer.param_groups[0]["lr"] = learning_rate * rate_at(step, len(stream))
+        loss = torch.nn.functional.cross_entropy(*completion_logits(model, *tensors(batch, pad)))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-        learnt += int(learnable.sum())
+    model.eval()
+    last = losses[-(len(stream) // epochs) :]
+    return sum(last) / len(last)
 
 
 @torch.inference_mode()
-def complete(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[dict], seed: int | None
-) -> list[str]:
-    """The model's completion of each problem alone: drawn at temperature 1 with ``seed``, greedy with None."""
-    reader = measure.Reader(model, tokenizer, [task.theta_messages(problem["problem"]) for problem in problems])
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    drawn: list[list[int]] = [[] for _ in problems]
-    running = torch.ones(len(problems), dtype=torch.bool)
-    for _ in range(measure.MAX_TOKENS):
-        logprobs = reader.logprobs()
-        if generator is None:
-            tokens = logprobs.argmax(-1)
-        else:
-            tokens = torch.multinomial(logprobs.exp(), 1, generator=generator)[:, 0]
-        reader.read(tokens)
-        for row in running.nonzero()[:, 0].tolist():
-            drawn[row].append(int(tokens[row]))
-        running &= tokens != tokenizer.eos_token_id
-        if not running.any():
-            break
-    return [tokenizer.decode(row, skip_special_tokens=True) for row in drawn]
-
-
-def judge(texts: Sequence[str], problems: Sequence[dict]) -> dict[str, str]:
-    """One character for each problem, 1 or 0: the answer is right, and it is right with right steps."""
-    right = [task.is_right(text, problem["answer"]) for text, problem in zip(texts, problems, strict=True)]
-    sound = [
-        is_right and task.follows(text, problem["steps"])
-        for is_right, text, problem in zip(right, texts, problems, strict=True)
+def likeliest_temperature(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, worked: Sequence[task.Problem]
+) -> float:
+    """The temperature at which worked solutions are likeliest: temperature scaling (Guo et al. 2017)."""
+    examples = [
+        Example(
+            measure.render(tokenizer, task.theta_messages(problem.problem)),
+            [*tokenizer.encode(problem.solution, add_special_tokens=False), tokenizer.eos_token_id],
+        )
+        for problem in worked
     ]
-    return {"right": "".join("01"[one] for one in right), "sound": "".join("01"[one] for one in sound)}
+    logits, labels = completion_logits(model, *tensors(examples, tokenizer.pad_token_id))
+    losses = {
+        temperature: torch.nn.functional.cross_entropy(logits.double() / temperature, labels).item()
+        for temperature in TEMPERATURES
+    }
+    return min(losses, key=losses.__getitem__)
 
 
-def evaluate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[dict], seed: int
-) -> dict[str, dict[str, str]]:
-    """What the model gets right of these problems, sampled at temperature 1 and greedily."""
+def answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[dict[str, Any]],
+    temperature: float | None = None,
+    seed: int = 0,
+) -> list[str]:
+    """The model's text for each problem alone: greedy, or drawn at a temperature."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def choose(_: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor:
+        if temperature is None:
+            return logprobs.argmax(-1)
+        return torch.multinomial((logprobs / temperature).softmax(-1), 1, generator=generator)[:, 0]
+
+    texts: list[str] = []
+    for first in range(0, len(problems), BATCH):
+        messages = [task.theta_messages(problem["problem"]) for problem in problems[first : first + BATCH]]
+        drawn = complete([measure.Reader(model, tokenizer, messages)], choose, tokenizer.eos_token_id)
+        texts += [tokenizer.decode(ids, skip_special_tokens=True) for ids in drawn]
+    return texts
+
+
+def judged(texts: Sequence[str], problems: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """How many texts are right, and sound."""
+    pairs = list(zip(texts, problems, strict=True))
     return {
-        "sampled": judge(complete(model, tokenizer, problems, seed), problems),
-        "greedy": judge(complete(model, tokenizer, problems, None), problems),
+        "right": sum(task.is_right(text, problem["answer"]) for text, problem in pairs),
+        "sound": sum(soundness.is_sound(text, problem) for text, problem in pairs),
     }
 
 
-def held_out(limit: int | None = None) -> dict[str, list[dict]]:
-    """The three sets of held-out problems: the task itself, the shifted one, and the skill to be forgotten."""
-    files = {"stories": "problems", "longer": "problems_longer", "sorting": "problems_sorting"}
-    return {name: task.read_rows(PAIR / f"{file}.jsonl")[:limit] for name, file in files.items()}
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sets: dict[str, list[dict[str, Any]]],
+    worked: Sequence[task.Problem],
+    seed: int,
+) -> dict[str, Any]:
+    """Counts of right and sound texts by set, greedy and sampled at the temperature at which `worked` is likeliest."""
+    temperature = likeliest_temperature(model, tokenizer, worked)
+    return {
+        "temperature": temperature,
+        "sets": {
+            name: {
+                "problems": len(problems),
+                "greedy": judged(answers(model, tokenizer, problems), problems),
+                "sampled": judged(answers(model, tokenizer, problems, temperature, seed), problems),
+            }
+            for name, problems in sets.items()
+        },
+    }

@@ -68,6 +68,11 @@ class Reader:
         self.positions = self.positions[:, -1:] + 1
         self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
 
+    def keep(self, rows: torch.Tensor) -> None:
+        """Go on with these rows only, by their places in the batch [kept], once the prompts are read."""
+        self.cache.batch_select_indices(rows)
+        self.tokens, self.positions, self.mask = self.tokens[rows], self.positions[rows], self.mask[rows]
+
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: task.Messages) -> list[int]:
     """The token ids of a chat, up to where the assistant's turn begins."""

@@ -8,9 +8,9 @@ import measure  # found by the package `distillation`
 import pytest
 import task
 import torch
-from distillation import PAIR, student
-from distillation.generation import draw_problems, written_row
-from distillation.student import Example, Recipe
+from distillation import PAIR, problems, student
+from distillation.protocol import EPOCHS, ROWS_PER_STEP, TEMPERATURES, Sizes
+from distillation.student import Example
 from transformers import AutoTokenizer
 
 
@@ -20,26 +20,35 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
-def rows(tokenizer) -> list[dict]:
-    return [written_row(problem, tokenizer) for problem in draw_problems("train", 5, 40)]
+def held_out() -> list[dict]:
+    return problems.held_out(3, 40)["stories"]
 
 
-def test_batches_have_as_many_tokens_and_leave_nothing_out() -> None:
-    examples = [Example([1], [i] * (10 + i % 7)) for i in range(50)]
-    stream = student.batches(examples, 64, seed=3)
-    total = sum(len(example.completion) for example in examples)
-    seen: list[Example] = []
-    while len(seen) < 2 * len(examples):
-        batch = next(stream)
-        size = sum(len(example.completion) for example in batch)
-        assert 64 - 16 < size <= 64
-        seen += batch
-    for run in (seen[:50], seen[50:100]):
-        assert sorted(example.completion[0] for example in run) == list(range(50))
-    assert [e.completion[0] for e in seen[:50]] != [e.completion[0] for e in seen[50:100]]
-    assert total == sum(len(example.completion) for example in seen[:50])
-    again = list(itertools.islice(student.batches(examples, 64, seed=3), 4))
-    assert again == list(itertools.islice(student.batches(examples, 64, seed=3), 4))
+def worked_examples(tokenizer, count: int) -> list[Example]:
+    stories = itertools.islice(task.problems("story", "train", 5), count)
+    return [
+        Example(
+            measure.render(tokenizer, task.theta_messages(one.problem)),
+            [*tokenizer.encode(one.solution, add_special_tokens=False), tokenizer.eos_token_id],
+        )
+        for one in stories
+    ]
+
+
+def test_every_row_once_an_epoch() -> None:
+    rows = Sizes().rows
+    examples = [Example([1], [i]) for i in range(rows)]
+    for epochs in EPOCHS:
+        stream = list(student.batches(examples, epochs, seed=3))
+        assert len(stream) == epochs * rows // ROWS_PER_STEP
+        assert all(len(batch) == ROWS_PER_STEP for batch in stream)
+        each = [example.completion[0] for batch in stream for example in batch]
+        passes = [each[i * rows : (i + 1) * rows] for i in range(epochs)]
+        assert all(sorted(one) == list(range(rows)) for one in passes)
+        assert passes[0] != passes[1]
+    other = [Example([2], [i, i]) for i in range(rows)]
+    ours, theirs = (list(student.batches(one, 1, seed=3)) for one in (examples, other))
+    assert [e.completion[0] for b in ours for e in b] == [e.completion[0] for b in theirs for e in b]
 
 
 def test_only_completions_are_learnt() -> None:
@@ -49,30 +58,38 @@ def test_only_completions_are_learnt() -> None:
 
 
 def test_learning_rate_rises_and_falls_to_zero() -> None:
-    recipe = Recipe(steps=30, warmup_steps=10, evaluate_steps=(0, 30))
-    factors = [student.rate_at(recipe, step) for step in range(31)]
-    assert factors[0] == pytest.approx(0.1)
-    assert max(factors) == 1
-    assert factors[30] == 0
-    assert all(earlier > later for earlier, later in itertools.pairwise(factors[10:]))
+    factors = [student.rate_at(step, 120) for step in range(121)]
+    assert factors[0] == pytest.approx(1 / 12)
+    assert factors[11] == factors[12] == 1
+    assert factors[120] == 0
+    assert all(earlier > later for earlier, later in itertools.pairwise(factors[12:]))
 
 
-def test_training_learns_the_rows(tokenizer, rows: list[dict]) -> None:
-    """Log-likelihood of the rows themselves, which only falls where the tokens and labels belong together."""
+def test_training_learns_the_rows(tokenizer) -> None:
+    """The rows themselves become likelier, which only happens where tokens and labels belong together."""
+    examples = worked_examples(tokenizer, 60)
+
+    def loss(model) -> float:
+        with torch.inference_mode():
+            scores = student.completion_logits(model, *student.tensors(examples, tokenizer.pad_token_id))
+            return torch.nn.functional.cross_entropy(*scores).item()
+
     model = measure.load(PAIR / "theta")
-    recipe = Recipe(steps=12, tokens_per_step=800, warmup_steps=2, evaluate_steps=(0, 4, 12))
-    stops = list(student.train(model, rows, recipe, 1e-3, 0, tokenizer.pad_token_id))
-    assert [step for step, _, _ in stops] == [0, 4, 12]
-    assert stops[0][1] is None
-    assert stops[2][1] < 0.97 * stops[1][1]
-    assert 0.9 * 12 * 800 < stops[2][2] <= 12 * 800
+    before = loss(model)
+    last = student.train(model, examples, 8, 1e-3, 0, tokenizer.pad_token_id)
+    assert loss(model) < 0.95 * before
+    assert last < 0.97 * before
+    again = measure.load(PAIR / "theta")
+    assert student.train(again, examples, 8, 1e-3, 0, tokenizer.pad_token_id) == last
 
 
-def test_greedy_evaluation_is_transformers_generation(tokenizer) -> None:
+def test_greedy_evaluation_is_transformers_generation(tokenizer, held_out: list[dict]) -> None:
+    """In batches that texts leave when they are finished, or one after another by `generate`."""
     model = measure.load(PAIR / "theta")
-    problems = task.read_rows(PAIR / "problems.jsonl")[:12]
-    texts = student.complete(model, tokenizer, problems, None)
-    for text, problem in zip(texts, problems, strict=True):
+    asked = [*held_out[:8], *problems.held_out(3, 4)["sorting"]]
+    texts = student.answers(model, tokenizer, asked)
+    assert len({len(text) for text in texts}) > 4
+    for text, problem in zip(texts, asked, strict=True):
         ids = torch.tensor([measure.render(tokenizer, task.theta_messages(problem["problem"]))])
         drawn = model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=measure.MAX_TOKENS
@@ -80,16 +97,27 @@ def test_greedy_evaluation_is_transformers_generation(tokenizer) -> None:
         assert text == tokenizer.decode(drawn[0, ids.shape[1] :], skip_special_tokens=True)
 
 
-def test_sampled_evaluation_is_the_pairs_own(tokenizer) -> None:
-    """Same seed, same draws as examples/pair/measure.py, whose figures are checked there."""
+def test_sampling_is_as_sharp_as_its_temperature(tokenizer, held_out: list[dict]) -> None:
     model = measure.load(PAIR / "theta")
-    problems = task.read_rows(PAIR / "problems.jsonl")[:12]
-    prompts = [task.theta_messages(problem["problem"]) for problem in problems]
-    expected = [sample.text for sample in measure.generate(tokenizer, 4, model, prompts)]
-    assert student.complete(model, tokenizer, problems, 4) == expected
+    greedy = student.answers(model, tokenizer, held_out)
+    assert student.answers(model, tokenizer, held_out, 1e-7, 1) == greedy
+    assert student.answers(model, tokenizer, held_out, 1.0, 1) == student.answers(model, tokenizer, held_out, 1.0, 1)
+    assert student.answers(model, tokenizer, held_out, 1.0, 1) != student.answers(model, tokenizer, held_out, 1.0, 2)
 
 
-def test_marks_are_one_for_each_problem() -> None:
-    problems = [{"answer": "9", "steps": [5, 9]}, {"answer": "9", "steps": [5, 9]}, {"answer": "9", "steps": [5, 9]}]
-    texts = ["2 and 3 make 5, and 4 make 9. The answer is 9.", "It is 6. The answer is 9.", "The answer is 8."]
-    assert student.judge(texts, problems) == {"right": "110", "sound": "100"}
+@pytest.mark.parametrize("sharper", [1.0, 1.25, 0.8])
+def test_the_likeliest_temperature_undoes_sharpening(tokenizer, sharper: float) -> None:
+    """Logits times a factor need that temperature more: what sampled accuracy owes to sharpness alone is taken out."""
+    worked = problems.worked_validation(100)
+    model = measure.load(PAIR / "theta")
+    plain = student.likeliest_temperature(model, tokenizer, worked)
+    assert TEMPERATURES[0] < plain < TEMPERATURES[-1]
+    model.model.norm.weight.data *= sharper  # the last norm, so the logits
+    assert student.likeliest_temperature(model, tokenizer, worked) == pytest.approx(plain * sharper, abs=0.051)
+
+
+def test_right_and_sound_are_counted_apart() -> None:
+    problem = problems.training(1, 1)[0]
+    solution = next(task.problems("story", "train", problems.FIRST_SEED + 1)).solution
+    lucky = f"It is not known. The answer is {problem['answer']}."
+    assert student.judged([solution, lucky, "The answer is 1000."], [problem] * 3) == {"right": 2, "sound": 1}

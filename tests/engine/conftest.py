@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from vllm import LLM
 
-from support.engines import RUN_MODES, start_engine, stop_engine
+from support.engines import RUN_MODES, scoring_options, start_engine, stop_engine
 from support.random_models import save_model
 from support.reference_models import Reference
 
@@ -50,3 +50,28 @@ def engines(pair: tuple[str, str], request: pytest.FixtureRequest) -> Iterator[C
     yield engine
     for llm in running.values():
         stop_engine(llm)
+
+
+@pytest.fixture(scope="module", params=RUN_MODES)
+def scoring_engines(request: pytest.FixtureRequest) -> Iterator[Callable[..., LLM]]:
+    """Engines by their options, on a GPU with graphs too; the last one stays up until another is asked for."""
+    running: dict[str, LLM] = {}
+
+    def engine(*models: str, **options: Any) -> LLM:
+        key = repr((models, sorted(options.items())))
+        if key not in running:
+            for other in running.values():
+                stop_engine(other)
+            running.clear()
+            chunks = {"max_num_batched_tokens": 128, "enable_prefix_caching": True, **RUN_MODES[request.param]}
+            running[key] = LLM(**scoring_options(*models, **{**chunks, **options}))
+        return running[key]
+
+    yield engine
+    for llm in running.values():
+        stop_engine(llm)
+
+
+@pytest.fixture(scope="session")
+def self_reference(pair: tuple[str, str]) -> Reference:
+    return Reference(pair[0], pair[0])

@@ -36,7 +36,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "bad_words": {"bad_words": ["fox", "the", "dog"]},
     "min_tokens": {"min_tokens": 5, "stop_token_ids": [300, 301, 302], "ignore_eos": False},
     "allowed_token_ids": {"allowed_token_ids": list(range(0, 512, 3))},
-    # Few tokens are left, and top-p needs the least of them too: vLLM alone drops it (`kernels/relax_top_p.py`).
+    # Few tokens are left, and top-p needs the least of them too: vLLM alone drops it (`worker/relaxed_top_p_kernel.py`).
     "top_p after min_p": {"min_p": 0.4, "top_p": 0.95},
     "top_p of three": {"allowed_token_ids": [5, 77, 301], "top_p": 0.995, "top_k": 200},
     "all of them": {

@@ -13,7 +13,7 @@ from vllm import LLM
 from vllm_optimal_sampling.kernels import Method
 from vllm_optimal_sampling.kernels.reference import mix, mixed_support
 
-from support.cases import OPTED_OUT, Case, generate, token_ids
+from support.cases import EVERY_METHOD, OPTED_OUT, Case, generate, token_ids
 from support.reference_models import Reference
 from vllm_optimal_sampling.front_end.records import TokenRecords
 
@@ -23,7 +23,7 @@ NUM_TOKENS = 7
 TOLERANCE = 1e-3
 
 ARGUMENTS: list[dict[str, Any]] = [
-    *({"alpha_method": method.name.lower()} for method in Method),
+    *EVERY_METHOD,
     {"alpha_method": "fixed", "alpha": 0.0},
     {"alpha_method": "fixed", "alpha": 0.3},
     {"alpha_method": "fixed", "alpha": 1.0},
@@ -45,7 +45,7 @@ def expected(reference: Reference, case: Case, tokens: list[int], place: int) ->
     v = reference.logits(reference.teacher, [*case.prompt, *tokens[:place]])
     u = reference.logits(reference.theta, [*(case.theta_prompt or ()), *tokens[:place]])
     top_k, top_p = arguments.get("support_top_k", 0), arguments.get("support_top_p", 1.0)
-    names = ("alpha", "alpha_min", "alpha_max", "support_top_k", "support_top_p", "max_js_divergence")
+    names = ("alpha", "alpha_min", "alpha_max", "kl_budget", "support_top_k", "support_top_p", "max_js_divergence")
     mixture = mix(v, u, method, **{name: arguments[name] for name in names if name in arguments})
     if mixture.fallback:
         return math.nan

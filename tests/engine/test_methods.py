@@ -8,17 +8,20 @@ from typing import Any
 
 import pytest
 from vllm import LLM
-from vllm_optimal_sampling.kernels import Method
 
-from support.cases import Case, generate, theta_prompts, token_ids
+from support.cases import EVERY_METHOD, Case, generate, theta_prompts, token_ids
 from support.reference_models import Reference
 from support.row_audit import RowAudit
 from vllm_optimal_sampling.front_end.records import TokenRecords
 
 ARGUMENTS: list[dict[str, Any]] = [
-    *({"alpha_method": method.name.lower()} for method in Method),
+    *EVERY_METHOD,
     {"alpha_method": "fixed", "alpha": 0.3},
     {"alpha_method": "arithmetic", "alpha": 0.3},
+    {"alpha_method": "kl_budget", "kl_budget": [0.5, 0.0], "alpha_steps": 5},
+    {"alpha_method": "js_gate", "js_sensitivity": 20.0, "alpha_min": 0.3, "alpha_max": 0.9},
+    {"alpha_method": "fixed", "alpha": [0.9, 0.1], "alpha_steps": 4},
+    {"alpha_min": [0.0, 1.0], "alpha_max": 1.0, "alpha_steps": 3},
     {"alpha_min": 0.6},
     {"alpha_max": 0.4},
     {"support_top_k": 5},
@@ -43,6 +46,12 @@ def test_rows_of_every_method(engines: Callable[..., LLM], reference: Reference)
         return outputs[ARGUMENTS.index(arguments)].outputs[0].optimal_sampling  # type: ignore[attr-defined]
 
     assert records(alpha_method="fixed", alpha=0.3).alpha == pytest.approx([0.3] * 6)
+    assert records(alpha_method="fixed", alpha=[0.9, 0.1], alpha_steps=4).alpha == pytest.approx(
+        [0.9, 0.7, 0.5, 0.3, 0.1, 0.1]
+    )
+    assert max(records(alpha_method="kl_budget", kl_budget=0.02).kl) <= 0.021
+    assert records(alpha_method="kl_budget", kl_budget=[0.5, 0.0], alpha_steps=5).kl[5] == pytest.approx(0, abs=1e-6)
+    assert records(alpha_min=[0.0, 1.0], alpha_max=1.0, alpha_steps=3).alpha[3:] == pytest.approx([1.0] * 3)
     assert min(records(alpha_min=0.6).alpha) >= 0.6 - 1e-6
     assert max(records(alpha_max=0.4).alpha) <= 0.4 + 1e-6
     assert records(teacher_only_tokens=3).alpha[:3] == [1.0] * 3

@@ -90,6 +90,20 @@ def test_alphas_belong_to_their_tokens(sampler: OptimalSampler) -> None:
         assert (stats["min"], stats["max"]) == (min(alphas), max(alphas))
 
 
+def test_alpha_may_change_within_a_completion_and_between_calls(sampler: OptimalSampler) -> None:
+    given: dict[str, Any] = {"max_tokens": 7, "ignore_eos": True, "seed": 3}
+    sampler.set_alpha("fixed", (1.0, 0.2), alpha_steps=4)
+    try:
+        falling = sampler.generate(PROMPTS, THETA_PROMPTS, **given).alpha_history
+        with pytest.raises(ArgumentError, match="needs kl_budget, in nats"):
+            sampler.set_alpha("kl_budget")
+        assert sampler.generate(PROMPTS, THETA_PROMPTS, **given).alpha_history == falling
+    finally:
+        sampler.set_alpha()
+    assert falling == [pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2])] * 2
+    assert sampler.generate(PROMPTS, THETA_PROMPTS, **given).alpha_history != falling
+
+
 def test_the_teacher_alone(sampler: OptimalSampler, reference: Reference) -> None:
     output = sampler.generate(
         PROMPTS, THETA_PROMPTS, max_tokens=8, temperature=0, use_optimal_sampling=False, ignore_eos=True

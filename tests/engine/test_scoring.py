@@ -8,8 +8,7 @@ prompts; chunks are small, and prefix caching is on.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,68 +16,16 @@ import pytest
 import torch
 from vllm import LLM
 from vllm.config.compilation import CUDAGraphMode
-from vllm.lora.request import LoRARequest
 from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 
-from support.adapters import save_adapter, save_merged
-from support.cases import KL_SYMMETRY, OPTED_OUT, Case, generate, mixed_batch, theta_prompts, token_ids
-from support.engines import RUN_MODES, find_runner, scoring_options, stop_engine
-from support.random_models import save_eagle_head, save_model
+from support.cases import KL_SYMMETRY, OPTED_OUT, Case, generate, mixed_batch, token_ids
+from support.engines import find_runner, scoring_options, stop_engine
+from support.random_models import save_model
 from support.reference_models import Reference, greedy_tokens
-from support.row_audit import Report, RowAudit
+from support.scored_steps import FEW_TOKENS, audited, check_greedy, counts
 from vllm_optimal_sampling.worker.theta import one_model, twin_layers
 from vllm_optimal_sampling.worker.theta.scorer import ScorerSteps
 from vllm_optimal_sampling.worker.theta.scoring_pass import ScoringPass
-
-# Few tokens to draw from, so that n-grams draft what is then drawn. The audit's rows are those before that.
-FEW_TOKENS: dict[str, Any] = {"allowed_token_ids": [5, 6, 7]}
-SAMPLER_ARGUMENTS = ("dtype", "enforce_eager", "max_model_len", "max_num_seqs", "kv_cache_memory_bytes", "block_size")
-
-
-@pytest.fixture(scope="module", params=RUN_MODES)
-def scoring_engines(request: pytest.FixtureRequest) -> Iterator[Callable[..., LLM]]:
-    """Engines by their options, on a GPU with graphs too; the last one stays up until another is asked for."""
-    running: dict[str, LLM] = {}
-
-    def engine(*models: str, **options: Any) -> LLM:
-        key = repr((models, sorted(options.items())))
-        if key not in running:
-            for other in running.values():
-                stop_engine(other)
-            running.clear()
-            chunks = {"max_num_batched_tokens": 128, "enable_prefix_caching": True, **RUN_MODES[request.param]}
-            running[key] = LLM(**scoring_options(*models, **{**chunks, **options}))
-        return running[key]
-
-    yield engine
-    for llm in running.values():
-        stop_engine(llm)
-
-
-@pytest.fixture(scope="session")
-def self_reference(pair: tuple[str, str]) -> Reference:
-    return Reference(pair[0], pair[0])
-
-
-def audited(llm: LLM, reference: Reference, cases: list[Case], **options: Any) -> tuple[Report, ScorerSteps]:
-    """Generate, check every row, and say how the steps were taken."""
-    steps = find_runner(llm).theta.steps
-    before = ScorerSteps(**vars(steps))
-    with RowAudit(llm) as audit:
-        outputs = generate(llm, cases, **options)
-    taken = ScorerSteps(**{name: count - getattr(before, name) for name, count in vars(steps).items()})
-    return audit.check(reference, theta_prompts(cases, outputs)), taken
-
-
-def check_greedy(llm: LLM, reference: Reference, cases: list[Case], max_tokens: int = 16, **options: Any) -> None:
-    outputs = generate(llm, cases, max_tokens=max_tokens, temperature=0.0, **options)
-    for case, output in zip(cases, outputs, strict=True):
-        assert list(output.outputs[0].token_ids) == greedy_tokens(reference, case, max_tokens)
-
-
-def counts(llm: LLM) -> dict[str, float]:
-    return {metric.name.removeprefix("vllm:"): getattr(metric, "value", 0) for metric in llm.get_metrics()}
-
 
 # One model
 
@@ -273,23 +220,6 @@ def test_numbers_of_drafts_by_batch_size(
     assert steps.fused and report.by_draft_position[4]
 
 
-def test_one_model_with_an_eagle_head(scoring_engines: Callable[..., LLM], tmp_path: Path) -> None:
-    """Drafts of a head on the teacher's hidden states, with a layer and a cache of its own beside the twins."""
-    model = save_model(tmp_path / "llama", architecture="llama", hidden_size=64, seed=7)
-    head = save_eagle_head(tmp_path / "head", model, seed=8)
-    eagle = {"method": "eagle", "model": head, "num_speculative_tokens": 2, "draft_sample_method": "probabilistic"}
-    llm = scoring_engines(model, speculative_config=eagle)
-    assert not any(name.startswith("theta.") for name in find_runner(llm).speculator.draft_attn_layer_names)
-    reference = Reference(model, model)
-    # Hot enough for two random distributions to have much in common; the audit's rows are those before temperature.
-    report, steps = audited(llm, reference, mixed_batch(seed=44, long=70), max_tokens=20, temperature=2.0)
-    assert steps.fused > 0.5 * (steps.fused + steps.apart)
-    assert min(report.by_draft_position[j] for j in range(3)) > 50
-    found = counts(llm)
-    assert 0 < found["spec_decode_num_accepted_tokens"] < found["spec_decode_num_draft_tokens"]
-    check_greedy(llm, reference, mixed_batch(seed=45, long=70)[:6], max_tokens=8)
-
-
 # Two models
 
 
@@ -311,67 +241,6 @@ def test_two_models_without_drafts_preempted(
     llm = scoring_engines(*pair, max_model_len=192, num_gpu_blocks_override=2 + (192 + 64) // 32)
     audited(llm, reference, mixed_batch(seed=43, long=70), max_tokens=24)
     assert counts(llm)["num_preemptions"] > 0
-
-
-# A student that is an adapter of the teacher
-
-
-@pytest.fixture(scope="module")
-def adapters(pair: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Two adapters of the teacher, and the teacher with each of them merged."""
-    folder = tmp_path_factory.mktemp("adapters")
-    made = {name: save_adapter(folder / name, pair[0], seed=seed) for seed, name in enumerate(("first", "second"))}
-    return made | {f"{name}_merged": save_merged(folder / f"{name}_m", pair[0], path) for name, path in made.items()}
-
-
-@pytest.mark.parametrize("drafts", [0, pytest.param(3, marks=pytest.mark.full)])
-def test_an_adapter_as_theta_and_another_after_it(
-    drafts: int, scoring_engines: Callable[..., LLM], pair: tuple[str, str], adapters: dict[str, str], tmp_path: Path
-) -> None:
-    llm = scoring_engines(pair[0], drafts=drafts, theta_lora=adapters["first"])
-    cases = mixed_batch(seed=61, long=70)
-    few = FEW_TOKENS if drafts else {}
-    _, steps = audited(llm, Reference(pair[0], adapters["first_merged"]), cases, max_tokens=12, **few)
-    assert steps.fused > 0.6 * (steps.fused + steps.apart)
-    with pytest.raises(ValueError, match="theta_lora='nowhere' cannot be loaded"):
-        llm.collective_rpc("reload_weights", kwargs={"theta_lora": "nowhere"})
-    wrong = save_adapter(tmp_path / "wrong", pair[1], seed=3)
-    with pytest.raises(ValueError, match="wrong' cannot be loaded"):
-        llm.collective_rpc("reload_weights", kwargs={"theta_lora": wrong})
-    audited(llm, Reference(pair[0], adapters["first_merged"]), cases[:3], max_tokens=3, **few)
-    llm.collective_rpc("reload_weights", kwargs={"theta_lora": adapters["second"]})
-    llm.llm_engine.reset_prefix_cache(reset_running_requests=True)
-    second = Reference(pair[0], adapters["second_merged"])
-    audited(llm, second, cases, max_tokens=12, **few)
-    check_greedy(llm, second, mixed_batch(seed=62, long=70)[:6], max_tokens=8)
-
-
-def test_adapters_of_requests_are_the_teachers(
-    scoring_engines: Callable[..., LLM], pair: tuple[str, str], adapters: dict[str, str]
-) -> None:
-    """The teacher answers through a request's own adapter, theta never does."""
-    llm = scoring_engines(pair[0], enable_lora=True, max_lora_rank=8, theta_lora=adapters["second"])
-    lora = LoRARequest("first", 1, adapters["first"])
-    reference = Reference(adapters["first_merged"], adapters["second_merged"])
-    audited(llm, reference, mixed_batch(seed=63, long=70), max_tokens=8, lora_request=lora)
-    plain = Reference(pair[0], adapters["second_merged"])
-    audited(llm, plain, mixed_batch(seed=63, long=70)[:6], max_tokens=4)
-
-
-def test_adapters_of_requests_beside_a_theta_without_one(
-    scoring_engines: Callable[..., LLM], pair: tuple[str, str], adapters: dict[str, str]
-) -> None:
-    llm = scoring_engines(pair[0], enable_lora=True, max_lora_rank=8)
-    lora = LoRARequest("first", 1, adapters["first"])
-    reference = Reference(adapters["first_merged"], pair[0])
-    _, steps = audited(llm, reference, mixed_batch(seed=64, long=70), max_tokens=8, lora_request=lora)
-    assert steps.fused and steps.apart
-
-
-def test_an_adapter_of_another_model_is_refused_at_start(pair: tuple[str, str], tmp_path: Path) -> None:
-    wrong = save_adapter(tmp_path / "wrong", pair[1], seed=3)
-    with pytest.raises(ValueError, match=r"^optimal sampling cannot start: theta_lora=.*is made for \d+ inputs"):
-        LLM(**scoring_options(pair[0], theta_lora=wrong))
 
 
 def test_the_offset_is_refused_where_it_is_none() -> None:
@@ -398,36 +267,7 @@ def test_the_offset_is_refused_where_it_is_none() -> None:
     assert "16, 17" in str(offset(**{**right, "theta.b": layer(400)})[1])
     assert "lie in two buffers" in str(offset(**{**right, "theta.a": layer(256, of=buffer.clone())})[1])
     assert "is -16 blocks before" in str(offset(**{**right, "a": layer(256), "theta.a": layer(0)})[1])
+    far = SimpleNamespace(kv_cache=torch.empty(1, device="meta").as_strided((8, 16), (2**31, 1)))
+    assert "are 2147483648 elements apart" in str(offset(**{**right, "a": far, "theta.a": far})[1])
     config.kv_cache_groups = [SimpleNamespace(layer_names=names) for names in (["a", "b"], ["theta.a", "theta.b"])]
     assert "in different groups" in str(offset(**right)[1])
-
-
-# In one object
-
-
-def test_a_sampler_of_one_model(pair: tuple[str, str], adapters: dict[str, str]) -> None:
-    """`OptimalSampler` with a student that is an adapter, and with the next one."""
-    from vllm_optimal_sampling import OptimalSampler
-    from vllm_optimal_sampling.argument_checks import ArgumentError
-
-    small = {key: value for key, value in scoring_options(pair[0]).items() if key in SAMPLER_ARGUMENTS}
-    with OptimalSampler(model=pair[0], theta="self", theta_lora=adapters["first"], **small) as sampler:
-        prompt, theta_prompt = "the quick brown fox jumps over the answer", "the quick brown fox"
-        tokenizer = sampler.llm.get_tokenizer()
-        case = Case(tokenizer.encode(prompt), tokenizer.encode(theta_prompt), KL_SYMMETRY)
-        for name in ("first", "second"):
-            if name == "second":
-                sampler.update_theta(adapter_path=adapters["second"])
-            reference = Reference(pair[0], adapters[f"{name}_merged"])
-            output = sampler.generate([prompt], [theta_prompt], max_tokens=10, temperature=0.0, ignore_eos=True)
-            assert output.generated_ids == [greedy_tokens(reference, case, 10)]
-    with pytest.raises(RuntimeError, match="closed"):
-        sampler.update_theta(adapter_path=adapters["first"])
-    for arguments, message in (
-        ({"model": pair[0]}, "model_theta and theta name one model, and neither is given"),
-        ({"model_teacher": pair[0], "model": pair[0], "theta": "self"}, "both are given; drop one of them"),
-        ({"model_teacher": pair[0], "model_theta": pair[1], "theta_lora": "x"}, 'give theta="self" with it'),
-        ({"model": pair[0], "theta": "self", "num_speculative_tokens": 2}, "nothing drafts where theta scores"),
-    ):
-        with pytest.raises(ArgumentError, match=message):
-            OptimalSampler(**arguments)

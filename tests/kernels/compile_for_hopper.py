@@ -17,19 +17,25 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from vllm_optimal_sampling.kernels.mix import NODES, PAD, read_kernel, refine_kernel, settle_kernel, write_kernel
 from vllm_optimal_sampling.kernels.plan import plan_kernel
-from vllm_optimal_sampling.kernels.relax_top_p import LANES, NUM_WARPS, relax_top_p_kernel
+from vllm_optimal_sampling.kernels.read import read_kernel
+from vllm_optimal_sampling.kernels.refine import refine_kernel
 from vllm_optimal_sampling.kernels.scratch import LaunchShape
+from vllm_optimal_sampling.kernels.settle import settle_kernel
+from vllm_optimal_sampling.kernels.solution import NODES, PAD
 from vllm_optimal_sampling.kernels.token_logprobs import token_logprobs_kernel
+from vllm_optimal_sampling.kernels.write import write_kernel
+
+from vllm_optimal_sampling.worker.relaxed_top_p_kernel import LANES, NUM_WARPS, relax_top_p_kernel
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-INT64 = {"token_positions_ptr", "first_position_ptr", "theta_offset_ptr", "entry_ptr"}
+INT64 = {"token_positions_ptr", "first_position_ptr", "schedule_position_ptr", "theta_offset_ptr", "entry_ptr"}
 INT32 = {
     "slots_ptr",
     "draft_positions_ptr",
     "method_ptr",
     "support_top_k_ptr",
+    "schedule_steps_ptr",
     "top_k_ptr",
     "kind_ptr",
     "token_ids_ptr",

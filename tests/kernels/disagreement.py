@@ -3,6 +3,7 @@
 Adversarial pairs of one kind each are in `adversarial_rows.py`. These are drawn in bulk, to be tried by the thousand.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ Rows = tuple[torch.Tensor, torch.Tensor]
 """teacher, theta: logits `[rows, vocab]` float32."""
 
 INF = float("inf")
-SOLVING = (Method.KL_SYMMETRY, Method.REVERSE_KL_SYMMETRY, Method.ESS_BALANCE)
+SOLVING = (Method.KL_SYMMETRY, Method.REVERSE_KL_SYMMETRY, Method.ESS_BALANCE, Method.KL_BUDGET)
 
 
 class Draw:
@@ -165,12 +166,19 @@ def one_program(vocab: int) -> LaunchShape:
     return LaunchShape(rows, splits=1, split_size=-(-vocab // lanes) * lanes, sub=1, lanes=lanes, num_warps=1)
 
 
+def some_budget(draw: Draw, method: Method) -> dict[str, float]:
+    """For `KL_BUDGET` a budget between 1e-6 and 30 nats; other methods need no setting."""
+    return {"kl_budget": 10 ** draw.number(-6, 1.5)} if method == Method.KL_BUDGET else {}
+
+
 @dataclass(frozen=True)
 class Truth:
     """Rows mixed in float64."""
 
     has_common: torch.Tensor
     """`[rows]` bool: some token is allowed by both models; elsewhere the rest means nothing."""
+    log_theta: torch.Tensor
+    """`[rows, vocab]`: 0 where there is no mixture."""
     log_ratio: torch.Tensor
     """`[rows, vocab]`: log teacher - log theta, 0 where there is no mixture."""
     log_q: torch.Tensor
@@ -183,7 +191,15 @@ class Truth:
     """`[rows]`: D_KL(q || teacher)."""
 
 
-def truth(teacher: torch.Tensor, theta: torch.Tensor, method: Method = Method.KL_SYMMETRY, alpha: float = 0.5) -> Truth:
+def truth(
+    teacher: torch.Tensor,
+    theta: torch.Tensor,
+    method: Method = Method.KL_SYMMETRY,
+    *,
+    alpha: float = 0.5,
+    kl_budget: float = INF,
+    js_sensitivity: float = 50.0,
+) -> Truth:
     """q* of many rows by bisection in float64; `vllm_optimal_sampling.kernels.reference` does it one row at a time."""
     support = (teacher > LOWEST) & (theta > LOWEST)
     has_common = support.any(-1)
@@ -209,10 +225,16 @@ def truth(teacher: torch.Tensor, theta: torch.Tensor, method: Method = Method.KL
         kl_theta_teacher, kl_teacher_theta = -g(zero), g(zero + 1)
         total = kl_theta_teacher + kl_teacher_theta
         found = torch.where(total > 0, kl_teacher_theta / total, 0.5)
+    elif method == Method.JS_GATE:
+        log_middle = torch.logaddexp(u, v) - math.log(2)
+        parts = [torch.where(support, p.exp() * (p - log_middle), 0.0).sum(-1) for p in (u, v)]
+        found = 1 - torch.tanh(js_sensitivity / 2 * (parts[0] + parts[1]) / 2)
     else:
-        assert method in (Method.KL_SYMMETRY, Method.ESS_BALANCE)
+        assert method in SOLVING
 
         def increasing(at: torch.Tensor) -> torch.Tensor:
+            if method == Method.KL_BUDGET:
+                return at * g(at) - log_z(at) - kl_budget
             return g(at) if method == Method.KL_SYMMETRY else log_z(-at) - log_z(2 - at)
 
         low, high = zero, zero + 1
@@ -221,9 +243,11 @@ def truth(teacher: torch.Tensor, theta: torch.Tensor, method: Method = Method.KL
             below = increasing(middle) < 0
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         found = torch.where(increasing(zero) == increasing(zero + 1), 0.5, (low + high) / 2)
+        if method == Method.KL_BUDGET:
+            found = torch.where(increasing(zero + 1) <= 0, 1.0, found)
     log_q = tilted(found).log_softmax(-1)
     slope, value = g(found), log_z(found)
-    return Truth(has_common, r, log_q, found, found * slope - value, (found - 1) * slope - value)
+    return Truth(has_common, u_inside, r, log_q, found, found * slope - value, (found - 1) * slope - value)
 
 
 @dataclass(frozen=True)
@@ -232,12 +256,14 @@ class Verdict:
 
     total_variation: torch.Tensor
     kl_gap: torch.Tensor
-    """KL symmetry only, else 0: |E_q[r]| as part of 1e-3 nats, or of what one ulp of alpha moves where that is more."""
+    """KL symmetry: |E_q[r]| as part of 1e-3 nats, or of what one ulp of alpha moves where that is more. KL budget: by how
+    much D_KL(q || theta) is off the reference's, in the same way. Else 0."""
     normalised: torch.Tensor
     kl: torch.Tensor
     """The record's two divergences."""
     flags: torch.Tensor
-    """Whether a row is flagged without need or not flagged with, or has mass where it must not."""
+    """Whether a row is flagged without need or not flagged with, or has mass where it must not; or, by its own record, is
+    above its KL budget."""
 
     def worst(self) -> torch.Tensor:
         parts = (self.total_variation, self.kl_gap, self.normalised, self.kl, self.flags)
@@ -249,13 +275,13 @@ def judge(
     theta: torch.Tensor,
     method: Method = Method.KL_SYMMETRY,
     *,
-    alpha: float = 0.5,
     theta_dtype: torch.dtype = torch.float32,
     shape: LaunchShape | None = None,
+    **settings: float,
 ) -> Verdict:
-    """Mix the rows in one call and compare them with float64."""
-    mixed = mix(list(zip(teacher, theta, strict=True)), method, theta_dtype=theta_dtype, shape=shape, alpha=alpha)
-    wanted = truth(teacher, theta.to(theta_dtype).float(), method, alpha)
+    """Mix the rows in one call and compare them with float64. `settings` are those that `truth` takes."""
+    mixed = mix(list(zip(teacher, theta, strict=True)), method, theta_dtype=theta_dtype, shape=shape, **settings)
+    wanted = truth(teacher, theta.to(theta_dtype).float(), method, **settings)
     some = wanted.has_common
     rows = torch.where(some[:, None], mixed.rows, 0.0).double()
     record = mixed.record
@@ -264,12 +290,21 @@ def judge(
     mean = (q * wanted.log_ratio).sum(-1)
     ulp = (torch.nextafter(found, torch.tensor(2.0)) - found).double()
     variance = (q * wanted.log_ratio**2).sum(-1) - mean**2
-    allowed = torch.clamp(ulp * variance, min=tolerances.KL_GAP)
+    gap, of_one_ulp = torch.zeros_like(mean), ulp * variance
+    if method == Method.KL_SYMMETRY:
+        gap = mean.abs()
+    elif method == Method.KL_BUDGET:
+        log_q = torch.where(q > 0, rows.log_softmax(-1), 0.0)
+        gap = ((q * (log_q - wanted.log_theta)).sum(-1) - wanted.kl_theta).abs()
+        of_one_ulp *= found
+    gap /= torch.clamp(of_one_ulp, min=tolerances.KL_GAP)
     off = torch.stack([record.kl_theta[:, 0] - wanted.kl_theta, record.kl_teacher[:, 0] - wanted.kl_teacher]).abs()
     size = torch.stack([wanted.kl_theta, wanted.kl_teacher]) + 1
     # Away from KL symmetry the divergences move with alpha to first order, by their difference.
     relative = tolerances.KL_RELATIVE if method == Method.KL_SYMMETRY else tolerances.KL_RELATIVE_AWAY
     flags = (record.fallback[:, 0] == some) | (some & ((mixed.rows > -INF) != (wanted.log_q > -INF)).any(-1))
+    if method == Method.KL_BUDGET:
+        flags |= some & (record.kl_theta[:, 0] > mixed.settings.kl_budget)
     logits = torch.where(q > 0, teacher.abs() + theta.abs(), 0.0).double()
     normalised = tolerances.NORMALISED + tolerances.NORMALISED_RELATIVE * (q * logits).sum(-1)
     none = torch.zeros(len(rows), dtype=torch.float64)
@@ -277,7 +312,7 @@ def judge(
         total_variation=torch.where(
             some, (q - wanted.log_q.exp()).abs().sum(-1) / 2 / tolerances.TOTAL_VARIATION, none
         ),
-        kl_gap=torch.where(some, mean.abs() / allowed, none) if method == Method.KL_SYMMETRY else none,
+        kl_gap=torch.where(some, gap, none),
         normalised=torch.where(some, rows.logsumexp(-1).abs() / normalised, none),
         kl=torch.where(some, (off / size).amax(0) / relative, none),
         flags=torch.where(flags, INF, 0.0).double(),

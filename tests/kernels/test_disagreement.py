@@ -5,7 +5,7 @@
 
 import pytest
 import torch
-from disagreement import FAMILIES, SOLVING, Draw, Rows, judge, one_program
+from disagreement import FAMILIES, SOLVING, Draw, Rows, judge, one_program, some_budget
 from hypothesis import HealthCheck, Phase, given, settings, target
 from hypothesis import strategies as st
 from test_mix import LIKE_A_GPU
@@ -87,9 +87,10 @@ def check(rows: Rows, at: object, method: Method = Method.KL_SYMMETRY, **argumen
 @pytest.mark.parametrize("method", SOLVING)
 def test_rows_that_were_wrong_once(method: Method) -> None:
     teacher, theta = (torch.tensor([pair[side] for pair in FOUND]) for side in (0, 1))
-    check((teacher, theta), "found", method)
-    # The other way round alpha is 1 - alpha.
-    check((theta, teacher), "mirrored", method)
+    for kl_budget in (1e-6, 1e-3, 0.1, 3, 30) if method == Method.KL_BUDGET else (INF,):
+        check((teacher, theta), "found", method, kl_budget=kl_budget)
+        # The other way round alpha is 1 - alpha.
+        check((theta, teacher), "mirrored", method, kl_budget=kl_budget)
 
 
 @pytest.mark.parametrize(("family", "seed", "rows", "vocab", "method"), FOUND_BY_SEED)
@@ -103,12 +104,13 @@ def test_rows_that_a_search_found(family: str, seed: int, rows: int, vocab: int,
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families(family: str) -> None:
-    """Some 2,000 rows of each for the default method, and for each of the other two."""
+    """Some 2,000 rows of each for every method that solves."""
     for method in SOLVING:
         for vocab in (8, 64, 997):
             shape = one_program(vocab)
-            rows = FAMILIES[family](Draw(vocab + method), shape.rows, vocab)
-            check(rows, (family, vocab), method, shape=shape)
+            draw = Draw(vocab + method)
+            rows = FAMILIES[family](draw, shape.rows, vocab)
+            check(rows, (family, vocab), method, shape=shape, **some_budget(draw, method))
     # A given alpha is no solution, but its normaliser and record are interpolated in the same way.
     for alpha in (0.02, 0.6):
         check(FAMILIES[family](Draw(4), 64, 64), (family, alpha), Method.FIXED, alpha=alpha)
@@ -156,12 +158,15 @@ LOGITS = st.one_of(
         max_size=ROWS,
     ),
     method=st.sampled_from(SOLVING),
+    kl_budget=st.floats(1e-6, 30, width=32),
 )
-def test_no_row_is_wrong_where_hypothesis_looks_for_large_gaps(rows: list[list[float]], method: Method) -> None:
+def test_no_row_is_wrong_where_hypothesis_looks_for_large_gaps(
+    rows: list[list[float]], method: Method, kl_budget: float
+) -> None:
     teacher, theta = torch.tensor(rows).split(WIDTH, dim=-1)
-    verdict = judge(teacher.contiguous(), theta.contiguous(), method)
+    verdict = judge(teacher.contiguous(), theta.contiguous(), method, kl_budget=kl_budget)
     target(float(verdict.total_variation.max()), label="total variation")
     target(float(verdict.kl_gap.max()), label="KL gap")
     worst = verdict.worst()
     row = int(worst.argmax())
-    assert worst[row] <= 1, (method.name, teacher[row].tolist(), theta[row].tolist(), verdict)
+    assert worst[row] <= 1, (method.name, kl_budget, teacher[row].tolist(), theta[row].tolist(), verdict)

@@ -38,5 +38,5 @@ def test_rows_of_a_real_model(rows: Rows, sharper: float) -> None:
 @pytest.mark.parametrize("method", SOLVING)
 def test_every_method_with_theta_in_bf16(rows: Rows, method: Method) -> None:
     teacher, theta = (3 * row[::4].contiguous() for row in rows)
-    worst = judge(teacher, theta, method, theta_dtype=torch.bfloat16).worst()
+    worst = judge(teacher, theta, method, theta_dtype=torch.bfloat16, kl_budget=0.1).worst()
     assert worst.max() <= 1, (method, worst.argmax(), worst.max())

@@ -36,6 +36,7 @@ from support.cases import token_ids
 from support.processed_rows import BORDER, ProcessedRows
 from support.random_models import save_model
 from support.row_audit import MAX_LOG_PROB_ERROR, MIN_PROBABILITY, AuditError, RowAudit
+from vllm_optimal_sampling.alpha_methods import ALPHA_METHODS
 
 BINS = 20
 EXPECTED = 15
@@ -53,8 +54,6 @@ ENGINES: tuple[dict[str, Any], ...] = (
     {"num_speculative_tokens": 6, "max_num_batched_tokens": 256, "enable_prefix_caching": False},
 )
 """Drafts, chunked prompts, so few blocks that requests preempt one another, no prefix cache."""
-
-METHODS = ("kl_symmetry", "fixed", "entropy", "ess_balance", "reverse_kl_symmetry", "arithmetic")
 
 
 @dataclass
@@ -98,7 +97,7 @@ def draw_requests(seed: int, count: int, max_tokens: int) -> list[Ask]:
     for number in range(count):
         arguments: dict[str, Any] = {}
         slices = []
-        method = rng.choice(METHODS)
+        method = rng.choice(ALPHA_METHODS)
         if rng.random() < 0.08:
             arguments["optimal_sampling"] = False
             slices.append("opted out")
@@ -107,6 +106,10 @@ def draw_requests(seed: int, count: int, max_tokens: int) -> list[Ask]:
             slices.append(method)
             if method in ("fixed", "arithmetic"):
                 arguments["alpha"] = rng.choice([0.0, 1.0, rng.random()])
+            if method == "kl_budget":
+                arguments["kl_budget"] = rng.choice([1e-3, 0.05, 1.0, 3 * rng.random()])
+            if method == "js_gate":
+                arguments["js_sensitivity"] = rng.choice([1.0, 50.0, 10 * rng.random()])
             if rng.random() < 0.25:
                 arguments["alpha_min"], arguments["alpha_max"] = sorted((rng.random(), rng.random()))
                 slices.append("alpha bounds")

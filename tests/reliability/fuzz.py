@@ -34,6 +34,9 @@ from questions import Question, make_questions, tokens_of
 from record import Record
 from small_server import MAX_MODEL_LEN, small_server
 
+from vllm_optimal_sampling.alpha_methods import ALPHA_METHODS
+from vllm_optimal_sampling.params import READERS
+
 VOCAB_SIZE = 552
 BLOCK = 32
 ROUND = 500
@@ -111,8 +114,11 @@ BAD_VALUES: dict[str, st.SearchStrategy] = {
     "max_js_divergence": st.one_of(
         floats.filter(lambda x: not 0 <= x < float("inf")), texts, st.lists(scalars, max_size=3)
     ),
+    "kl_budget": st.one_of(floats.filter(lambda x: not 0 < x < float("inf")), no_number),
+    "js_sensitivity": st.one_of(floats.filter(lambda x: not 0 < x < float("inf")), no_number),
+    "alpha_steps": st.one_of(st.integers(max_value=0), too_large, fractions, no_number),
     "alpha_method": st.one_of(scalars, st.lists(scalars, max_size=3), st.none()).filter(
-        lambda x: x not in ("kl_symmetry", "fixed", "entropy", "ess_balance", "reverse_kl_symmetry", "arithmetic")
+        lambda x: x not in ALPHA_METHODS
     ),
     "theta_prompt": st.one_of(
         st.just(""), ints, floats, st.lists(scalars, max_size=3), texts.map(lambda text: text + "\ud800")
@@ -281,10 +287,10 @@ def sound(draw: st.DrawFn) -> Attempt:
     unit = st.floats(0, 1)
     low, high = sorted(draw(st.tuples(unit, unit)))
     arguments: dict[str, Any] = {
-        "alpha_method": draw(
-            st.sampled_from(["kl_symmetry", "fixed", "entropy", "ess_balance", "reverse_kl_symmetry", "arithmetic"])
-        ),
+        "alpha_method": draw(st.sampled_from(ALPHA_METHODS)),
         "alpha": draw(unit),
+        "kl_budget": draw(st.floats(0, 1e300, exclude_min=True)),
+        "js_sensitivity": draw(st.floats(0, 1e300, exclude_min=True)),
         "alpha_min": low,
         "alpha_max": high,
         "support_top_k": draw(st.integers(1, 2**31 - 1)),
@@ -297,8 +303,9 @@ def sound(draw: st.DrawFn) -> Attempt:
     prompt = draw(
         st.sampled_from([{}, {"theta_prompt": "x\0 \U0001f600"}, {"theta_prompt_token_ids": [VOCAB_SIZE - 1, 0]}])
     )
-    if not {"alpha_method"} <= kept or arguments["alpha_method"] not in ("fixed", "arithmetic"):
-        kept -= {"alpha"}  # refused where it has no effect
+    method = arguments["alpha_method"] if "alpha_method" in kept else "kl_symmetry"
+    kept -= {name for name, readers in READERS.items() if method not in readers}  # refused where it has no effect
+    kept |= {"kl_budget"} if method == "kl_budget" else set()
     chosen = {name: arguments[name] for name in kept} | prompt
     return _xargs("sound", draw(paths), chosen, "answered", temperature=draw(st.sampled_from([0, 1])))
 

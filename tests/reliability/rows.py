@@ -105,18 +105,31 @@ def _balance(method: str, u: torch.Tensor, v: torch.Tensor, log_q: torch.Tensor)
     return second_u - second_v
 
 
-def _alphas(method: str, u: torch.Tensor, v: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+def _alphas(method: str, u: torch.Tensor, v: torch.Tensor, of: Callable[[str, float], torch.Tensor]) -> torch.Tensor:
+    """alpha of each row before its bounds; `of(name, default)` is each row's argument."""
     if method in ("fixed", "arithmetic"):
-        return fixed
+        return of("alpha", 0.5)
+    if method == "js_gate":
+        low, high = of("alpha_min", 0.0), of("alpha_max", 1.0)
+        return high - (high - low) * torch.tanh(of("js_sensitivity", 50.0) * _js_divergence(u, v) / 2)
     if method == "entropy":
         theta, teacher = _entropy(u), _entropy(v)
         return torch.where(theta + teacher > 0, theta / (theta + teacher), 0.5)
     low, high = torch.zeros(len(u), dtype=torch.float64), torch.ones(len(u), dtype=torch.float64)
     for _ in range(50):
         middle = (low + high) / 2
-        below = _balance(method, u, v, _geometric(u, v, middle)) < 0
+        log_q = _geometric(u, v, middle)
+        if method == "kl_budget":
+            below = _mean(log_q, torch.where(u.isfinite(), log_q - u, 0.0)) <= of("kl_budget", INF)
+        else:
+            below = _balance(method, u, v, log_q) < 0
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return (low + high) / 2
+
+
+def _js_divergence(u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    both, middle = u.isfinite(), torch.logaddexp(u, v) - LN2
+    return (_mean(u, torch.where(both, u - middle, 0.0)) + _mean(v, torch.where(both, v - middle, 0.0))) / 2
 
 
 def _support(
@@ -170,11 +183,8 @@ def mixtures(
         )
         v = torch.where(support, teacher[rows], -INF).log_softmax(-1)
         u = torch.where(support, theta[rows], -INF).log_softmax(-1)
-        middle = torch.logaddexp(u, v) - LN2
-        divergence = (
-            _mean(u, torch.where(support, u - middle, 0.0)) + _mean(v, torch.where(support, v - middle, 0.0))
-        ) / 2
-        alpha = _alphas(method, u, v, of("alpha", 0.5)).clamp(of("alpha_min", 0.0), of("alpha_max", 1.0))
+        divergence = _js_divergence(u, v)
+        alpha = _alphas(method, u, v, of).clamp(of("alpha_min", 0.0), of("alpha_max", 1.0))
         if method == "arithmetic":
             log_q = (alpha[:, None] * v.exp() + (1 - alpha)[:, None] * u.exp()).log()
         else:
@@ -254,9 +264,9 @@ def cut_by_vllm(row: torch.Tensor, params: Any, found: torch.Tensor) -> torch.Te
     if not 0 < params.top_p < 1 or params.top_k > 0:
         return None
     from vllm.v1.sample.ops.topk_topp_triton import apply_top_k_top_p_triton
-    from vllm_optimal_sampling.kernels import relax_top_p_
 
     from vllm_optimal_sampling.interpreter import gaps
+    from vllm_optimal_sampling.worker.relaxed_top_p_kernel import relax_top_p_
 
     gaps.fill()
     row = scaled(row, params)

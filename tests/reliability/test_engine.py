@@ -34,6 +34,7 @@ from vllm_optimal_sampling.kernels.reference import mix
 
 from support.engines import find_runner
 from support.row_audit import AuditError
+from vllm_optimal_sampling.alpha_methods import ALPHA_METHODS
 
 REQUESTS = 24
 MAX_TOKENS = 6
@@ -193,14 +194,16 @@ def test_mixtures_agree_with_the_kernels_reference() -> None:
     """Two definitions of q*, written down apart: whole rows and supports, every method and bound."""
     rng = random.Random(3)
     torch.manual_seed(3)
-    teacher, theta = 3 * torch.randn(60, 50, dtype=torch.float64), 3 * torch.randn(60, 50, dtype=torch.float64)
+    teacher, theta = 3 * torch.randn(80, 50, dtype=torch.float64), 3 * torch.randn(80, 50, dtype=torch.float64)
     arguments: list[dict[str, Any]] = []
-    for i in range(60):
+    for i in range(80):
         low, high = sorted((rng.random(), rng.random()))
         arguments.append(
             {
-                "alpha_method": list(Method)[i % 6].name.lower(),
-                **({"alpha": rng.random()} if list(Method)[i % 6].name in ("FIXED", "ARITHMETIC") else {}),
+                "alpha_method": ALPHA_METHODS[i % 8],
+                **({"alpha": rng.random()} if ALPHA_METHODS[i % 8] in ("fixed", "arithmetic") else {}),
+                **({"kl_budget": rng.random()} if ALPHA_METHODS[i % 8] == "kl_budget" else {}),
+                **({"js_sensitivity": 20 * rng.random()} if ALPHA_METHODS[i % 8] == "js_gate" else {}),
                 **({"alpha_min": low, "alpha_max": high} if i % 4 == 0 else {}),
                 **({"support_top_k": rng.randrange(1, 50)} if i % 5 == 0 else {}),
                 **({"support_top_p": rng.uniform(0.3, 1)} if i % 7 == 0 else {}),

@@ -10,6 +10,7 @@ from vllm import LLM, RequestOutput, SamplingParams
 from vllm.lora.request import LoRARequest
 
 from vllm_optimal_sampling import OptimalSamplingParams
+from vllm_optimal_sampling.alpha_methods import ALPHA_METHODS
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ class Case:
 KL_SYMMETRY: dict[str, Any] = {}
 THETA_ALONE = {"alpha_method": "fixed", "alpha": 0.0}
 TEACHER_ALONE = {"alpha_method": "fixed", "alpha": 1.0}
+EVERY_METHOD: list[dict[str, Any]] = [
+    {"alpha_method": name, **({"kl_budget": 0.02} if name == "kl_budget" else {})} for name in ALPHA_METHODS
+]
+"""The arguments of each way to find alpha."""
 OPTED_OUT = {"optimal_sampling": False}
 
 

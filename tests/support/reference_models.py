@@ -6,16 +6,32 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 from vllm_optimal_sampling.kernels import Method
 
 from support.cases import Case
 
 
-class Reference:
-    """Both models in float64, and nothing of vLLM."""
+class Float8Cache(DynamicCache):
+    """A KV cache of float8 (e4m3) at a scale of one: rounded to the nearest on a GPU, towards zero by vLLM's CPU build."""
 
-    def __init__(self, teacher: str, theta: str):
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return super().update(_float8(key_states), _float8(value_states), *args, **kwargs)
+
+
+def _float8(states: torch.Tensor) -> torch.Tensor:
+    rounded = states.to(torch.float8_e4m3fn)
+    if not torch.cuda.is_available():
+        nearer_zero = rounded.view(torch.uint8) - (rounded.to(states.dtype).abs() > states.abs()).to(torch.uint8)
+        rounded = nearer_zero.view(torch.float8_e4m3fn)
+    return rounded.to(states.dtype)
+
+
+class Reference:
+    """Both models in float64, and nothing of vLLM; with `float8_cache`, keys and values as float8 keeps them."""
+
+    def __init__(self, teacher: str, theta: str, float8_cache: bool = False):
+        self.float8_cache = float8_cache
         # Experts one by one: torch's grouped multiplication knows no float64.
         options = {"dtype": torch.float64, "experts_implementation": "eager"}
         self.teacher = AutoModelForCausalLM.from_pretrained(teacher, **options).eval()
@@ -27,7 +43,8 @@ class Reference:
         """Logits [vocab] after `tokens`, in float64. A sequence's prefixes are kept, so trajectories cost one pass."""
         key = (id(model), tuple(tokens))
         if key not in self._known:
-            rows = model(torch.tensor([list(tokens)])).logits[0]
+            cache = {"past_key_values": Float8Cache()} if self.float8_cache else {}
+            rows = model(torch.tensor([list(tokens)]), **cache).logits[0]
             for length in range(len(tokens), 0, -1):
                 prefix = (id(model), tuple(tokens[:length]))
                 if prefix in self._known:

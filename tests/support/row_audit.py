@@ -64,6 +64,21 @@ class Row:
     after: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Vocabularies:
+    """What a test knows of a teacher and a theta with different ids.
+
+    Attributes:
+        partners: theta's ids, by the teacher's of the same meaning; others have no mass in q*.
+        read: what theta reads for a token that was generated, by the teacher's id.
+        read_in_prompts: the same in the teacher's prompt, where theta has none.
+    """
+
+    partners: dict[int, int]
+    read: dict[int, int]
+    read_in_prompts: dict[int, list[int]]
+
+
 @dataclass
 class Report:
     rows: int = 0
@@ -73,6 +88,8 @@ class Report:
     q_error: float = 0.0
     total_variation: float = 0.0
     mix_total_variation: float = 0.0
+    errors: list[float] = field(default_factory=list)
+    """Of each row, the teacher's or theta's in nats, whichever is larger."""
     worst: AuditError | None = None
     """Of the rows beyond the tolerances, the one by most."""
     by_draft_position: Counter = field(default_factory=Counter)
@@ -135,13 +152,19 @@ class RowAudit:
             )
         return after
 
-    def check(self, reference: Reference, theta_prompts: dict[str, Sequence[int] | None] | None = None) -> Report:
+    def check(
+        self,
+        reference: Reference,
+        theta_prompts: dict[str, Sequence[int] | None] | None = None,
+        vocabularies: Vocabularies | None = None,
+    ) -> Report:
         """Compare every row kept with float64.
 
         Args:
             reference: the two models.
             theta_prompts: per request id, theta's prompt as the *caller* gave it (None: the teacher's). Without it
                 the audit trusts the prompt that reached the worker.
+            vocabularies: of a teacher and a theta that have different ones.
 
         Raises:
             AuditError: of the rows beyond the tolerances the one by most, saying which and by how much.
@@ -159,8 +182,18 @@ class RowAudit:
             teacher = reference.logits(reference.teacher, row.tokens)
             # Theta has no embedding for the padding ids of a teacher that is padded further: its last id stands in.
             last_id = reference.theta.config.vocab_size - 1
-            read = [min(token, last_id) for token in [*prompt, *row.tokens[row.prompt_len :]]]
+            generated = row.tokens[row.prompt_len :]
+            if vocabularies is not None:
+                generated = [vocabularies.read[token] for token in generated]
+                if theta_prompt is None:
+                    # For a request that opted out theta only drafts, at the teacher's own positions.
+                    reads = vocabularies.read_in_prompts
+                    prompt = [token for mine in prompt for token in reads[mine][: None if row.enabled else 1]]
+            read = [min(token, last_id) for token in [*prompt, *generated]]
             theta = reference.logits(reference.theta, read)
+            if vocabularies is not None:
+                theirs, theta = theta, torch.full_like(teacher, -inf)
+                theta[list(vocabularies.partners)] = theirs[list(vocabularies.partners.values())]
             self._check_row(row, teacher, theta, report)
         if report.worst is not None:
             raise report.worst
@@ -179,12 +212,14 @@ class RowAudit:
         report.rows += 1
         report.by_draft_position[row.draft_position] += 1
         shared = min(teacher.shape[-1], theta.shape[-1])
+        theta_error = 0.0
         if row.theta is not None:
             theta_error = _log_prob_error(row.theta[:shared].double().log_softmax(-1), theta[:shared].log_softmax(-1))
             report.theta_error = max(report.theta_error, theta_error)
             self._judge("theta's row (nats) is", theta_error, self.tolerances.theta_nats, where, report)
         teacher_error = _log_prob_error(row.before.double().log_softmax(-1), teacher.log_softmax(-1))
         report.teacher_error = max(report.teacher_error, teacher_error)
+        report.errors.append(max(theta_error, teacher_error))
         self._judge("the teacher's row (nats) is", teacher_error, self.tolerances.teacher_nats, where, report)
         if not row.enabled:
             if not torch.equal(row.before, row.after):
@@ -221,11 +256,18 @@ def _expected(row: Row, teacher: torch.Tensor, theta: torch.Tensor) -> torch.Ten
     settings = {name: value for name, value in row.settings.items() if name != "first_position"}
     method = Method(int(settings["method"]))
     whole = not settings["support_top_k"] and settings["support_top_p"] == 1 and isinf(settings["max_js_divergence"])
-    if whole and method in (Method.KL_SYMMETRY, Method.FIXED):
-        return expected_log_q(
-            teacher, theta, **{name: settings[name] for name in ("method", "alpha", "alpha_min", "alpha_max")}
+    constant = all(settings[name] == settings[f"{name}_end"] for name in ("alpha", "alpha_min", "alpha_max"))
+    if whole and constant and method in (Method.KL_SYMMETRY, Method.FIXED):
+        shared = teacher.isfinite() & theta.isfinite()
+        log_q = torch.full_like(teacher, -inf)
+        log_q[shared] = expected_log_q(
+            teacher[shared],
+            theta[shared],
+            **{name: settings[name] for name in ("method", "alpha", "alpha_min", "alpha_max")},
         )
-    mixture = mix(teacher, theta, **{**settings, "method": method, "support_top_k": int(settings["support_top_k"])})
+        return log_q
+    counts = {name: int(settings[name]) for name in ("support_top_k", "schedule_position", "schedule_steps")}
+    mixture = mix(teacher, theta, **{**settings, **counts, "method": method, "token_position": row.position})
     return mixture.log_q.log_softmax(-1)
 
 

@@ -28,10 +28,15 @@ class Tolerances:
 CPU_FLOAT32 = Tolerances(theta_nats=5e-4, teacher_nats=5e-4, total_variation=2e-4)
 """Observed up to 3e-5 nats on log-probabilities above 1e-6. A wrong token, position or block moves rows by 0.1 and more."""
 
+CPU_FLOAT8_CACHE = Tolerances(theta_nats=0.4, teacher_nats=0.4, total_variation=0.2)
+"""Where float32 and float64 lie on two sides of a step of float8, a key or a value differs by a sixteenth: observed up to
+0.07 nats in 822 rows. Most rows have no such step, and lie within CPU_FLOAT32."""
+
 BFLOAT16 = Tolerances(theta_nats=0.4, teacher_nats=1.2, total_variation=1.0)
 
 TOLERANCES: dict[tuple[str, str], Tolerances] = {
     ("float32", "CPU_ATTN"): CPU_FLOAT32,
+    ("float32 with a float8 cache", "CPU_ATTN"): CPU_FLOAT8_CACHE,
     ("bfloat16", "CPU_ATTN"): BFLOAT16,
     ("float32", "TRITON_ATTN"): Tolerances(theta_nats=0.05, teacher_nats=0.15, total_variation=1.0),
     ("bfloat16", "TRITON_ATTN"): BFLOAT16,
@@ -47,6 +52,8 @@ def tolerances_of(runner: Any) -> Tolerances:
         KeyError: nothing was measured with its dtype and backend.
     """
     dtype = str(runner.vllm_config.model_config.dtype).removeprefix("torch.")
+    if str(runner.vllm_config.cache_config.cache_dtype).startswith("fp8"):
+        dtype += " with a float8 cache"
     (backend,) = {group.backend.get_name() for groups in runner.attn_groups for group in groups}
     if (dtype, backend) not in TOLERANCES:
         raise KeyError(f"no tolerances for {dtype} with {backend}: measure rows against float64, and add them")

@@ -18,9 +18,14 @@ CHAT_TEMPLATE = (
 
 
 def save_model(
-    path: Path, *, special: str = "<|endoftext|>", chat_template: str | None = CHAT_TEMPLATE, **overrides: Any
+    path: Path,
+    *,
+    special: str = "<|endoftext|>",
+    chat_template: str | None = CHAT_TEMPLATE,
+    words: str = "the quick brown fox jumps over the lazy dog",
+    **overrides: Any,
 ) -> str:
-    """The configuration and the tokenizer of a small model; `special` is the token of id 0."""
+    """The configuration and the tokenizer of a small model; `special` is the token of id 0, `words` make the merges."""
     options = {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": 64,
@@ -46,7 +51,7 @@ def save_model(
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE, special_tokens=[special], initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator(["the quick brown fox jumps over the lazy dog"], trainer)
+    tokenizer.train_from_iterator([words], trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special)
     if chat_template is not None:
         fast.chat_template = chat_template

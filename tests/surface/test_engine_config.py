@@ -608,6 +608,22 @@ def test_a_cache_type_of_thetas_own_is_refused(supported: Any, monkeypatch: pyte
     check_supported(supported)
 
 
+@pytest.mark.parametrize("dtype", ["fp8_e5m2", "int8_per_token_head", "nvfp4"])
+def test_a_cache_that_is_not_shown_exact_is_refused(
+    supported: Any, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    monkeypatch.setattr(supported.cache_config, "cache_dtype", dtype)
+    monkeypatch.setattr(supported.speculative_config, "kv_cache_dtype", None)
+    with pytest.raises(UnsupportedEngineError) as caught:
+        check_supported(supported)
+    assert str(caught.value) == (
+        f"optimal sampling cannot start: a KV cache of {dtype} is not shown exact; use one of auto, float16, bfloat16, "
+        "fp8, fp8_e4m3 as --kv-cache-dtype."
+    )
+    monkeypatch.setattr(supported.cache_config, "cache_dtype", "fp8")
+    check_supported(supported)
+
+
 def test_synthetic_acceptance_starts_with_a_warning(
     build_config: BuildConfig, theta: str, package_log: pytest.LogCaptureFixture
 ) -> None:
@@ -665,15 +681,16 @@ def with_theta(build_config: BuildConfig, theta: str, **arguments: Any) -> Any:
 
 
 def test_different_tokenizers_are_refused(build_config: BuildConfig, tmp_path: Path) -> None:
-    other = save_model(tmp_path / "other", special="<s>")
+    other = save_model(tmp_path / "other", special="<s>", words="pack my box with five dozen liquor jugs")
     with pytest.raises(UnsupportedEngineError) as caught:
         with_theta(build_config, other)
     message = str(caught.value)
     assert (
-        "teacher and theta have different tokenizers: 2 ids differ, the first is 0, which is '<|endoftext|>' for"
+        "teacher and theta have different tokenizers: 33 ids differ, the first is 0, which is '<|endoftext|>' for"
         in message
     )
     assert "the teacher and '<s>' for theta" in message
+    assert "and their byte pairs are merged in another order" in message
     assert message.endswith("q* is defined over one vocabulary; use two models of one family.")
     with_theta(build_config, other, skip_tokenizer_init=True)
 

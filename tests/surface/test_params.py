@@ -17,8 +17,9 @@ from vllm_optimal_sampling import params as params_module
 from vllm_optimal_sampling.chat_messages import parse_messages
 from vllm_optimal_sampling.params import (
     ALPHA_METHODS,
-    ALPHA_READERS,
     ARGUMENTS,
+    READERS,
+    SCHEDULED,
     ArgumentError,
     OptimalSamplingParams,
 )
@@ -30,7 +31,17 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     # types, strictly
     ({"alpha": "0.5"}, "alpha", "alpha='0.5' is text, not a number; send it without quotes (0.5)"),
     ({"alpha": True}, "alpha", "alpha=True is a bool, not a number"),
-    ({"alpha": [0.5]}, "alpha", "alpha=[0.5] is a list, not a number"),
+    ({"alpha": [0.5]}, "alpha", "alpha=[0.5] has 1 entry; give one number, or a pair [start, end]"),
+    ({"alpha_min": []}, "alpha_min", "alpha_min=[] has 0 entries; give one number, or a pair [start, end]"),
+    (
+        {"kl_budget": [1, 2, 3]},
+        "kl_budget",
+        "kl_budget=[1, 2, 3] has 3 entries; give one number, or a pair [start, end]",
+    ),
+    ({"alpha_max": [1, "0"]}, "alpha_max", "alpha_max[1]='0' is text, not a number; send it without quotes (0)"),
+    ({"alpha_max": [True, 1]}, "alpha_max", "alpha_max[0]=True is a bool, not a number"),
+    ({"alpha_steps": 2.0}, "alpha_steps", "alpha_steps=2.0 is a float, not a whole number"),
+    ({"js_sensitivity": [1, 2]}, "js_sensitivity", "js_sensitivity=[1, 2] is a list, not a number"),
     ({"alpha_max": 1j}, "alpha_max", "alpha_max=1j is a complex, not a number"),
     ({"support_top_k": 20.0}, "support_top_k", "support_top_k=20.0 is a float, not a whole number"),
     (
@@ -73,6 +84,68 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
         {"theta_prompt_token_ids": [False]},
         "theta_prompt_token_ids",
         "theta_prompt_token_ids[0]=False is a bool, not a whole number",
+    ),
+    # methods with an argument of their own, and schedules
+    (
+        {"alpha_method": "kl_budget"},
+        "kl_budget",
+        "alpha_method='kl_budget' needs kl_budget, in nats: how far q* may be from theta at a token, such as 0.05",
+    ),
+    *(
+        (
+            {"alpha_method": "kl_budget", "kl_budget": budget},
+            "kl_budget",
+            f"kl_budget={shown} is not above 0; give nats, how far q* may be from theta at a token (alpha_method='fixed' "
+            "with alpha=0 draws from theta alone)",
+        )
+        for budget, shown in ((0, "0.0"), (-1, "-1.0"), ([-0.1, 1], "[-0.1, 1.0]"), ([0, 0], "[0.0, 0.0]"))
+    ),
+    (
+        {"alpha_method": "kl_budget", "kl_budget": math.nan},
+        "kl_budget",
+        "kl_budget=nan is not a finite number; give an ordinary one",
+    ),
+    (
+        {"kl_budget": 0.1},
+        "kl_budget",
+        "kl_budget=0.1 has no effect with alpha_method='kl_symmetry'; ask for alpha_method='kl_budget', or drop it",
+    ),
+    (
+        {"alpha_method": "entropy", "js_sensitivity": 10},
+        "js_sensitivity",
+        "js_sensitivity=10.0 has no effect with alpha_method='entropy'; ask for alpha_method='js_gate', or drop it",
+    ),
+    (
+        {"alpha_method": "js_gate", "js_sensitivity": 0},
+        "js_sensitivity",
+        "js_sensitivity=0.0 is not above 0; the larger, the less two models may disagree before alpha falls to alpha_min "
+        "(50 is the default)",
+    ),
+    (
+        {"alpha_max": [1, 0.5]},
+        "alpha_steps",
+        "alpha_max=[1.0, 0.5] goes from one value to another; give alpha_steps, the number of tokens that this takes",
+    ),
+    (
+        {"alpha_steps": 8},
+        "alpha_steps",
+        "alpha_steps=8 has no effect: none of alpha, alpha_min, alpha_max, kl_budget is a pair [start, end]; give one, or "
+        "drop it",
+    ),
+    (
+        {"alpha_max": [1, 0.5], "alpha_steps": 0},
+        "alpha_steps",
+        "alpha_steps=0 is outside [1, 2147483647]; it is the number of tokens a pair takes",
+    ),
+    (
+        {"alpha_min": [0, 0.6], "alpha_max": 0.5, "alpha_steps": 8},
+        "alpha_min",
+        "alpha_min=[0.0, 0.6] is above alpha_max=0.5; swap them or drop one",
+    ),
+    (
+        {"alpha_min": [0, 1.5], "alpha_steps": 8},
+        "alpha_min",
+        "alpha_min=[0.0, 1.5] is outside [0, 1]; 0 is theta alone, 1 is the teacher alone",
     ),
     # numbers
     ({"alpha": math.nan}, "alpha", "alpha=nan is not a finite number; give an ordinary one"),
@@ -122,12 +195,13 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
         {"alpha_method": "KL_symetry"},
         "alpha_method",
         "alpha_method='KL_symetry' is not one of kl_symmetry, fixed, entropy, ess_balance, reverse_kl_symmetry, "
-        "arithmetic: did you mean kl_symmetry?",
+        "arithmetic, kl_budget, js_gate: did you mean kl_symmetry?",
     ),
     (
         {"alpha_method": 3},
         "alpha_method",
-        "alpha_method=3 is not one of kl_symmetry, fixed, entropy, ess_balance, reverse_kl_symmetry, arithmetic",
+        "alpha_method=3 is not one of kl_symmetry, fixed, entropy, ess_balance, reverse_kl_symmetry, arithmetic, kl_budget, "
+        "js_gate",
     ),
     # theta's prompt
     (
@@ -334,6 +408,25 @@ def test_a_chat_is_kept_as_json_and_read_back_as_text() -> None:
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 CHARACTERS = 'aé\u4e2d\N{GRINNING FACE}\0\n\\"{}[]'
+
+
+def one_or_two(numbers: st.SearchStrategy[float]) -> st.SearchStrategy[Any]:
+    return numbers | st.tuples(numbers, numbers)
+
+
+def consistent(given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that go together: what the method does not read or what is without effect is refused."""
+    method = given.get("alpha_method", "kl_symmetry")
+    given = {name: value for name, value in given.items() if method in READERS.get(name, (method,))}
+    if method == "kl_budget":
+        given.setdefault("kl_budget", 0.1)
+    if not given.get("return_alpha"):
+        given.pop("return_top_k", None)
+    if any(isinstance(given.get(name), tuple) for name in SCHEDULED):
+        return {"alpha_steps": 3, **given}
+    return {name: value for name, value in given.items() if name != "alpha_steps"}
+
+
 fractions = st.floats(0, 1)
 theta_prompts = st.one_of(
     st.just({}),
@@ -348,9 +441,12 @@ other_arguments = st.fixed_dictionaries(
     {},
     optional={
         "alpha_method": st.sampled_from(ALPHA_METHODS),
-        "alpha": fractions,
-        "alpha_min": st.floats(0, 0.5),
-        "alpha_max": st.floats(0.5, 1),
+        "alpha": one_or_two(fractions),
+        "alpha_min": one_or_two(st.floats(0, 0.5)),
+        "alpha_max": one_or_two(st.floats(0.5, 1)),
+        "kl_budget": one_or_two(st.floats(1e-6, 10)),
+        "js_sensitivity": st.floats(0, 1000, exclude_min=True),
+        "alpha_steps": st.integers(1, 2**31 - 1),
         "support_top_k": st.none() | st.integers(1, 2**31 - 1),
         "support_top_p": st.none() | st.floats(0, 1, exclude_min=True),
         "teacher_only_tokens": st.integers(0, 2**31 - 1),
@@ -358,14 +454,7 @@ other_arguments = st.fixed_dictionaries(
         "return_alpha": st.booleans(),
         "return_top_k": st.integers(0, 128),
     },
-).map(
-    lambda given: {
-        name: value
-        for name, value in given.items()
-        if (name != "alpha" or given.get("alpha_method") in ALPHA_READERS)  # the others refuse it
-        and (name != "return_top_k" or given.get("return_alpha"))
-    }
-)
+).map(consistent)
 requests = st.one_of(
     st.just(OptimalSamplingParams(optimal_sampling=False)),
     st.builds(lambda prompt, rest: OptimalSamplingParams(**prompt, **rest), theta_prompts, other_arguments),
@@ -380,7 +469,7 @@ def test_round_trip_through_json(params: OptimalSamplingParams, with_defaults: b
     assert OptimalSamplingParams.from_resolved_extra_args(arguments) == params
     for value in arguments.values():
         assert isinstance(value, (str, int, float, list))
-        assert not isinstance(value, list) or all(type(item) is int for item in value)
+        assert not isinstance(value, list) or all(type(item) in (int, float) for item in value)
 
 
 @patient
@@ -406,6 +495,9 @@ def test_with_defaults_overrules_an_engine_of_other_defaults(
         "alpha",
         "alpha_min",
         "alpha_max",
+        "kl_budget",
+        "js_sensitivity",
+        "alpha_steps",
         "teacher_only_tokens",
         "return_alpha",
     ):
@@ -455,6 +547,19 @@ DEFAULTS = OptimalSamplingParams(theta_prompt="default", alpha_method="fixed", a
 )
 def test_a_request_comes_before_the_engine(extra_args: dict[str, Any], expected: OptimalSamplingParams) -> None:
     assert OptimalSamplingParams.from_extra_args(extra_args, DEFAULTS) == expected
+
+
+def test_an_engines_schedule_holds_as_long_as_something_of_it_is_scheduled() -> None:
+    engine = OptimalSamplingParams(alpha_method="kl_budget", kl_budget=[0.2, 0.0], alpha_steps=64)
+    merged = OptimalSamplingParams.from_extra_args
+    assert merged({}, engine) == engine
+    assert merged({"kl_budget": 0.1}, engine) == OptimalSamplingParams(alpha_method="kl_budget", kl_budget=0.1)
+    assert merged({"alpha_method": "entropy"}, engine) == OptimalSamplingParams(alpha_method="entropy")
+    assert merged({"alpha_max": [1, 0.5]}, engine) == OptimalSamplingParams(
+        alpha_method="kl_budget", kl_budget=(0.2, 0.0), alpha_max=(1, 0.5), alpha_steps=64
+    )
+    with pytest.raises(ArgumentError, match="needs kl_budget, in nats"):
+        merged({"kl_budget": None}, engine)
 
 
 def test_the_engines_alpha_is_for_the_methods_that_take_one() -> None:

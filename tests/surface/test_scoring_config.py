@@ -156,6 +156,10 @@ def test_a_draft_model_beside_another_theta(build_config: BuildConfig, theta: st
             "rejection_sample_method='block' is not supported: tokens would not follow q*; drop it, \"standard\" "
             "is the default",
         ),
+        (
+            {"method": "eagle3", "model": "HEAD", "num_speculative_tokens": 2, "parallel_drafting": True},
+            "parallel_drafting is not supported beside theta: no test shows it exact there; drop it",
+        ),
         ("ngram", "speculative_config is 'ngram', not an object"),
     ],
 )
@@ -203,5 +207,5 @@ def test_adapters_that_do_not_fit(
 
 
 def test_other_tokenizers_and_models_are_refused_as_ever(build_config: BuildConfig, tmp_path: Path) -> None:
-    other = save_model(tmp_path / "other", special="<other>")
+    other = save_model(tmp_path / "other", words="pack my box with five dozen liquor jugs")
     assert "teacher and theta have different tokenizers" in refusal(build_config, **scoring(other))

@@ -189,6 +189,13 @@ def wrong_inputs() -> Iterator[Wrong]:
         ("contradictory", {"alpha_min": 0.9, "alpha_max": 0.5}),
         ("contradictory", {"theta_prompt": "x", "theta_prompt_token_ids": [1]}),
         ("missing", {"alpha": None}),
+        ("missing", {"alpha_method": "kl_budget"}),
+        ("missing", {"alpha_max": [1, 0.5]}),
+        ("out of range", {"alpha_method": "kl_budget", "kl_budget": 0}),
+        ("out of range", {"alpha_method": "js_gate", "js_sensitivity": -1}),
+        ("of a wrong type", {"alpha_min": [0, 0.5, 1], "alpha_steps": 8}),
+        ("ineffective", {"kl_budget": 0.1}),
+        ("ineffective", {"alpha_steps": 8}),
     ):
         yield Wrong(REQUEST, kind, json.dumps(given), lambda given=given: request(given))
     yield Wrong(
@@ -199,6 +206,7 @@ def wrong_inputs() -> Iterator[Wrong]:
     )
     for kind, given in (
         ("of a wrong type", {"vllm_xargs": {"alpha_max": True}}),
+        ("of a wrong type", {"vllm_xargs": {"alpha_max": [True, 0.5], "alpha_steps": 8}}),
         ("misplaced", {"theta_prompt": "x"}),
         ("misplaced", {"alpha_max": 0.5}),
         ("misplaced", {"extra_body": {"vllm_xargs": {"theta_prompt": "x"}}}),
@@ -216,6 +224,8 @@ def wrong_inputs() -> Iterator[Wrong]:
         ("of a wrong type", {"theta_system_prompt": ""}),
         ("out of range", {"fixed_alpha": 1.5}),
         ("ineffective", {"fixed_alpha": 0.7}),
+        ("missing", {"alpha_method": "kl_budget"}),
+        ("missing", {"alpha_method": "fixed", "fixed_alpha": (0.9, 0.1)}),
         ("ineffective", {"additional_config": {"optimal_sampling": {"alpha_max": 0.5}}}),
         ("contradictory", {"alpha_min": 0.9, "alpha_max": 0.5}),
         ("contradictory", {"speculative_config": {"model": "another"}}),
@@ -313,6 +323,11 @@ def options_of_generate() -> Iterator[Wrong]:
         ("missing", "--input ''"),
         ("out of range", "--temperature nan"),
         ("ineffective", "--alpha 0.7"),
+        ("ineffective", "--kl-budget 0.1"),
+        ("missing", "--alpha-method kl_budget"),
+        ("out of range", "--alpha-method kl_budget --kl-budget 0"),
+        ("out of range", "--alpha-method kl_budget --kl-budget nan"),
+        ("of a wrong type", "--alpha-max 1 0.5 0.2 --alpha-steps 8"),
         ("ineffective", "--split train"),
         ("ineffective", "--endpoint http://localhost:8000 --num-speculative-tokens 7"),
         ("ineffective", "--endpoint http://localhost:8000 --max-model-len 256"),

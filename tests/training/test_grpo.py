@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("trl", reason="the extra `trl` is not installed")
 
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from support.random_models import save_model
@@ -60,10 +60,11 @@ def sampler(models: tuple[str, str]) -> Iterator[OptimalSampler]:
 
 
 @pytest.fixture
-def theta_alone(sampler: OptimalSampler, monkeypatch: pytest.MonkeyPatch) -> OptimalSampler:
+def theta_alone(sampler: OptimalSampler) -> Iterator[OptimalSampler]:
     """Alpha fixed at 0: what is sampled is the student's own."""
-    monkeypatch.setattr(sampler, "_arguments", {**sampler._arguments, "alpha_method": "fixed", "alpha": 0.0})
-    return sampler
+    sampler.set_alpha("fixed", 0.0)
+    yield sampler
+    sampler.set_alpha()
 
 
 class Watched:
@@ -227,11 +228,24 @@ def test_a_temperature(sampler: OptimalSampler, models: tuple[str, str], tmp_pat
     watched.check(lambda prompt: tokens(f"{prompt}\n\n{by_problem(prompt)['answer']}"), temperature=0.6)
 
 
-def test_without_importance_sampling(sampler: OptimalSampler, models: tuple[str, str], tmp_path: Path) -> None:
-    trainer = trainer_of(
-        models, PLAIN, rollout_func(sampler, "answer", importance_sampling=False), tmp_path, max_steps=1
-    )
+def test_without_importance_sampling(theta_alone: OptimalSampler, models: tuple[str, str], tmp_path: Path) -> None:
+    """Also an alpha of its own for each step, as docs/training.md has it."""
+    seen: list[float] = []
+
+    class Schedule(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            theta_alone.set_alpha("fixed", 1 - state.global_step / state.max_steps)
+
+    def watched(prompts: list[Any], trainer: Any) -> dict[str, list[Any]]:
+        output = rollout(prompts, trainer)
+        seen.extend({alpha for alphas in output["alpha"] for alpha in alphas})
+        return output
+
+    rollout = rollout_func(theta_alone, "answer", importance_sampling=False)
+    trainer = trainer_of(models, PLAIN, watched, tmp_path, max_steps=2)
+    trainer.add_callback(Schedule())
     trainer.train()
+    assert seen == [1.0, 0.5]
     assert not trainer.use_vllm
     assert not any("importance_sampling" in name for log in trainer.state.log_history for name in log)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError, first_line, listed
 from vllm_optimal_sampling.config.theta import EXACT_DRAFTERS, scores, scores_itself, theta_model_config
-from vllm_optimal_sampling.config.tokenizers import tokenizer_problems
+from vllm_optimal_sampling.config.tokenizers import check_tokenizers
 from vllm_optimal_sampling.params import shown
 
 if TYPE_CHECKING:
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
 logger = logging.getLogger(__name__)
+
+EXACT_CACHE_DTYPES = ("auto", "float16", "bfloat16", "fp8", "fp8_e4m3")
+"""A scale for a whole layer at most. Others keep scales beside the blocks, where a theta that is read through the teacher's
+layers would not find its own, or were not run."""
 
 
 def check_supported(vllm_config: VllmConfig) -> None:
@@ -46,10 +50,10 @@ def check_supported(vllm_config: VllmConfig) -> None:
     ]
     if not scores_itself(vllm_config):
         problems += _model_problems("theta", theta_model_config(vllm_config))
-    if not problems and not vllm_config.model_config.skip_tokenizer_init:
-        problems = [*tokenizer_problems(vllm_config)]
     if problems:
         raise UnsupportedEngineError(listed(problems))
+    if not vllm_config.model_config.skip_tokenizer_init:
+        check_tokenizers(vllm_config)
     if spec is not None and spec.rejection_sample_method == "synthetic":
         logger.warning(
             "rejection_sample_method='synthetic' accepts drafts at a made-up rate: it is for benchmarks, and the "
@@ -132,6 +136,11 @@ def _engine_problems(config: VllmConfig) -> Iterator[str]:
             cache.kv_sharing_fast_prefill,
             "fast prefill by KV sharing is not supported; drop --kv-sharing-fast-prefill",
         ),
+        (
+            str(cache.cache_dtype) not in EXACT_CACHE_DTYPES,
+            f"a KV cache of {cache.cache_dtype} is not shown exact; use one of {', '.join(EXACT_CACHE_DTYPES)} as "
+            "--kv-cache-dtype",
+        ),
         (has_lora, "LoRA is not supported beside a separate theta; merge the adapter into the model"),
         (
             model.enable_prompt_embeds,
@@ -160,18 +169,13 @@ def _engine_problems(config: VllmConfig) -> Iterator[str]:
 
 
 def _one_model_problems(config: VllmConfig) -> Iterator[str]:
-    scheduler, cache_dtype = config.scheduler_config, str(config.cache_config.cache_dtype)
+    scheduler = config.scheduler_config
     needed = 2 * scheduler.max_num_seqs * (config.num_speculative_tokens + 1)
     if config.lora_config is not None and scheduler.max_num_batched_tokens < needed:
         yield (
             f"vLLM's LoRA operations take max_num_batched_tokens={scheduler.max_num_batched_tokens} rows, and a step of "
             f"max_num_seqs={scheduler.max_num_seqs} requests may have {needed} of both models; raise the first, or lower "
             "the second"
-        )
-    if "per_token_head" in cache_dtype:
-        yield (
-            f"a KV cache of {cache_dtype} keeps its scales apart for each layer, where theta's would not be found; use "
-            "another --kv-cache-dtype"
         )
 
 

@@ -1,4 +1,4 @@
-"""Theta's tokenizer, and whether it is the teacher's."""
+"""Theta's tokenizer, and whether it is the teacher's but for special and added tokens."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_optimal_sampling.config.errors import UnsupportedEngineError, first_line
+from vllm_optimal_sampling.config.errors import UnsupportedEngineError, first_line, listed
 from vllm_optimal_sampling.config.settings import EngineSettings
-from vllm_optimal_sampling.config.theta import theta_model_config
+from vllm_optimal_sampling.config.theta import scores_itself, theta_model_config
+from vllm_optimal_sampling.config.token_roles import token_roles
+from vllm_optimal_sampling.config.vocabulary_match import disagreement, match_vocabularies, merges_differ
 from vllm_optimal_sampling.params import shown
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ TOKENIZER_FILES = (
     "tekken.json",
 )
 """Without any of these in a model's folder, transformers makes up an empty tokenizer."""
+
+MAX_DISAGREEMENT = 0.01
+"""Tokenizers that split a sample text into more than this share of different tokens are two."""
 
 
 def load_theta_tokenizer(vllm_config: VllmConfig) -> TokenizerLike:
@@ -58,27 +63,68 @@ def load_theta_tokenizer(vllm_config: VllmConfig) -> TokenizerLike:
         ) from error
 
 
-def tokenizer_problems(config: VllmConfig) -> Iterator[str]:
+def check_tokenizers(config: VllmConfig) -> None:
+    """Refuse two tokenizers that are not one, and keep what pairs the tokens of those that nearly agree.
+
+    Raises:
+        UnsupportedEngineError: the tokenizers differ in more than special and added tokens, or a template of theta's.
+
+    """
     from vllm.tokenizers import cached_tokenizer_from_config
 
     teacher = cached_tokenizer_from_config(config.model_config)
     theta = load_theta_tokenizer(config)
-    problem = _vocabulary_difference(teacher.get_vocab(), theta.get_vocab())
-    if problem is not None:
-        yield (
-            f"teacher and theta have different tokenizers: {problem}. q* is defined over one vocabulary; "
-            "use two models of one family"
-        )
-    elif teacher.eos_token_id != theta.eos_token_id:
-        # A base model beside a chat model: the ids mean the same, and vLLM ends a request at the teacher's.
-        logger.warning(
-            "Teacher and theta end a text with different tokens (ids %s and %s); generation ends at the teacher's.",
-            teacher.eos_token_id,
-            theta.eos_token_id,
-        )
     template = EngineSettings.from_config(config).theta_chat_template
+    problem = _pair_vocabularies(config, teacher, theta, template)
+    problems = [] if problem is None else [problem]
     if template is not None:
-        yield from _template_problems(theta, template)
+        problems += _template_problems(theta, template)
+    if problems:
+        raise UnsupportedEngineError(listed(problems))
+
+
+def _pair_vocabularies(
+    config: VllmConfig, teacher: TokenizerLike, theta: TokenizerLike, theta_template: str | None
+) -> str | None:
+    """Why the two tokenizers are not one; None where they are, but for tokens that the configuration then pairs."""
+    difference = _vocabulary_difference(teacher.get_vocab(), theta.get_vocab())
+    if merges_differ(teacher, theta):
+        return _refusal(f"{difference or 'the tokens are the same'}, and their byte pairs are merged in another order")
+    if difference is None:
+        if teacher.eos_token_id != theta.eos_token_id:
+            # A base model beside a chat model: the ids mean the same, and vLLM ends a request at the teacher's.
+            logger.warning(
+                "Teacher and theta end a text with different tokens (ids %s and %s); generation ends at the teacher's.",
+                teacher.eos_token_id,
+                theta.eos_token_id,
+            )
+        return None
+    if scores_itself(config):
+        return _refusal(difference)
+    model, theta_model = config.model_config, theta_model_config(config)
+    match = match_vocabularies(
+        teacher,
+        theta,
+        (model.get_vocab_size(), theta_model.get_vocab_size()),
+        (token_roles(model, teacher), token_roles(theta_model, theta, theta_template)),
+    )
+    share = disagreement(teacher, theta, match.pairs)
+    if share > MAX_DISAGREEMENT:
+        return _refusal(
+            f"{difference}; {share:.1%} of what a sample text is split into differs, and {MAX_DISAGREEMENT:.0%} is allowed, "
+            "for special and added tokens"
+        )
+    logger.info("Teacher and theta have vocabularies that nearly agree: %s.", match.summary())
+    if not match.is_identity:
+        match.pairs.keep_in(config)
+    return None
+
+
+def _refusal(difference: str) -> str:
+    return (
+        f"teacher and theta have different tokenizers: {difference}. q* is defined over one vocabulary; "
+        "use two models of one family"
+    )
 
 
 def _vocabulary_difference(teacher: Mapping[str, int], theta: Mapping[str, int]) -> str | None:

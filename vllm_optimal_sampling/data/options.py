@@ -25,6 +25,11 @@ def json_object(text: str) -> dict[str, Any]:
     return found
 
 
+def pair(metavar: str) -> dict[str, Any]:
+    """Arguments of `add_argument` for an option with a number, or with two: [start, end]."""
+    return {"type": float, "nargs": "+", "action": _Pair, "metavar": metavar}
+
+
 class Once(argparse.Action):
     """Stores an option's value; another value for the same option is refused, not taken instead of the first.
 
@@ -40,3 +45,11 @@ class Once(argparse.Action):
             parser.error(f"{option_string} is given twice, with {self._given[1]!r} and with {values!r}; give it once")
         self._given = (namespace, values)
         setattr(namespace, self.dest, values)
+
+
+class _Pair(Once):
+    """`Once`, of one number or a list of them."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Store `values`, once."""
+        super().__call__(parser, namespace, values[0] if len(values) == 1 else values, option_string)

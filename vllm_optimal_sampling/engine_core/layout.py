@@ -23,6 +23,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from vllm_optimal_sampling.config.vocabulary_pairs import VocabularyPairs
+
 
 def slot_offset(delta: int, block_size: int) -> int:
     """Slots by which theta's token lies beyond the teacher's token of the same step; at least 0.
@@ -51,12 +53,14 @@ class ThetaLayout:
         delta: length of theta's prompt minus length of the teacher's.
         block_size: the scheduler's block size, in tokens.
         reads: False where theta has nothing to do with the request, and its slots stay empty.
+        pairs: of ids, where the two vocabularies do not agree.
     """
 
     prompt: Sequence[int] | None
     delta: int
     block_size: int
     reads: bool = True
+    pairs: VocabularyPairs | None = None
     offset: int = field(init=False)
     shift: int = field(init=False)
 
@@ -65,10 +69,16 @@ class ThetaLayout:
         object.__setattr__(self, "shift", slot_shift(self.delta, self.block_size))
 
     @classmethod
-    def of_prompts(cls, theta_prompt: Sequence[int] | None, teacher_len: int, block_size: int) -> ThetaLayout:
+    def of_prompts(
+        cls,
+        theta_prompt: Sequence[int] | None,
+        teacher_len: int,
+        block_size: int,
+        pairs: VocabularyPairs | None = None,
+    ) -> ThetaLayout:
         """The layout of a request with these prompts; `theta_prompt` is None where theta reads the teacher's."""
         delta = len(theta_prompt) - teacher_len if theta_prompt is not None else 0
-        return cls(theta_prompt, delta, block_size)
+        return cls(theta_prompt, delta, block_size, pairs=pairs)
 
     @classmethod
     def without_theta(cls, block_size: int) -> ThetaLayout:
@@ -87,7 +97,9 @@ class ThetaLayout:
         first, last = max(start - self.shift, 0), max(end - self.shift, 0)
         theta_len = len(self.prompt)
         generated = teacher_tokens[prompt_len + max(first - theta_len, 0) : prompt_len + max(last - theta_len, 0)]
-        return (*self.prompt[first:last], *generated)
+        # Two requests may differ in what is theta's prompt and what was generated.
+        read = generated if self.pairs is None else self.pairs.read_all(generated)
+        return (*self.prompt[first:last], *read)
 
 
 def split_by_position(starts: Sequence[int], ends: Sequence[int], budget: int) -> list[list[tuple[int, int]]]:

@@ -10,6 +10,7 @@ from typing import Any
 from vllm_optimal_sampling import wire
 from vllm_optimal_sampling.config.refusals import check_kv_cache
 from vllm_optimal_sampling.config.theta import max_request_loras, scores, scores_itself
+from vllm_optimal_sampling.config.vocabulary_pairs import VocabularyPairs
 from vllm_optimal_sampling.engine_core.layout import ThetaLayout
 
 Hasher = Callable[[Any], list]
@@ -29,6 +30,7 @@ class ThetaSchedulerMixin:
         super().__init__(vllm_config, *args, **kwargs)  # type: ignore[call-arg]
         # A theta that drafts reads requests that opted out too, to draft for them.
         self._theta_scores = scores(vllm_config)
+        self._vocabulary_pairs = VocabularyPairs.from_config(vllm_config)
         if scores_itself(vllm_config) and vllm_config.lora_config is not None:
             # Not of theta's own adapter: so many of requests may be scheduled together.
             self.lora_config = copy.copy(vllm_config.lora_config)
@@ -57,7 +59,10 @@ class ThetaSchedulerMixin:
                 layout = ThetaLayout.without_theta(self.block_size)
             else:
                 layout = ThetaLayout.of_prompts(
-                    arguments.get(wire.THETA_PROMPT), request.num_prompt_tokens, self.block_size
+                    arguments.get(wire.THETA_PROMPT),
+                    request.num_prompt_tokens,
+                    self.block_size,
+                    self._vocabulary_pairs,
                 )
             request.theta_layout = layout
         return layout

@@ -16,6 +16,7 @@ from vllm_optimal_sampling.config.errors import UnsupportedEngineError
 from vllm_optimal_sampling.config.settings import EngineSettings
 from vllm_optimal_sampling.config.theta import max_request_loras, scores, theta_model_config
 from vllm_optimal_sampling.config.tokenizers import load_theta_tokenizer
+from vllm_optimal_sampling.config.vocabulary_pairs import VocabularyPairs
 from vllm_optimal_sampling.params import (
     ARGUMENTS,
     THETA_PROMPTS,
@@ -47,6 +48,7 @@ class RequestResolver:
         self.settings = EngineSettings.from_config(vllm_config)
         self.theta_version = 0
         """How often theta's weights were replaced (see `weights`)."""
+        self._pairs = VocabularyPairs.from_config(vllm_config)
         self._theta_tokenizer: TokenizerLike | None = None
         self._lock = threading.Lock()  # a fast tokenizer is not to be used by two threads at once
 
@@ -92,10 +94,14 @@ class RequestResolver:
             if self.settings.require_theta_prompt:
                 _check_theta_has_a_prompt(params)
             theta_ids = self._theta_prompt(params)
-            own = theta_ids is not None and theta_ids != request.prompt_token_ids
-            prompt_name = (params.theta_prompt_argument or "theta_prompt") if own else "prompt"
-            ids = theta_ids if theta_ids is not None and own else request.prompt_token_ids
-            self._check_vocabulary(prompt_name, ids)
+            teachers = self._teachers_prompt(request, params)
+            ids = teachers if theta_ids is None else theta_ids
+            # The worker brings what it takes from the teacher into theta's ids, so both have to be the teacher's.
+            own = ids != request.prompt_token_ids or teachers != request.prompt_token_ids
+            has_name = theta_ids is not None and own
+            prompt_name = (params.theta_prompt_argument or "theta_prompt") if has_name else "prompt"
+            if own or self._pairs is None:
+                self._check_vocabulary(prompt_name, ids)
             max_tokens = self._max_tokens(
                 prompt_name,
                 len(ids),
@@ -135,6 +141,16 @@ class RequestResolver:
 
         """
         return self._theta_prompt(self._params(extra_args))
+
+    def _teachers_prompt(self, request: EngineCoreRequest, params: OptimalSamplingParams) -> list[int]:
+        """The teacher's prompt as theta reads it: in theta's ids, unless the worker is to put one id for each token.
+
+        It does so for a theta that only drafts, and for a session that streams its input.
+        """
+        assert request.prompt_token_ids is not None
+        if self._pairs is None or not params.optimal_sampling or request.resumable:
+            return request.prompt_token_ids
+        return self._pairs.read_prompt(request.prompt_token_ids)
 
     def _params(self, extra_args: dict[str, Any]) -> OptimalSamplingParams:
         """A request's arguments over the engine's defaults; those too large are refused before they are parsed."""

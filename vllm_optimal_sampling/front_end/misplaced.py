@@ -30,8 +30,8 @@ WRAPPERS = {
 
 
 NUMBERS = (
-    *("alpha", "alpha_min", "alpha_max", "support_top_k", "support_top_p"),
-    *("teacher_only_tokens", "max_js_divergence"),
+    *("alpha", "alpha_min", "alpha_max", "kl_budget", "js_sensitivity", "alpha_steps"),
+    *("support_top_k", "support_top_p", "teacher_only_tokens", "max_js_divergence", "return_top_k"),
 )
 """The arguments that are numbers."""
 
@@ -97,7 +97,11 @@ async def refuse_misplaced_in(raw_request: Request) -> None:
 
 def bool_as_number(arguments: object) -> ArgumentError | None:
     """Why arguments with true or false for a number are refused: vLLM makes 1 and 0 of them. None where there are none."""
+    if not isinstance(arguments, dict):
+        return None
     for name in NUMBERS:
-        if isinstance(arguments, dict) and isinstance(arguments.get(name), bool):
-            return wrong_type(name, arguments[name], "a number")
+        value = arguments.get(name)
+        for number in value if isinstance(value, list) else (value,):
+            if isinstance(number, bool):
+                return wrong_type(name, number, "a number")
     return None

@@ -42,7 +42,7 @@ def async_output(original: type) -> type:
     ("vllm.v1.worker.gpu.sample.sampler", "vllm.v1.worker.gpu.sample.states"),
     "apply_top_k_top_p",
     "logits k p ...",
-    "vLLM drops the least likely token of a row that needs all of them for top-p (see `kernels/relax_top_p.py`)",
+    "vLLM drops the least likely token of a row that needs all of them for top-p (see `worker/relaxed_top_p.py`)",
 )
 def apply_top_k_top_p(original: Any, logits: Any, k: Any, p: Any, *args: Any, **kwargs: Any) -> Any:
     from vllm_optimal_sampling.worker.relaxed_top_p import relax_if_drawing_with_theta

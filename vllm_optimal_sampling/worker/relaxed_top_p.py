@@ -1,4 +1,4 @@
-"""Works around a fault of vLLM's top-p, in engines with theta alone (see `kernels/relax_top_p.py`).
+"""Works around a fault of vLLM's top-p, in engines with theta alone (see `relaxed_top_p_kernel.py`).
 
 What vLLM calls where a token is drawn or verified are functions, which know of no engine: whether one with theta is drawing
 is a matter of context.
@@ -34,6 +34,6 @@ def relax_if_drawing_with_theta(logits: Any, k: Any, p: Any) -> None:
     """
     if p is None or not _drawing.get():
         return
-    from vllm_optimal_sampling.kernels import relax_top_p_
+    from vllm_optimal_sampling.worker.relaxed_top_p_kernel import relax_top_p_
 
     relax_top_p_(logits, k, p)

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_optimal_sampling.data.options import Once, json_object
-from vllm_optimal_sampling.params import ALPHA_METHODS
+from vllm_optimal_sampling.alpha_methods import ALPHA_METHODS
+from vllm_optimal_sampling.data.options import Once, json_object, pair
 from vllm_optimal_sampling.selection import AGGREGATES, SELECTIONS
 
 if TYPE_CHECKING:
@@ -130,9 +130,16 @@ def add_parser(subparsers: Any) -> None:
 
     group = parser.add_argument_group("alpha, the weight of the teacher")
     group.add_argument("--alpha-method", metavar="NAME", help=f"one of {', '.join(ALPHA_METHODS)}; default: the first")
-    group.add_argument("--alpha", type=float, metavar="A", help="for fixed and arithmetic")
-    group.add_argument("--alpha-min", type=float, metavar="A")
-    group.add_argument("--alpha-max", type=float, metavar="A")
+    group.add_argument("--alpha", **pair("A"), help="for fixed and arithmetic; two values: from start to end")
+    group.add_argument("--alpha-min", **pair("A"))
+    group.add_argument("--alpha-max", **pair("A"))
+    group.add_argument(
+        "--kl-budget", **pair("NATS"), help="for kl_budget: how far q* may be from theta at a token, such as 0.05"
+    )
+    group.add_argument("--js-sensitivity", type=float, metavar="S", help="for js_gate, per nat (50)")
+    group.add_argument(
+        "--alpha-steps", type=int, metavar="N", help="over how many tokens two values go from start to end"
+    )
     group.add_argument("--support-top-k", type=int, metavar="K")
     group.add_argument("--support-top-p", type=float, metavar="P")
     group.add_argument("--teacher-only-tokens", type=int, metavar="N")

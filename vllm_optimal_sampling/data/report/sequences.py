@@ -168,8 +168,10 @@ def way_in_words(settings: Mapping[str, Any]) -> str:
         words[0] = f"{method} {settings['alpha']}"
     for name, usual in (
         ("kl_budget", None),
+        ("js_sensitivity", 50.0),
         ("alpha_min", 0.0),
         ("alpha_max", 1.0),
+        ("alpha_steps", None),
         ("support_top_k", None),
         ("support_top_p", None),
         ("teacher_only_tokens", 0),

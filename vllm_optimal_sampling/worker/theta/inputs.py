@@ -13,16 +13,40 @@ BLOCK = 1024
 BATCH_BLOCK = 256
 """The same for every batch, so that one compiled kernel serves all."""
 
+
+def _last_id(theta_ids: torch.Tensor | None) -> int:
+    return 0 if theta_ids is None else theta_ids.shape[0] - 1
+
+
 # Numbers that another step has another of are not specialised: Triton would compile a kernel anew where one is 1, or divisible
 # by 16, and a request would wait for it.
 
 
 @triton.jit
-def _known_tokens(x, mask, theta_prompt_row_ptr, theta_len, all_token_ids_row_ptr, delta):
+def _as_theta_reads(token, mask, theta_ids_ptr, last_teacher_id, IS_PAIRED: tl.constexpr):
+    """Theta's ids of the teacher's tokens; the same where the two vocabularies agree."""
+    if IS_PAIRED:
+        token = tl.load(theta_ids_ptr + tl.minimum(tl.maximum(token, 0), last_teacher_id), mask=mask, other=0)
+    return token
+
+
+@triton.jit
+def _known_tokens(
+    x,
+    mask,
+    theta_prompt_row_ptr,
+    theta_len,
+    all_token_ids_row_ptr,
+    delta,
+    theta_ids_ptr,
+    last_teacher_id,
+    IS_PAIRED: tl.constexpr,
+):
     """Theta's tokens at its positions `x`: of its own prompt, and behind it the teacher's."""
     own = x < theta_len
     prompt_token = tl.load(theta_prompt_row_ptr + x, mask=mask & own, other=0)
     other_token = tl.load(all_token_ids_row_ptr + x - delta, mask=mask & ~own, other=0)
+    other_token = _as_theta_reads(other_token, mask & ~own, theta_ids_ptr, last_teacher_id, IS_PAIRED)
     return tl.where(own, prompt_token, other_token)
 
 
@@ -39,10 +63,13 @@ def _round_inputs_kernel(
     sample_positions_ptr,  # [max_num_reqs] int64, out: the teacher's, which key the random draws
     query_start_loc_ptr,  # [max_num_reqs + 1] int32, out
     seq_lens_ptr,  # [max_num_reqs] int32, out
+    theta_ids_ptr,  # [teacher's ids] int32, what theta reads; None where both read the same
     num_reqs,
     max_num_reqs,
     max_model_len,
     last_token_id,
+    last_teacher_id,
+    IS_PAIRED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0)
@@ -60,6 +87,7 @@ def _round_inputs_kernel(
     slot = tl.load(idx_mapping_ptr + row)
     active = (slot >= 0) & (tl.load(num_sampled_ptr + row) > 0)
     token = tl.load(last_sampled_ptr + slot, mask=active, other=0)
+    token = _as_theta_reads(token, active, theta_ids_ptr, last_teacher_id, IS_PAIRED)
     teacher_position = tl.load(total_len_ptr + slot, mask=active, other=1).to(tl.int64) - 1
     position = teacher_position + tl.load(delta_ptr + slot, mask=active, other=0)
     position = tl.minimum(position, max_model_len - 1)
@@ -85,6 +113,7 @@ def round_inputs(
     seq_lens: torch.Tensor,  # [max_num_reqs] int32, out
     max_model_len: int,
     vocab_size: int,
+    theta_ids: torch.Tensor | None,  # [teacher's ids] int32, what theta reads; None where both read the same
 ) -> None:
     """The first decode of theta's round: the newest token of every request that drew one in this step."""
     num_reqs = idx_mapping.shape[0]
@@ -100,10 +129,13 @@ def round_inputs(
         sample_positions,
         query_start_loc,
         seq_lens,
+        theta_ids,
         num_reqs,
         slots.shape[0],
         max_model_len,
         vocab_size - 1,
+        _last_id(theta_ids),
+        IS_PAIRED=theta_ids is not None,
         BLOCK=BLOCK,
     )
 
@@ -119,9 +151,12 @@ def _advance_round_kernel(
     sample_positions_ptr,  # [max_num_reqs] int64, in/out
     seq_lens_ptr,  # [max_num_reqs] int32, in/out
     step_ptr,  # [] int64, the number of this decode, 0..K
+    theta_ids_ptr,  # [teacher's ids] int32, what theta reads; None where both read the same
     num_drafts,
     num_reqs,
     max_model_len,
+    last_teacher_id,
+    IS_PAIRED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     step = tl.load(step_ptr)
@@ -131,6 +166,7 @@ def _advance_round_kernel(
     token = tl.load(drafted_ptr + row, mask=active, other=0)
     tl.store(draft_tokens_ptr + row * draft_tokens_stride + step, token, mask=mask & (step < num_drafts))
     # A row that takes no part may hold anything, NaN included: it keeps token 0, an index every embedding has.
+    token = _as_theta_reads(token, active, theta_ids_ptr, last_teacher_id, IS_PAIRED)
     tl.store(input_ids_ptr + row, token.to(tl.int32), mask=mask)
     position = tl.load(positions_ptr + row, mask=active)
     tl.store(positions_ptr + row, tl.minimum(position + 1, max_model_len - 1), mask=active)
@@ -150,6 +186,7 @@ def advance_round(
     seq_lens: torch.Tensor,  # [max_num_reqs] int32, in/out
     step: torch.Tensor,  # [] int64, on the device, so that one captured decode serves every step
     max_model_len: int,
+    theta_ids: torch.Tensor | None,  # [teacher's ids] int32, what theta reads; None where both read the same
 ) -> None:
     """Record the drafts of decode `step` and make them the input of the next; the last decode (K) drafts nothing."""
     num_reqs = drafted.shape[0]
@@ -163,9 +200,12 @@ def advance_round(
         sample_positions,
         seq_lens,
         step,
+        theta_ids,
         draft_tokens.shape[1],
         num_reqs,
         max_model_len,
+        _last_id(theta_ids),
+        IS_PAIRED=theta_ids is not None,
         BLOCK=BATCH_BLOCK,
     )
 
@@ -231,12 +271,15 @@ def _scoring_inputs_kernel(
     input_ids_ptr,  # [max_num_tokens] int32, out
     positions_ptr,  # [max_num_tokens] int64, out
     seq_lens_ptr,  # [max_num_reqs] int32, out
+    theta_ids_ptr,  # [teacher's ids] int32, what theta reads; None where both read the same
     num_reqs,
     num_reqs_padded,
     num_tokens_padded,
     first_theta_row,
     max_model_len,
     last_token_id,
+    last_teacher_id,
+    IS_PAIRED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0)
@@ -264,6 +307,7 @@ def _scoring_inputs_kernel(
         x = first + offset
         if source >= 0:
             token = tl.load(batch_input_ids_ptr + source + offset, mask=mask, other=0)
+            token = _as_theta_reads(token, mask, theta_ids_ptr, last_teacher_id, IS_PAIRED)
         else:
             token = _known_tokens(
                 x,
@@ -272,6 +316,9 @@ def _scoring_inputs_kernel(
                 tl.load(theta_len_ptr + slot),
                 all_token_ids_ptr + slot * all_token_ids_stride,
                 delta,
+                theta_ids_ptr,
+                last_teacher_id,
+                IS_PAIRED,
             )
         tl.store(input_ids_ptr + start + offset, tl.minimum(token, last_token_id), mask=mask)
         # Drafts beyond the request's own limit may lie beyond the model's; what they yield is dropped.
@@ -297,6 +344,7 @@ def scoring_inputs(
     first_theta_row: int,
     max_model_len: int,
     vocab_size: int,
+    theta_ids: torch.Tensor | None,  # [teacher's ids] int32, what theta reads; None where both read the same
 ) -> None:
     """Tokens and positions of one forward in which theta scores; rows before `first_theta_row` are the teacher's.
 
@@ -321,11 +369,14 @@ def scoring_inputs(
         input_ids,
         positions,
         seq_lens,
+        theta_ids,
         num_reqs,
         query_start_loc.shape[0] - 1,
         num_tokens_padded,
         first_theta_row,
         max_model_len,
         vocab_size - 1,
+        _last_id(theta_ids),
+        IS_PAIRED=theta_ids is not None,
         BLOCK=BLOCK,
     )

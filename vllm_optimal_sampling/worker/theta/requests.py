@@ -1,5 +1,6 @@
 """What theta's side knows of each running request, by request slot: on the device what kernels read, else on the host."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ from vllm.v1.worker.gpu.states import RequestState
 
 from vllm_optimal_sampling.engine_core.layout import slot_shift
 from vllm_optimal_sampling.kernels import NEVER, Method, MixSettings
-from vllm_optimal_sampling.params import OptimalSamplingParams
+from vllm_optimal_sampling.params import SCHEDULED, OptimalSamplingParams, ends
 
 
 class SlotValues:
@@ -66,9 +67,11 @@ class ThetaRequests:
         self._settings = {
             "first_position": staged(torch.int64),
             "method": staged(torch.int32),
-            "alpha": staged(torch.float32),
-            "alpha_min": staged(torch.float32),
-            "alpha_max": staged(torch.float32),
+            **{name: staged(torch.float32) for name in SCHEDULED},
+            **{f"{name}_end": staged(torch.float32) for name in SCHEDULED},
+            "schedule_position": staged(torch.int64),
+            "schedule_steps": staged(torch.int32),
+            "js_sensitivity": staged(torch.float32),
             "support_top_k": staged(torch.int32),
             "support_top_p": staged(torch.float32),
             "max_js_divergence": staged(torch.float32),
@@ -95,16 +98,19 @@ class ThetaRequests:
         self.is_enabled[slot] = params.optimal_sampling
         # The row at position p yields token p + 1, so the first token drawn comes from position prompt_len - 1.
         first = prompt_len - 1 + params.teacher_only_tokens if params.optimal_sampling else NEVER
-        values = {
+        values: dict[str, float] = {
             "first_position": first,
             "method": Method[params.alpha_method.upper()].value,
-            "alpha": params.alpha,
-            "alpha_min": params.alpha_min,
-            "alpha_max": params.alpha_max,
+            "schedule_position": prompt_len - 1,
+            "schedule_steps": params.alpha_steps or 1,
+            "js_sensitivity": min(params.js_sensitivity, torch.finfo(torch.float32).max),
             "support_top_k": params.support_top_k or 0,
             "support_top_p": 1.0 if params.support_top_p is None else params.support_top_p,
             "max_js_divergence": float("inf") if params.max_js_divergence is None else params.max_js_divergence,
         }
+        for name in SCHEDULED:
+            value = getattr(params, name)
+            values[name], values[f"{name}_end"] = ends(math.inf if value is None else value)
         for name, value in values.items():
             self._settings[name].stage_write_elem(slot, value)
         self._dirty = True

@@ -19,27 +19,26 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from vllm.compilation.backends import set_model_tag
 from vllm.config import ModelConfig, VllmConfig, get_layers_from_vllm_config
 from vllm.config import replace as replace_config
 from vllm.logger import init_logger
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
-from vllm.model_executor.model_loader import get_model
 from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import clear_layer_kv_caches
 
-from vllm_optimal_sampling.config.refusals import no_adapter, unreadable_weights
+from vllm_optimal_sampling.config.refusals import no_adapter
 from vllm_optimal_sampling.config.theta import theta_model_config
 from vllm_optimal_sampling.kernels import MixRecord, MixScratch
 from vllm_optimal_sampling.worker.recorder import Recorder
 from vllm_optimal_sampling.worker.theta.block_tables import widen_kernel_block_tables
-from vllm_optimal_sampling.worker.theta.reloading import reload_theta
+from vllm_optimal_sampling.worker.theta.loading import load_theta, reload_theta, weight_bytes
 from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
 from vllm_optimal_sampling.worker.theta.rows import Rows, chunk_rows, decode_rows, passes
 from vllm_optimal_sampling.worker.theta.scoring_pass import ScoringPass
+from vllm_optimal_sampling.worker.theta.vocabulary import ThetaVocabulary
 from vllm_optimal_sampling.worker.verification_memory import chunk_rows_in_float32
 
 logger = init_logger(__name__)
@@ -76,7 +75,7 @@ class ThetaScorer(ABC):
         self.num_speculative_steps = vllm_config.num_speculative_tokens
         self.requests = ThetaRequests(req_states)
         teacher_vocab_size = vllm_config.model_config.get_vocab_size()
-        self.common_vocab_size = min(teacher_vocab_size, self.model_config.get_vocab_size())
+        self.vocabulary = ThetaVocabulary(vllm_config, device)
         num_rows = self.num_speculative_steps + 1
         self.rows = torch.full(
             (self.max_num_reqs, num_rows, teacher_vocab_size),
@@ -95,6 +94,7 @@ class ThetaScorer(ABC):
             self.requests,
             self.model_config.max_model_len,
             self.model_config.get_vocab_size(),
+            self.vocabulary.ids,
         )
         self.steps = ScorerSteps()
         self._wanted: list[tuple[torch.Tensor, np.ndarray, np.ndarray]] = []
@@ -219,10 +219,10 @@ class ThetaScorer(ABC):
             self._wanted.append((hidden_states[tokens], np.concatenate(slots), np.concatenate(drafts)))
 
     def _keep(self, logits: torch.Tensor, slots: np.ndarray, drafts: np.ndarray) -> None:
-        """Put theta's logits [n, at least the common vocabulary] where the mix reads them."""
+        """Put theta's logits [n, at least theta's vocabulary] where the mix reads them."""
         at = async_tensor_h2d(np.stack((slots, drafts)), device=self.device)
-        rows = self.rows[:, :, : self.common_vocab_size]
-        rows[at[0], at[1]] = logits[:, : self.common_vocab_size].to(rows.dtype)
+        rows = self.rows[:, :, : self.vocabulary.width]
+        rows[at[0], at[1]] = self.vocabulary.rows(logits).to(rows.dtype)
 
     def update_adapter(self, runner: Any, path: str) -> None:
         """Make another adapter theta, between steps. Cached blocks of the old one must not be reused.
@@ -263,15 +263,9 @@ class TwoModelsScorer(ThetaScorer):
         teachers = set(self._layers())
         config = replace_config(self.vllm_config, model_config=self.model_config, quant_config=None)
         self._theta_config = config
-        try:
-            with set_model_tag("theta"):
-                self.model = get_model(vllm_config=config, prefix="theta")
-        except torch.OutOfMemoryError:
-            raise  # vLLM says what to do about memory
-        except Exception as error:  # every format of weights has errors of its own
-            raise unreadable_weights(self.model_config.model, error) from error
+        self.model = load_theta(config, prefix="theta")
         self.layer_names = {name: name for name in set(self._layers()) - teachers}
-        weights = sum(tensor.nbytes for tensor in self.model.state_dict().values())
+        weights = weight_bytes(self.model)
         runner.model_memory_usage += weights
         logger.info(
             "Theta %s scores: %.2f GiB of weights, and %.2f GiB for the rows of %d requests with %d drafts",

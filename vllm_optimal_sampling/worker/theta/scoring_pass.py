@@ -36,6 +36,7 @@ class ScoringPass:
         requests: theta's.
         model_max_len: the positions that theta's model has.
         vocab_size: theta's.
+        theta_ids: [teacher's ids], what theta reads; None where both read the same.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class ScoringPass:
         requests: ThetaRequests,
         model_max_len: int,
         vocab_size: int,
+        theta_ids: torch.Tensor | None,
     ):
         # Metadata builders and graphs size their buffers by the number of requests.
         self.vllm_config = copy.copy(vllm_config)
@@ -58,6 +60,7 @@ class ScoringPass:
         self.requests = requests
         self.model_max_len = model_max_len
         self.vocab_size = vocab_size
+        self.theta_ids = theta_ids
         self.device = req_states.device
         self.buffers = InputBuffers(max_num_reqs, self.max_num_tokens, self.device)
         self.graphs: ScoringGraphs | None = None
@@ -143,6 +146,7 @@ class ScoringPass:
             rows.num_teacher_rows,
             self.model_max_len,
             self.vocab_size,
+            self.theta_ids,
         )
         self.block_tables.null_before_windows(query_start_loc, buffers.positions, num_reqs)
         slot_mappings = self.block_tables.compute_slot_mappings(

@@ -7,76 +7,48 @@ import torch
 from torch import nn
 from vllm.compilation.backends import set_model_tag
 from vllm.config import VllmConfig, replace
-from vllm.config.compilation import CUDAGraphMode
-from vllm.forward_context import BatchDescriptor, set_forward_context
 from vllm.logger import init_logger
-from vllm.model_executor.model_loader import get_model
 from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
 from vllm.v1.kv_cache_interface import KVCacheConfig
-from vllm.v1.spec_decode.dynamic.utils import build_dynamic_sd_schedule_lookup
-from vllm.v1.worker.gpu.attn_utils import build_slot_mappings_by_layer
 from vllm.v1.worker.gpu.block_table import BlockTables
-from vllm.v1.worker.gpu.dp_utils import DPSyncState, dispatch_cg_and_sync_dp
 from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
 from vllm.v1.worker.gpu.model_states.interface import ModelState
-from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
-from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import AttentionGroup
 
-from vllm_optimal_sampling.config.refusals import no_adapter, unreadable_weights
+from vllm_optimal_sampling.config.refusals import no_adapter
 from vllm_optimal_sampling.kernels import MixRecord, MixScratch
 from vllm_optimal_sampling.worker.recorder import Recorder
 from vllm_optimal_sampling.worker.theta.block_tables import ThetaBlockTables, widen_kernel_block_tables
-from vllm_optimal_sampling.worker.theta.inputs import advance_round, keep_rows, round_inputs
-from vllm_optimal_sampling.worker.theta.reloading import reload_theta
-from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
-from vllm_optimal_sampling.worker.theta.round_graphs import RoundGraphs
+from vllm_optimal_sampling.worker.theta.drafting_round import RoundSpeculator
+from vllm_optimal_sampling.worker.theta.loading import load_theta, reload_theta, weight_bytes
 from vllm_optimal_sampling.worker.theta.rows import chunk_rows, passes
 from vllm_optimal_sampling.worker.theta.scoring_pass import ScoringPass
 from vllm_optimal_sampling.worker.theta.shared_weights import same_model, share_weights
-from vllm_optimal_sampling.worker.verification_memory import GIB, RowMemory, chunk_rows_in_float32
+from vllm_optimal_sampling.worker.verification_memory import GIB, RowMemory
 
 logger = init_logger(__name__)
 
 
-class ThetaSpeculator(DraftModelSpeculator):
+class ThetaSpeculator(RoundSpeculator):
     """A draft model of vLLM's with a prompt of its own, whose logits stay for the mix.
 
     Two entry points, both on every rank that samples:
 
     - `prefill`, before sampling: theta's part of the prompt chunks in this step. Where the teacher's prompt ends, so
       does theta's, and row 0 of the request's logits is ready for the first token.
-    - `propose`, after sampling: theta's *round*, K + 1 decodes of one token per request. Row j is theta's distribution
-      after j drafts; drafts are drawn from rows 0 .. K-1, and row K is what the bonus token is mixed with.
-
-    The rows are `draft_logits` [max_num_reqs, K + 1, vocab of the teacher], before temperature, in the dtype of the
-    model's head: the same tensor that vLLM's rejection sampler verifies against.
+    - `propose`, after sampling: theta's *round*, K + 1 decodes of one token per request (see `RoundSpeculator`).
     """
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, req_states: RequestState):
-        super().__init__(vllm_config, device)
-        self.req_states = req_states
-        self.requests = ThetaRequests(req_states)
-        self.current_draft_step = torch.tensor(0, dtype=torch.int64, device=device)
-        # Of the parent's cache nothing fits: one row more, the teacher's width (the rejection sampler reads rows at
-        # that width), and -inf in the tail that theta's smaller padded vocabulary does not reach.
-        self.draft_logits = None
-        teacher_vocab_size = vllm_config.model_config.get_vocab_size()
-        self.draft_logits = torch.full(
-            (self.max_num_reqs, self.num_speculative_steps + 1, teacher_vocab_size),
-            float("-inf"),
-            dtype=vllm_config.model_config.head_dtype,
-            device=device,
-        )
-        self.common_vocab_size = min(teacher_vocab_size, self.vocab_size)
+        super().__init__(vllm_config, device, req_states)
         # What the mix works with. Here and not where it is put to use: that is inside the loading of the weights, whose
         # memory sleep mode gives away.
         num_rows = self.max_num_reqs * (self.num_speculative_steps + 1)
         self.record = MixRecord.allocate(self.max_num_reqs, self.num_speculative_steps + 1, device)
-        self.scratch = MixScratch.allocate(num_rows, teacher_vocab_size, device)
-        self.recorder = Recorder(self.draft_logits, self.requests.settings.first_position, self.record)
+        self.scratch = MixScratch.allocate(num_rows, self.rows.shape[-1], device)
+        self.recorder = Recorder(self.rows, self.requests.settings.first_position, self.record)
         self.prompt_pass = ScoringPass(
             vllm_config,
             self.max_num_reqs,
@@ -84,18 +56,9 @@ class ThetaSpeculator(DraftModelSpeculator):
             self.requests,
             self.draft_model_config.max_model_len,
             self.vocab_size,
+            self.vocabulary.ids,
         )
-        self.drafts_by_batch_size = self._scheduled_drafts()
-        self.slots = torch.full((self.max_num_reqs,), -1, dtype=torch.int64, device=device)
-        self.sample_positions = torch.zeros(self.max_num_reqs, dtype=torch.int64, device=device)
-        self.round_graphs: RoundGraphs | None = None
         self.shares_weights = False
-
-    @property
-    def rows(self) -> torch.Tensor:
-        """Theta's rows as the mix and the recorder read them; here they are what the drafts were drawn from too."""
-        assert self.draft_logits is not None
-        return self.draft_logits
 
     # Set-up
 
@@ -108,19 +71,12 @@ class ThetaSpeculator(DraftModelSpeculator):
         )
         self.shares_weights = same_ranks and same_model(teacher_config, theta_config)
         if not self.shares_weights:
-            try:
-                theta = self._load_own_weights()
-            except torch.OutOfMemoryError:
-                raise  # vLLM says what to do about memory
-            except Exception as error:  # every format of weights has errors of its own
-                raise unreadable_weights(theta_config.model, error) from error
-            weights = sum(tensor.nbytes for tensor in theta.state_dict().values())
-            note = f"{weights / GIB:.2f} GiB of weights"
+            theta = self._load_own_weights()
+            note = f"{weight_bytes(theta) / GIB:.2f} GiB of weights"
         else:
             with set_model_tag("draft_model"):
                 theta = share_weights(target_model, self.vllm_config, prefix="draft_model")
             note = "no weights of its own: teacher and theta are the same model"
-        assert self.draft_logits is not None
         logger.info(
             "Theta %s takes %s, and with the teacher %s; its KV cache lies in the teacher's blocks",
             theta_config.model,
@@ -128,8 +84,8 @@ class ThetaSpeculator(DraftModelSpeculator):
             RowMemory(
                 self.max_num_reqs,
                 self.num_speculative_steps,
-                self.draft_logits.shape[-1],
-                self.draft_logits.element_size(),
+                self.rows.shape[-1],
+                self.rows.element_size(),
             ),
         )
         return theta
@@ -143,8 +99,7 @@ class ThetaSpeculator(DraftModelSpeculator):
                 self.speculative_config.draft_parallel_config, rank=self.vllm_config.parallel_config.rank
             ),
         )
-        with set_model_tag("draft_model"):
-            return get_model(vllm_config=self._draft_vllm_config, prefix="draft_model")
+        return load_theta(self._draft_vllm_config, prefix="draft_model")
 
     def check_own_weights(self) -> None:
         """Raise ValueError where new weights for theta would be new weights for the teacher."""
@@ -179,47 +134,6 @@ class ThetaSpeculator(DraftModelSpeculator):
         )
         widen_kernel_block_tables([*self.attn_groups, *target_attn_groups], block_tables)
 
-    def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
-        is_full = cudagraph_mode.decode_mode() == CUDAGraphMode.FULL
-        # One graph holds a whole round, so each number of drafts in the schedule needs its own.
-        drafts = sorted(self.drafts_by_batch_size, reverse=True) if self.supports_decode_metadata_update else []
-        self.round_graphs = RoundGraphs(self.vllm_config, self.device, is_full, drafts)
-
-    @property
-    def has_round_graphs(self) -> bool:
-        """Whether theta's round was captured."""
-        return self.round_graphs is not None and bool(self.round_graphs.graphs)
-
-    def _scheduled_drafts(self) -> set[int]:
-        """The numbers of drafts that `num_speculative_tokens_per_batch_size` can ask for; empty without one."""
-        schedule = self.speculative_config.num_speculative_tokens_per_batch_size
-        if not schedule:
-            return set()
-        return set(
-            build_dynamic_sd_schedule_lookup(
-                schedule,
-                vllm_max_batch_size=self.max_num_reqs,
-                vllm_num_speculative_tokens=self.num_speculative_steps,
-            )
-        )
-
-    def capture(self) -> None:
-        """Capture theta's round for vLLM's batch sizes: as one graph where the attention backend can, else by decode."""
-        assert self.round_graphs is not None
-        if not self.round_graphs.needs_capture():
-            return
-        logger.info("Capturing theta's round of %d decodes", self.num_speculative_steps + 1)
-        self.slots.fill_(-1)  # the dummy rows of a capture touch no request
-        self.round_graphs.capture_round(
-            self._decode_round if self.supports_decode_metadata_update else self._decode,
-            self.num_speculative_steps,
-            self.model_state,
-            self.input_buffers,
-            self.block_tables,
-            self.attn_groups,
-            self.kv_cache_config,
-        )
-
     # Before sampling: theta's part of the prompt chunks
 
     @torch.inference_mode()
@@ -239,226 +153,6 @@ class ThetaSpeculator(DraftModelSpeculator):
             last, slots = async_tensor_h2d(
                 np.stack((np.cumsum(rows.lengths) - 1, rows.slots))[:, rows.finished], device=self.device
             )
-            logits = self.compute_draft_logits(hidden_states[last], 0)[:, : self.common_vocab_size]
-            kept = self.rows[:, 0, : self.common_vocab_size]
+            logits = self.vocabulary.rows(self.compute_draft_logits(hidden_states[last], 0))
+            kept = self.rows[:, 0, : self.vocabulary.width]
             kept[slots] = logits.to(kept.dtype)
-
-    # After sampling: theta's round
-
-    @torch.inference_mode()
-    def propose(
-        self,
-        input_batch: InputBatch,
-        attn_metadata: dict[str, Any],  # the teacher's; theta builds its own
-        slot_mappings: dict[str, torch.Tensor],
-        last_hidden_states: torch.Tensor,
-        aux_hidden_states: list[torch.Tensor] | None,
-        num_sampled: torch.Tensor,  # [num_reqs] int32
-        num_rejected: torch.Tensor,  # [num_reqs] int32; the request state already counts without them
-        last_sampled: torch.Tensor,  # [max_num_reqs, 1] int64
-        next_prefill_tokens: torch.Tensor,
-        temperature: torch.Tensor,  # [max_num_reqs] float32
-        seeds: torch.Tensor,  # [max_num_reqs] int64
-        dp_sync_state: DPSyncState | None = None,
-        dummy_run: bool = False,
-        skip_attn_for_dummy_run: bool = False,
-        mm_inputs: tuple[list[torch.Tensor], torch.Tensor] | None = None,
-        is_profile: bool = False,
-        num_speculative_tokens: int | None = None,
-    ) -> torch.Tensor:
-        """Feed the newest token of each request and its drafts; returns the drafts [num_reqs, K] int64.
-
-        With `num_speculative_tokens` < K only that many drafts are made, down to none: theta then does the one decode
-        that the next token needs.
-        """
-        num_reqs = input_batch.num_reqs
-        if dummy_run and skip_attn_for_dummy_run:
-            self._profile(input_batch)
-            return self.draft_tokens[:num_reqs]
-        drafts = self.num_speculative_steps if num_speculative_tokens is None else num_speculative_tokens
-        self.temperature.copy_(temperature)
-        self.seeds.copy_(seeds)
-        round_inputs(
-            input_batch.idx_mapping,
-            torch.zeros_like(num_sampled) if dummy_run else num_sampled,
-            last_sampled,
-            self.req_states.total_len.gpu,
-            self.requests.delta.gpu,
-            self.slots,
-            self.input_buffers.input_ids,
-            self.input_buffers.positions,
-            self.sample_positions,
-            self.input_buffers.query_start_loc,
-            self.input_buffers.seq_lens,
-            self.draft_model_config.max_model_len,
-            self.vocab_size,
-        )
-
-        num_tokens, sync = num_reqs, None
-        if dp_sync_state is not None:
-            sync, num_tokens = self._build_uniform_batch_dp_sync(dp_sync_state, num_reqs)
-        batch_desc, sync = dispatch_cg_and_sync_dp(
-            self.round_graphs,
-            num_reqs,
-            num_tokens,
-            uniform_token_count=1,
-            dp_size=self.dp_size,
-            dp_rank=self.dp_rank,
-            need_eager=is_profile,
-            dp_sync_state=sync,
-        )
-        if self.round_graphs is not None:
-            batch_desc = self.round_graphs.for_drafts(batch_desc, drafts)
-        num_tokens_across_dp = sync.num_tokens_across_dp if sync is not None else None
-        self.block_tables.gather(self.slots[:num_reqs], min(batch_desc.num_tokens, self.max_num_reqs))
-        self.block_tables.null_before_windows(
-            self.input_buffers.query_start_loc, self.input_buffers.positions, num_reqs
-        )
-
-        if batch_desc.cg_mode == CUDAGraphMode.FULL and self.supports_decode_metadata_update:
-            assert self.round_graphs is not None
-            for groups in self.attn_groups:
-                for group in groups:
-                    group.map_to_kernel_block_table(self.block_tables.input_block_tables[group.kv_cache_group_id])
-            self.round_graphs.run_fullgraph(batch_desc)
-            return self.draft_tokens[:num_reqs]
-
-        # seq_lens of the teacher, bounded on the host, in theta's positions
-        upper_bound = input_batch.seq_lens_cpu_upper_bound[:num_reqs] + torch.from_numpy(
-            self.requests.delta.np[input_batch.idx_mapping_np]
-        )
-        for step in range(drafts + 1):
-            theta_slots = self._slot_mappings(batch_desc.num_tokens)
-            metadata = self._build_uniform_attn_metadata(
-                batch_desc=batch_desc,
-                num_reqs=num_reqs,
-                num_query_per_req=1,
-                seq_lens_cpu_upper_bound=upper_bound.clamp(min=0),
-                step=step + 1,  # the newest token is not in the teacher's bound
-            )
-            self.current_draft_step.fill_(step)
-            if batch_desc.cg_mode == CUDAGraphMode.FULL:
-                assert self.round_graphs is not None
-                self.round_graphs.run_fullgraph(batch_desc)
-            else:
-                self._decode(
-                    num_reqs, batch_desc.num_tokens, metadata, theta_slots, num_tokens_across_dp, draw=step < drafts
-                )
-        return self.draft_tokens[:num_reqs]
-
-    @torch.inference_mode()
-    def _run_model(
-        self,
-        input_ids: torch.Tensor,
-        positions: torch.Tensor,
-        attn_metadata: dict[str, Any] | None,
-        slot_mappings: dict[str, torch.Tensor] | None,
-        num_tokens_across_dp: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Theta's hidden states, `[num_tokens, hidden_size]`, of tokens `input_ids` at theta's `positions`."""
-        num_tokens = input_ids.shape[0]
-        with set_forward_context(
-            attn_metadata,
-            self.vllm_config,
-            num_tokens=num_tokens,
-            cudagraph_runtime_mode=CUDAGraphMode.NONE,
-            num_tokens_across_dp=num_tokens_across_dp,
-            slot_mapping=slot_mappings,
-            batch_descriptor=BatchDescriptor(num_tokens=num_tokens),
-        ):
-            hidden_states = self.model(input_ids=input_ids, positions=positions)
-        return hidden_states[0] if isinstance(hidden_states, tuple) else hidden_states
-
-    def _slot_mappings(self, num_tokens: int) -> dict[str, torch.Tensor]:
-        slot_mappings = self.block_tables.compute_decode_slots(self.input_buffers.positions, num_tokens)
-        return build_slot_mappings_by_layer(slot_mappings, self.kv_cache_config)
-
-    def _decode_round(
-        self,
-        num_reqs: int,
-        num_tokens: int,
-        attn_metadata: dict[str, Any],
-        slot_mappings: dict[str, torch.Tensor],
-        num_tokens_across_dp: torch.Tensor | None,
-        cudagraph_runtime_mode: CUDAGraphMode,
-        num_drafts: int,
-    ) -> None:
-        """The whole round, as a CUDA graph holds it: slots and attention metadata are brought forward in place."""
-        for step in range(num_drafts + 1):
-            self._slot_mappings(num_tokens)
-            self._update_draft_decode_metadata(attn_metadata, num_reqs)
-            self.current_draft_step.fill_(step)
-            self._decode(
-                num_reqs,
-                num_tokens,
-                attn_metadata,
-                slot_mappings,
-                num_tokens_across_dp,
-                draw=step < num_drafts,
-            )
-
-    def _decode(
-        self,
-        num_reqs: int,
-        num_tokens: int,
-        attn_metadata: dict[str, Any] | None,
-        slot_mappings: dict[str, torch.Tensor] | None,
-        num_tokens_across_dp: torch.Tensor | None,
-        cudagraph_runtime_mode: CUDAGraphMode = CUDAGraphMode.NONE,
-        num_drafts: int = 0,
-        draw: bool = True,
-    ) -> None:
-        """One decode: theta's logits into row `current_draft_step`, a token drawn from them into the next input."""
-        hidden_states = self._run_model(
-            self.input_buffers.input_ids[:num_tokens],
-            self.input_buffers.positions[:num_tokens],
-            attn_metadata,
-            slot_mappings,
-            num_tokens_across_dp,
-        )
-        logits = self.compute_draft_logits(hidden_states[:num_reqs], 0)[:, : self.common_vocab_size]
-        if not draw:
-            keep_rows(logits, self.slots, self.draft_logits, self.current_draft_step)
-            return
-        drafted = gumbel_sample(
-            logits,
-            self.slots[:num_reqs],
-            self.temperature,
-            self.seeds,
-            self.sample_positions[:num_reqs],
-            apply_temperature=True,
-            is_drafting=True,
-            logits_cache=self.draft_logits,
-            logits_cache_col=self.current_draft_step,
-            use_fp64=self.use_fp64_gumbel,
-        )
-        advance_round(
-            drafted,
-            self.slots,
-            self.draft_tokens,
-            self.input_buffers.input_ids,
-            self.input_buffers.positions,
-            self.sample_positions,
-            self.input_buffers.seq_lens,
-            self.current_draft_step,
-            self.draft_model_config.max_model_len,
-        )
-
-    def _profile(self, input_batch: InputBatch) -> None:
-        """What a step with theta takes at most, for vLLM's memory profile."""
-        hidden_states = self._run_model(
-            self.input_buffers.input_ids[: input_batch.num_tokens],
-            self.input_buffers.positions[: input_batch.num_tokens],
-            None,
-            None,
-            None,
-        )
-        self.compute_draft_logits(hidden_states[: input_batch.num_reqs], 0)
-        del hidden_states
-        # vLLM profiles one row a request. A step verifies K + 1: all in the head's dtype, a chunk of them in float32.
-        assert self.draft_logits is not None
-        vocab_size = self.draft_logits.shape[-1]
-        num_rows = min(self.max_num_reqs * (self.num_speculative_steps + 1), self.max_num_tokens)
-        rows = self.draft_logits.new_empty(num_rows, vocab_size)
-        chunk = rows.new_empty(min(num_rows, chunk_rows_in_float32(vocab_size)), vocab_size, dtype=torch.float32)
-        del rows, chunk

@@ -9,10 +9,19 @@ block b of a layer stands, seen from the teacher's layer, at block b + OFFSET. W
 layers may hold rows of both: those of theta have block tables and slots moved by OFFSET. Where it is not, theta takes a
 forward of its own, in which the teacher's layers hold the twins' caches (`twins_caches`).
 
-Block ids up to OFFSET + num_blocks address the whole buffer, which may have more than 2^31 elements. Read in vLLM 0.32:
-its Triton kernels for attention and for writing the cache (`triton_unified_attention`, `triton_decode_attention`,
-`triton_reshape_and_cache_flash`) widen block and slot to int64 before they multiply. FlashAttention 2 and 3 and
-FlashInfer are built outside vLLM's Python package and were not read; they take int64 strides.
+Block ids up to OFFSET + num_blocks address the whole buffer, which may have more than 2^31 elements. On a CPU that was run:
+with theta's blocks 2.4 * 10^9 elements behind the teacher's its rows are as right as in a small cache. For GPUs it was read.
+All of these multiply a block and its stride in 64 bits, though some keep the stride itself in 32:
+
+- vLLM 0.32, attention in Triton: `triton_unified_attention.py:429`, `triton_decode_attention.py:133`, both to int64 first;
+- vLLM, writing the cache: `triton_reshape_and_cache_flash.py:43`, and `reshape_and_cache_flash_kernel` in CUDA
+  (`csrc/libtorch_stable/cache_kernels.cu`: slot, block and strides are int64_t);
+- FlashAttention 2 as vLLM builds it: `resolve_thread_kv_page_slice_offset` in `csrc/flash_attn/src/utils.h`;
+- FlashAttention 3: `index_t = int64_t` in `hopper/flash.h`, `StrideKV` in `hopper/paged_kv.h:58`, and `StrideQK` of the TMA
+  descriptors in `hopper/mainloop_fwd_sm90_tma_gmma_ws.hpp`;
+- FlashInfer 0.7.2: `paged_kv_t::get_elem_offset(size_t page_idx, ..)` in `page.cuh:199` for its FA2 kernels,
+  `sparse_mainloop.cuh:271` (int64_t) for Hopper's. Its TensorRT-LLM kernels for Blackwell are binaries that load by TMA, with
+  as many pages in the descriptor as the view of the cache has (`trtllm/fmha/kernelParams.h:368`): that of the extended one.
 """
 
 from __future__ import annotations
@@ -32,6 +41,9 @@ PREFIX = "theta."
 
 MAX_BLOCK_ID = 2**31 - 1
 """Block tables are int32."""
+
+MAX_BLOCK_STRIDE = 2**31 - 1
+"""Elements from one block to the next: some kernels keep them in an int."""
 
 
 def add_twin_layers(vllm_config: VllmConfig, without: set[str]) -> dict[str, str]:
@@ -85,6 +97,8 @@ def block_offset(
             return None, f"the caches of {name} and its twin lie in two buffers"
         kernel_blocks, remainder = divmod(mine.shape[0], num_blocks)
         stride = mine.stride(0) * mine.element_size() * kernel_blocks
+        if mine.stride(0) > MAX_BLOCK_STRIDE:
+            return None, f"the blocks of {name} are {mine.stride(0)} elements apart"
         if remainder or stride == 0 or (theirs.data_ptr() - mine.data_ptr()) % stride:
             return None, f"the cache of {name} is not a whole number of blocks before its twin's"
         offset = (theirs.data_ptr() - mine.data_ptr()) // stride
