@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import subprocess
@@ -18,9 +19,10 @@ pytest.importorskip("trl", reason="the extra `trl` is not installed")
 import distillation  # noqa: F401  it finds the modules that follow
 import measure
 import task
-from distillation.intervals import bootstrap_difference
-from distillation.report import COLUMNS, SETS, WAYS
+from distillation.problems import numbers_of
 from on_policy import HERE, loop, report, run
+from on_policy.held_out import FILES, WAYS, difference, problems
+from on_policy.report import COLUMNS
 from transformers import AutoTokenizer
 
 RECIPE = replace(run.SMALL, held_out=4)
@@ -50,7 +52,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found["resumed_at_round"] == 1
     assert [one["tokens"] > 0 for one in found["rounds"]] == [True, True]
     assert set(found["evaluations"]) == {"0", "1", "2"}
-    assert set(found["evaluations"]["2"]) >= set(SETS)
+    assert set(found["evaluations"]["2"]) >= set(FILES)
     # What was trained on is what was drawn for the problems, in their order.
     problems, tokenizer = loop.problems_of(RECIPE, 0), AutoTokenizer.from_pretrained(loop.PAIR / "theta")
     rows = [row for number in range(2) for row in json.loads((folder / "rows" / f"{number}.json").read_text())["rows"]]
@@ -81,7 +83,7 @@ def test_the_command(tmp_path: Path) -> None:
         # The engine's theta is new in each round; where all is drawn first, it stays the first.
         assert [one["theta_version"] for one in runs] == [1 if name == "once" else RECIPE.rounds] * 2
     assert (tmp_path / report.PLOT).stat().st_size > 5000
-    assert [line for section in report.SECTIONS.values() for line in section(result)]
+    assert all(section(result) for section in report.SECTIONS.values())
 
 
 def test_another_recipe_is_refused(tmp_path: Path) -> None:
@@ -91,10 +93,31 @@ def test_another_recipe_is_refused(tmp_path: Path) -> None:
 
 
 def test_training_problems_are_apart() -> None:
-    """From those held out, and from seed to seed."""
-    drawn = [{row["problem"] for row in loop.problems_of(loop.Recipe(), seed)} for seed in run.SEEDS]
-    assert all(len(one) == loop.Recipe().rounds * loop.Recipe().problems for one in drawn)
-    assert not drawn[0] & drawn[1]
+    """From those held out by their numbers, and from seed to seed by their texts."""
+    drawn = [loop.problems_of(loop.Recipe(), seed) for seed in run.SEEDS]
+    texts = [{row["problem"] for row in rows} for rows in drawn]
+    assert all(len(one) == loop.Recipe().rounds * loop.Recipe().problems for one in texts)
+    assert not texts[0] & texts[1]
+    held_out = {numbers_of(row) for rows in problems().values() for row in rows}
+    assert not held_out & {numbers_of(row) for rows in drawn for row in rows}
+
+
+def test_the_difference_on_the_same_problems() -> None:
+    ours, theirs = ["1" * 60 + "0" * 40], ["1" * 40 + "0" * 60]
+    middle, low, high = difference(ours, theirs)
+    assert middle == pytest.approx(0.2)
+    # One run a side leaves the problems alone: 20 of 100 differ, all one way.
+    assert (high - low) / 2 == pytest.approx(1.96 * math.sqrt(0.2 * 0.8 / 100), rel=0.1)
+    assert difference(ours, ours) == (0, 0, 0)
+    with pytest.raises(ValueError, match="have to be the same"):
+        difference(["10"], ["100"])
+
+
+def test_the_difference_widens_with_the_spread_of_runs() -> None:
+    even, uneven = ["10" * 100] * 4, ["11" * 100, "00" * 100, "11" * 100, "00" * 100]
+    assert difference(even, even)[1:] == pytest.approx((0, 0), abs=1e-12)
+    _, low, high = difference(uneven, even)
+    assert low < -0.2 < 0.2 < high
 
 
 def made_up(seeds: int = 2) -> dict[str, Any]:
@@ -110,7 +133,7 @@ def made_up(seeds: int = 2) -> dict[str, Any]:
         }
 
     def one(seed: int) -> dict[str, Any]:
-        evaluations = {"0": judged(list(SETS)), "1": judged(["stories"]), "2": judged(list(SETS))}
+        evaluations = {"0": judged(list(FILES)), "1": judged(["stories"]), "2": judged(list(FILES))}
         rounds = [{"right": rng.random(), "tokens": 180.0, "loss": 0.1} for _ in range(2)]
         return {"seed": seed, "resumed_at_round": 0, "cpu_seconds": 60.0, "rounds": rounds, "evaluations": evaluations}
 
@@ -139,7 +162,7 @@ def test_a_summary_says_what_the_marks_say() -> None:
                 [one["evaluations"]["2"][held_out][way]["right"] for one in result["runs"][name]]
                 for name in (report.REFERENCE, other)
             )
-            assert found["differences"][other][column] == bootstrap_difference(ours, theirs)
+            assert found["differences"][other][column] == difference(ours, theirs)
 
 
 def test_the_page_says_what_the_result_says() -> None:
