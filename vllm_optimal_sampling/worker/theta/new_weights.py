@@ -91,6 +91,11 @@ class ThetaUpdates:
 
     def _refusal_of_tensors(self, shapes: Shapes) -> str | None:
         theta = self.model_config.model
+        if self.model_config.quantization is not None:
+            return (
+                f"theta ({theta}) is quantised ({self.model_config.quantization}), and an update brings floats; start the "
+                "engine with a theta that is not"
+            )
         try:
             parameters, tensors = self._parameters, self._tensors
         except Exception as error:  # transformers has as many errors as models
