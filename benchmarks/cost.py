@@ -5,7 +5,12 @@ that is rejected, and one token always comes with them. A round of B requests ta
 
     S(K, B) = teacher(B, K + 1 tokens each) + (K + 1) theta(B) + mix(B, K + 1 rows each)
 
-which for a given B is close to a line in K + 1. So in the steady state there are B L / S tokens per second, and the
+which for a given B is close to a line in K + 1. Where theta scores drafts of another drafter, or is the teacher itself,
+
+    S(K, B) = teacher(B, K + 1 tokens each) + theta(B, K + 1 tokens each) + drafter(B, K) + mix(B, K + 1 rows each)
+    S(K, B) = teacher(2 B, K + 1 tokens each) + drafter(B, K) + mix(B, K + 1 rows each)
+
+(`roofline.scored_seconds`, `roofline.self_seconds`). So in the steady state there are B L / S tokens per second, and the
 teacher alone gives B / teacher(B, 1). A batch that ends has fewer and fewer requests in its last rounds; `seconds` counts
 those too.
 """

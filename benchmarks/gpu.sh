@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # What only a GPU shows, in two calls of at most 8 minutes each, on a machine without internet.
 #
-#   benchmarks/gpu.sh 1     are kernels and rows right there; Qwen2.5 3B with 1.5B, by drafts and batch; the kernel's times
-#   benchmarks/gpu.sh 2     7B with 0.5B; vLLM's own draft model; the example pair, also as its own theta; the sanitizer
+#   benchmarks/gpu.sh 1     are kernels and rows right there; Qwen2.5 3B with 1.5B, by drafts and batch; the kernel's times;
+#                           3B as its own theta, and with 1.5B as a theta that scores
+#   benchmarks/gpu.sh 2     7B with 0.5B; vLLM's own draft model; the example pair, also as its own theta; 7B as its own theta;
+#                           the sanitizer
 #   SMALL=1 benchmarks/gpu.sh 1|2     tiny shapes, on a CPU too: shows that every part runs, and measures nothing
 #
 # Engines start side by side, and the checks run meanwhile; then the machine is quiet, and the kernel and each program's
-# engines are timed one after the other. A part that fails says so, and the others go on. Results and logs are written as it
+# engines are timed one after the other; those of self-distillation start when the others are gone. A part that fails says so, and the others go on. Results and logs are written as it
 # goes, to RESULTS (benchmarks/results) and STATE (build/gpu): what an interruption leaves behind can be read.
 #
 # vLLM, torch, transformers and pytest must be importable by $PYTHON (python3); the package is installed in place, without its
@@ -75,6 +77,11 @@ engines() { # engines NAME PROGRAM ARGUMENTS...: started now, timed later
   programs+=("$name")
   begin "$name" "$PYTHON" "benchmarks/$program" "$@" --gate "$STATE/$name.gate" --logs "$STATE/$name" --output "$RESULTS/$name.json"
 }
+late() { # late NAME ARGUMENTS...: speed.py without drafts, started when the other engines have given back their memory
+  [ "$(left)" -gt 60 ] || { say "$1: $(left) s are too few for it"; failed+=("$1"); return; }
+  begin "$1" "$PYTHON" benchmarks/speed.py "${@:2}" --logs "$STATE/$1" --output "$RESULTS/$1.json"
+  finish "$1"
+}
 check() { # check NAME COMMAND...: runs while engines start
   checks+=("$1")
   begin "$1" timeout --kill-after=10 "$START_LIMIT" "${@:2}"
@@ -89,10 +96,12 @@ if [ -n "$SMALL" ]; then
   pairs=("${PAIR:-random-tiny}" "${PAIR:-random-tiny}")
   inductor='' suffix=''
   configurations=2x8 more=2x8 rates=0.9 batches=2 tokens=8 several="teacher optimal:1" problems=2
+  own_batches="1 2" own_profile=''
 else
   pairs=(qwen2.5-3b-1.5b qwen2.5-7b-0.5b)
   configurations="8x256 16x512 32x512 16x1024 8x2048" more="8x256 32x512 128x96" rates="0.7 0.8 0.9"
   batches="8 32 128 256" tokens=96 several="teacher optimal:1 optimal:2 optimal:4" problems=500
+  own_batches="1 8 32 128 256" own_profile="8 128"
 fi
 # shellcheck disable=SC2086  # lists of words
 if [ "$CALL" = 1 ]; then
@@ -143,6 +152,14 @@ for name in "${programs[@]}"; do
   touch "$STATE/$name.gate"
   finish "$name"
 done
+# shellcheck disable=SC2086
+if [ "$CALL" = 2 ]; then
+  late "speed-${pairs[1]}-self" --pair "${pairs[1]}" $inductor --acceptance 0.8 --engines teacher self scored \
+    --batches $own_batches --max-tokens $tokens --profile $own_profile
+elif [ -z "$SMALL" ]; then
+  late "speed-${pairs[0]}-self" --pair "${pairs[0]}" $inductor --acceptance 0.8 --engines teacher self scored \
+    --batches $own_batches --max-tokens $tokens --profile $own_profile
+fi
 if [ "$CALL" = 2 ] && [ -z "$SMALL" ] && [ "$(left)" -gt 45 ] && command -v compute-sanitizer > /dev/null; then
   begin sanitizer timeout "$(($(left) - 10))" compute-sanitizer --tool memcheck --error-exitcode 9 "$PYTHON" benchmarks/kernel.py --check
   finish sanitizer

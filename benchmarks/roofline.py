@@ -110,6 +110,21 @@ def round_seconds(pair: str, hardware: Hardware, batch: float, drafts: int, cont
     return hardware.step(device + mix_seconds(teacher["vocab_size"], hardware, batch, rows), batch)
 
 
+def scored_seconds(pair: str, hardware: Hardware, batch: float, drafts: int, context: float) -> float:
+    """A step in which theta scores K drafts that cost nothing: each model's forward over K + 1 tokens a request, the mix."""
+    teacher, theta = SHAPES[pair]["teacher"], SHAPES[pair]["theta"]
+    rows = drafts + 1
+    device = sum(forward_seconds(config, hardware, batch, rows, context) for config in (teacher, theta))
+    return hardware.step(device + mix_seconds(teacher["vocab_size"], hardware, batch, rows), batch)
+
+
+def self_seconds(pair: str, hardware: Hardware, batch: float, drafts: int, context: float) -> float:
+    """The same where theta is the teacher itself: one forward of twice the requests, which reads the weights once."""
+    teacher, rows = SHAPES[pair]["teacher"], drafts + 1
+    device = forward_seconds(teacher, hardware, 2 * batch, rows, context)
+    return hardware.step(device + mix_seconds(teacher["vocab_size"], hardware, batch, rows), batch)
+
+
 def alone_seconds(pair: str, hardware: Hardware, batch: float, context: float, role: str = "teacher") -> float:
     """A step of one model alone."""
     config = SHAPES[pair][role]
@@ -147,7 +162,20 @@ def predict(
                 }
             )
         by_acceptance.append({"acceptance": acceptance, "schedule": cost.schedule(best), "batches": lines})
-    return {"predictions": by_acceptance}
+    return {"predictions": by_acceptance, "without_drafts": without_drafts(pair, hardware, batches, context)}
+
+
+def without_drafts(pair: str, hardware: Hardware, batches: list[int], context: int) -> list[dict[str, float]]:
+    """Of the teacher alone by batch size, one token a step: theta scores, or is the teacher itself."""
+    lines = []
+    for batch in batches:
+        step = alone_seconds(pair, hardware, batch, context)
+        modes = {"scored": scored_seconds, "self": self_seconds}
+        lines.append(
+            {"batch": batch}
+            | {name: step / seconds(pair, hardware, batch, 0, context) for name, seconds in modes.items()}
+        )
+    return lines
 
 
 def main() -> None:
@@ -201,6 +229,9 @@ def main() -> None:
                 f"{'none' if even is None else f'{even:.2f}':>12}"
                 f"{line['teacher_step_seconds'] * 1e3:>12.2f}{line['round_seconds'] * 1e3:>10.2f}"
             )
+    print("\nwithout drafts, of the teacher alone: theta scores; theta is the teacher itself")
+    for line in result["without_drafts"]:
+        print(f"{line['batch']:>7}{line['scored']:>8.2f}{line['self']:>8.2f}")
     output = given.output or PREDICTIONS / f"{given.pair}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(rounded(result), indent=1) + "\n")

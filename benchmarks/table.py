@@ -28,6 +28,8 @@ SHOWN = {
     "draft_model": "the teacher with theta as vLLM's draft model",
     "optimal": "**optimal sampling**",
     "original": "the reference implementation's algorithm (approximates q\\*)",
+    "self": "**optimal sampling**, theta the teacher itself",
+    "scored": "**optimal sampling**, theta scores",
     "lockstep": "transformers, both models in lockstep (q\\*)",
 }
 
@@ -520,7 +522,16 @@ def roofline(result: dict[str, Any]) -> list[str]:
         ratios = ", ".join(f"{line['of_teacher']:.2f}" for line in at)
         even = ", ".join(of(line["break_even_acceptance"], "none") for line in at)
         lines.append(f"| {one['acceptance']} | {ratios} | {even} | `{json.dumps(one['schedule'])}` |")
-    return [*lines, ""]
+    without = [line for line in result["without_drafts"] if line["batch"] in (1, 8, 32, 128, 256)]
+    said = {mode: ", ".join(f"{line[mode]:.2f}" for line in without) for mode in ("scored", "self")}
+    return [
+        *lines,
+        "",
+        f"Predicted without any drafts, of the teacher alone at {', '.join(str(line['batch']) for line in without)} requests: "
+        f"theta scores (a forward of each model a step) {said['scored']}; theta is the teacher itself (one forward of both "
+        f"prompts' rows) {said['self']}.",
+        "",
+    ]
 
 
 SECTIONS = {

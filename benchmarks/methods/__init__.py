@@ -20,6 +20,7 @@ METHODS = {
     "self_teacher": "methods.scoring:Alone",
     "self": "methods.scoring:OneForward",
     "self_apart": "methods.scoring:TwoForwards",
+    "scored": "methods.scoring:Scored",
 }
 
 

@@ -1,10 +1,11 @@
-"""Theta that scores and is the teacher itself: one forward for both, or two; and the teacher alone, clocked alike."""
+"""Theta that scores: the teacher itself, in one forward with it or in two, or another model; and the teacher clocked alike."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
+import torch
 from prompts import Prompt
 
 from methods.base import Settings
@@ -12,28 +13,32 @@ from methods.engines import Engine, find_runner
 
 
 class Clocked(Engine):
-    """Adds up the processor time in the model's modules, which without a GPU is little beside Triton's interpreter."""
+    """Adds up the processor time in the model's modules and, without a GPU, in Triton's interpreter, which is most there."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self.seconds = 0.0
+        self.seconds = {"model": 0.0, "interpreter": 0.0}
         model = find_runner(self.llm).model
         for name in ("forward", "compute_logits"):
-            setattr(model, name, self._clocked(getattr(model, name)))
+            setattr(model, name, self._clocked("model", getattr(model, name)))
+        if not torch.cuda.is_available():
+            from triton.runtime.interpreter import GridExecutor
 
-    def _clocked(self, function: Any) -> Any:
+            GridExecutor.__call__ = self._clocked("interpreter", GridExecutor.__call__)
+
+    def _clocked(self, part: str, function: Any) -> Any:
         def clocked(*args: Any, **kwargs: Any) -> Any:
             begin = time.process_time()
             try:
                 return function(*args, **kwargs)
             finally:
-                self.seconds += time.process_time() - begin
+                self.seconds[part] += time.process_time() - begin
 
         return clocked
 
-    def model_seconds(self) -> float:
-        """Since the start."""
-        return self.seconds
+    def seconds_by_part(self) -> dict[str, float]:
+        """Of "model" and "interpreter", since the start."""
+        return dict(self.seconds)
 
 
 class Alone(Clocked):
@@ -64,3 +69,15 @@ class TwoForwards(OneForward):
         super().__init__(settings)
         theta = find_runner(self.llm).theta
         theta._fused_rows = lambda batch: None
+
+
+class Scored(Engine):
+    name = "scored"
+    what = "q*, this package: theta scores, a forward of its own behind the teacher's in every step, and nothing drafts"
+
+    def options(self, settings: Settings) -> dict[str, Any]:
+        theta = {"optimal_sampling": {"theta": settings.theta}}
+        return {"logits_processors": ["optimal_sampling"], "additional_config": theta}
+
+    def extra_args(self, prompt: Prompt) -> dict[str, Any]:
+        return {"theta_prompt_token_ids": prompt.theta}

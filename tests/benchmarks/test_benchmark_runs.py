@@ -14,7 +14,7 @@ from fit import MeasuredBatch, error, fit
 from growth import cost_at
 from methods.steps import Step
 from prompts import make_prompts
-from roofline import Hardware, alone_seconds, predict, round_seconds
+from roofline import Hardware, alone_seconds, predict, round_seconds, scored_seconds, self_seconds
 from selection import EXAMPLE
 from transformers import AutoTokenizer
 
@@ -75,6 +75,20 @@ def test_roofline_by_hand() -> None:
     assert line["round_seconds"] == pytest.approx(1e-3 + (2 * 3.086e9 + rows * 2 * 1.544e9) / 0.5e12, rel=5e-3)
     with pytest.raises(ValueError, match="efficiency"):
         Hardware(1e12, 1e15, 1.5, 0.0, 0.0)
+
+
+def test_roofline_of_a_theta_that_scores_by_hand() -> None:
+    """Each model's weights are read once a step; where there is one model, once for both, and its cache for both prompts."""
+    hardware = Hardware(bandwidth=1e12, peak=1e18, efficiency=0.5, launch=1e-3)
+    pair, teacher, theta = "qwen2.5-3b-1.5b", 2 * 3.086e9, 2 * 1.544e9
+    for drafts in (0, 3):
+        assert scored_seconds(pair, hardware, 1, drafts, 0) == pytest.approx(
+            1e-3 + (teacher + theta) / 0.5e12, rel=5e-3
+        )
+        assert self_seconds(pair, hardware, 1, drafts, 0) == pytest.approx(1e-3 + teacher / 0.5e12, rel=5e-3)
+    cache = 2 * 36 * 2 * 128 * 2 * 1000  # of 1,000 tokens: keys and values, 36 layers, 2 heads of 128, two bytes
+    grown = self_seconds(pair, hardware, 1, 0, 1000) - self_seconds(pair, hardware, 1, 0, 0)
+    assert grown == pytest.approx(2 * cache / 0.5e12)
 
 
 def test_a_layer_has_a_floor_and_the_host_its_time() -> None:

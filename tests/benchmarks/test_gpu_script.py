@@ -50,6 +50,9 @@ def test_second_call(tmp_path: Path) -> None:
     assert [line["engine"] for line in speed["lines"]] == ["teacher", "optimal, 1 drafts"]
     assert all(line["steps"] > 1 and line["seconds"] > 0 for line in speed["lines"])
     assert {one["method"] for one in speed["profiles"]} == {"teacher", "optimal"}
+    own = read(tmp_path / "results" / "speed-random-tiny-self.json")
+    ran = {(line["engine"], line["batch"]) for line in own["lines"]}
+    assert ran == {(engine, batch) for engine in ("teacher", "self", "scored") for batch in (1, 2)}
     pair = read(tmp_path / "results" / "example-pair.json")
     assert {name: one["problems"] for name, one in pair["sampled"].items()} == {"theta": 2, "teacher": 2, "q*": 2}
     assert pair["sampled"]["theta"]["mean_alpha"] == 0 and pair["sampled"]["teacher"]["mean_alpha"] == 1

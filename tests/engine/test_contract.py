@@ -62,6 +62,9 @@ CALLED: dict[str, str] = {
     ),
     "vllm.v1.worker.gpu.cudagraph_utils:ModelCudaGraphManager.run_fullgraph": "self desc",
     "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.run_pw_graph": "self model model_inputs",
+    "vllm.v1.worker.gpu.model_states.default:DefaultModelState.prepare_attn": (
+        "self input_batch cudagraph_mode block_tables slot_mappings attn_groups kv_cache_config ..."
+    ),
     "vllm.v1.worker.gpu.attn_utils:build_attn_metadata": (
         "attn_groups num_reqs num_tokens query_start_loc_gpu query_start_loc_cpu max_query_len seq_lens max_seq_len "
         "block_tables slot_mappings kv_cache_config seq_lens_cpu_upper_bound ..."

@@ -94,6 +94,7 @@ class ScoringRunnerMixin(ThetaRunnerMixin):
     """A model runner beside which theta scores; its speculator, if any, is vLLM's own."""
 
     theta: ThetaScorer
+    block_tables: Any
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
@@ -129,10 +130,12 @@ class ScoringRunnerMixin(ThetaRunnerMixin):
             return super().execute_model(*args, **kwargs)  # type: ignore[misc]
 
     def prepare_attn(self, input_batch: Any) -> Any:
-        """vLLM's own; here the step's inputs are laid out, and the forward is still to come."""
-        prepared = super().prepare_attn(input_batch)  # type: ignore[misc]
+        """vLLM's own, unless nothing reads it; here the step's inputs are laid out, and the forward is still to come."""
         self.theta.begin_step(input_batch)
-        return prepared
+        if self.theta.replaces_attention(self):
+            tables = self.block_tables
+            return tuple(tables.input_block_tables), tables.slot_mappings[:, : input_batch.num_tokens_after_padding]
+        return super().prepare_attn(input_batch)  # type: ignore[misc]
 
     def _set_active_loras(
         self, prompt_mapping: Any, token_mapping: Any, adapters: Any, *args: Any, **kwargs: Any

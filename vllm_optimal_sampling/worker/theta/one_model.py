@@ -22,6 +22,7 @@ from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.lora_utils import create_lora_capture_hook, get_lora_capture_cases
+from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import clear_layer_kv_caches
 
@@ -143,13 +144,14 @@ class OneModelScorer(ThetaScorer):
     def standing_in(self, runner: Any) -> Iterator[None]:
         """The runner's model, and its CUDA graphs, run theta's rows along in the steps that `begin_step` chose."""
         self._fused = None  # of a step of vLLM's own, a dummy, nothing is known
-        model, graphs = runner.model, runner.cudagraph_manager
+        model, graphs, state = runner.model, runner.cudagraph_manager, runner.model_state
         runner.model = _Model(self, runner, model)
         runner.cudagraph_manager = _Graphs(self, runner, graphs, model)
+        runner.model_state = _ModelState(self, runner, state)
         try:
             yield
         finally:
-            runner.model, runner.cudagraph_manager = model, graphs
+            runner.model, runner.cudagraph_manager, runner.model_state = model, graphs, state
 
     def forward_fused(self, runner: Any, model: Any) -> Any:
         """The teacher's output of the step, from one forward with theta's."""
@@ -168,6 +170,10 @@ class OneModelScorer(ThetaScorer):
     def runs_fused(self) -> bool:
         return self._fused is not None
 
+    def replaces_attention(self, runner: Any) -> bool:
+        # A drafter with layers of its own goes by the teacher's metadata.
+        return self.runs_fused and not isinstance(runner.speculator, DraftModelSpeculator)
+
     def _forward_apart(self, runner: Any, rows: Rows, batch: InputBatch) -> Any:
         if self.lora_config is not None:  # vLLM has set those of the teacher's tokens
             tokens = self._thetas(rows.num_tokens)
@@ -185,9 +191,7 @@ class OneModelScorer(ThetaScorer):
         if not self._wanted:
             yield
             return
-        hidden_states = torch.cat([wanted[0] for wanted in self._wanted])
-        slots = np.concatenate([wanted[1] for wanted in self._wanted])
-        drafts = np.concatenate([wanted[2] for wanted in self._wanted])
+        hidden_states, slots, drafts = (torch.cat(parts) for parts in zip(*self._wanted, strict=True))
         if apart and self.lora_config is not None:
             rows = self._loras_of_logits(batch, len(slots))
             runner.set_loras_of_rows(rows, rows, self._adapters(runner, batch))
@@ -304,6 +308,19 @@ class _Graphs:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.graphs, name)
+
+
+class _ModelState:
+    """Stands for what builds the attention metadata of a step, which a forward for both does not go by."""
+
+    def __init__(self, theta: OneModelScorer, runner: Any, state: Any):
+        self.theta, self.runner, self.state = theta, runner, state
+
+    def prepare_attn(self, *args: Any, **kwargs: Any) -> Any:
+        return {} if self.theta.replaces_attention(self.runner) else self.state.prepare_attn(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.state, name)
 
 
 class _Logits:

@@ -97,8 +97,8 @@ class ThetaScorer(ABC):
             self.vocabulary.ids,
         )
         self.steps = ScorerSteps()
-        self._wanted: list[tuple[torch.Tensor, np.ndarray, np.ndarray]] = []
-        """Of this step: theta's hidden states, and the slot and the number of drafts that each is of."""
+        self._wanted: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        """Of this step: theta's hidden states, and the slot and the number of drafts that each is of, on the device."""
 
     rows_per_request = 1
     """Rows that one request may have in one of theta's forwards."""
@@ -163,6 +163,10 @@ class ThetaScorer(ABC):
         """Whether the step that is being executed is one forward for both models."""
         return False
 
+    def replaces_attention(self, runner: Any) -> bool:
+        """Whether nothing reads the attention metadata of the teacher's rows alone in the step being executed."""
+        return False
+
     def loras_of_step(self, runner: Any, tokens: tuple[int, ...]) -> tuple[Any, Any, Any]:
         """The adapters of a step that is one forward for both models; see `OneModelScorer`."""
         raise NotImplementedError("this theta takes a forward of its own in every step")
@@ -205,24 +209,21 @@ class ThetaScorer(ABC):
             rows: what was computed.
             first_row: of theta's.
         """
-        ends = np.cumsum(rows.lengths)
-        index, slots, drafts = [], [], []
-        for row in range(first_row, len(rows)):
-            if not rows.finished[row]:
-                continue
-            count = 1 if rows.sources[row] < 0 else int(rows.lengths[row])
-            index.append(np.arange(ends[row] - count, ends[row]))
-            slots.append(np.full(count, rows.slots[row]))
-            drafts.append(np.arange(count))
-        if index:
-            tokens = async_tensor_h2d(np.concatenate(index), device=self.device)
-            self._wanted.append((hidden_states[tokens], np.concatenate(slots), np.concatenate(drafts)))
+        theirs = slice(first_row, None)
+        counts = np.where(rows.is_chunk[theirs], 1, rows.lengths[theirs]) * rows.finished[theirs]
+        total = int(counts.sum())
+        if not total:
+            return
+        drafts = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
+        tokens = np.repeat(np.cumsum(rows.lengths)[theirs] - counts, counts) + drafts
+        where = np.stack((tokens, np.repeat(rows.slots[theirs], counts), drafts))
+        index, slots, positions = async_tensor_h2d(where, device=self.device)  # one copy for the three of them
+        self._wanted.append((hidden_states[index], slots, positions))
 
-    def _keep(self, logits: torch.Tensor, slots: np.ndarray, drafts: np.ndarray) -> None:
+    def _keep(self, logits: torch.Tensor, slots: torch.Tensor, drafts: torch.Tensor) -> None:
         """Put theta's logits [n, at least theta's vocabulary] where the mix reads them."""
-        at = async_tensor_h2d(np.stack((slots, drafts)), device=self.device)
         rows = self.rows[:, :, : self.vocabulary.width]
-        rows[at[0], at[1]] = self.vocabulary.rows(logits).to(rows.dtype)
+        rows[slots, drafts] = self.vocabulary.rows(logits).to(rows.dtype)
 
     def update_adapter(self, runner: Any, path: str) -> None:
         """Make another adapter theta, between steps. Cached blocks of the old one must not be reused.
