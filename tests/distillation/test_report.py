@@ -163,8 +163,6 @@ def test_the_pictures_are_there_when_the_page_shows_them(tmp_path: Path) -> None
     assert shown == {path.name for path in RESULTS.glob("*.png")}
     places = {"a": (0.0, 50.0), "b": (0.1, 40.0), "c": (0.2, 60.0), "d": (0.1, 55.0)}
     assert plots.frontier(places) == [(0.0, 50.0), (0.1, 55.0), (0.2, 60.0)]
-    heights = plots.spread([1.0, 1.1, 5.0], 1.0)
-    assert heights[1] - heights[0] == pytest.approx(1.0) and sum(heights) == pytest.approx(7.1)
 
 
 def test_the_draws_are_whole_and_in_the_protocols_order() -> None:
