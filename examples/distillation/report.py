@@ -11,7 +11,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,13 @@ def points(found: Mean) -> str:
     return f"**{text}**" if found.count == DRAWS and (found.low > 0 or found.high < 0) else text
 
 
+def share(values: Sequence[float]) -> str:
+    """A share in per cent, whose interval of means may not pass what a share can be."""
+    found = mean_of(values)
+    ends = {} if math.isinf(found.low) else {"low": max(0.0, found.low), "high": min(100.0, found.high)}
+    return with_interval(replace(found, **ends))
+
+
 def gaps(ours: Sequence[float], theirs: Sequence[float]) -> Mean:
     return mean_of([one - other for one, other in zip(ours, theirs, strict=True)])
 
@@ -148,8 +155,7 @@ def main_table(results: Results) -> str:
         cells = ["", "", ""]
         if source is not None:
             cells = [
-                with_interval(mean_of(results.data(source, "right"))),
-                with_interval(mean_of(results.data(source, "sound"))),
+                *(share(results.data(source, one)) for one in ("right", "sound")),
                 number(sum(results.data(source, "kl")) / len(results.draws), 3),
             ]
         for held_out in SETS:
@@ -201,17 +207,13 @@ def data_table(results: Results) -> str:
     """All sources' rows."""
     rows = []
     for name, source in SOURCES.items():
-        means = {
-            one: mean_of(results.data(name, one))
-            for one in ("right", "sound", "kl", "entropy", "theta_logprob", "alpha")
-        }
+        means = {one: mean_of(results.data(name, one)) for one in ("kl", "entropy", "theta_logprob", "alpha")}
         problems = sum(results.data(name, "problems")) / len(results.draws)
         rows.append(
             [
                 source.label,
                 f"{problems:.0f}",
-                with_interval(means["right"]),
-                with_interval(means["sound"]),
+                *(share(results.data(name, one)) for one in ("right", "sound")),
                 *(with_interval(means[one], 4) for one in ("kl", "entropy", "theta_logprob")),
                 number(means["alpha"].value, 2),
             ]

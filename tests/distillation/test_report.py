@@ -141,6 +141,11 @@ def test_the_tables_are_the_files_figures() -> None:
     assert float(row_of("greedy")[-2]) == pytest.approx(share("entropy", *SETS), abs=0.051)
 
 
+def test_an_interval_of_shares_stays_a_share() -> None:
+    assert report.share([99.0, 100.0, 100.0]) == "99.7 (98.2 to 100.0)"
+    assert report.share([3.0]) == "3.0"
+
+
 def test_a_changed_file_changes_the_page() -> None:
     results = made_up(4)
     before = {section: report.render(results, section) for section in SECTIONS}
