@@ -26,7 +26,7 @@ from on_policy import HERE  # first: it finds the modules that follow
 
 # isort: split
 import recording
-from distillation.run import piece
+from distillation.pieces import piece
 
 from on_policy import loop, report
 
