@@ -8,7 +8,9 @@
 #   make lint         ruff and mypy
 #   make bench        the benchmarks that this machine can run, an hour or more; then the tables of the READMEs
 #   make pair         trains the example pair again
-#   make distillation  what data from q* teaches beside other data: the short form, under an hour; goes on where interrupted
+#   make distillation  the next draw of the experiment on what data teaches, and its page; goes on where it was interrupted
+#   make on-policy    theta trained by TRL on what the engine draws meanwhile; under 20 minutes on two cores, goes on likewise;
+#                     SMALL=1 for a trial
 #
 # On a machine without a GPU, VLLM=newest puts the newest supported vLLM's Python code on the CPU build of an older one
 # (scripts/vllm_on_cpu.sh); a version's number does the same for that version:
@@ -34,7 +36,7 @@ endif
 
 other_version = $$([ -s .venv/environment ] && echo --site .venv/vllm-$(newest))
 
-.PHONY: help setup demo test test-full soak lint format bench pair distillation clean
+.PHONY: help setup demo test test-full soak lint format bench pair distillation on-policy clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -92,6 +94,11 @@ pair: setup
 distillation: setup
 	@.venv/bin/python -c "import matplotlib" 2> /dev/null || .venv/bin/python -m pip install -q --no-build-isolation -e '.[bench]'
 	$(run) examples/distillation/run.py
+	$(run) examples/distillation/report.py --write
+
+on-policy: setup
+	@.venv/bin/python -c "import matplotlib, trl" 2> /dev/null || .venv/bin/python -m pip install -q --no-build-isolation -e '.[bench,trl]'
+	$(run) examples/on_policy/run.py $(if $(SMALL),--small)
 
 clean:
 	rm -rf .venv .venv.lock build *.egg-info scripts/cpu_vllm/build scripts/cpu_vllm/*.egg-info

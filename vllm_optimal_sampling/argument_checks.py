@@ -91,13 +91,13 @@ def checked_token_ids(value: object) -> tuple[int, ...] | None:
     return tuple(int(token) for token in value)
 
 
-def checked_count(name: str, value: object, least: int, remedy: str) -> int:
-    """A whole number in [least, 2^31 - 1]."""
+def checked_count(name: str, value: object, least: int, remedy: str, largest: int = LARGEST_COUNT) -> int:
+    """A whole number in [least, largest]."""
     if not _is_integer(value):
         raise wrong_type(name, value, "a whole number")
     number = int(value)  # type: ignore[call-overload]
-    if not least <= number <= LARGEST_COUNT:
-        raise ArgumentError(name, f"{name}={shown(number)} is outside [{least}, {LARGEST_COUNT}]; {remedy}")
+    if not least <= number <= largest:
+        raise ArgumentError(name, f"{name}={shown(number)} is outside [{least}, {largest}]; {remedy}")
     return number
 
 

@@ -38,6 +38,9 @@ SCHEDULED = ("alpha", "alpha_min", "alpha_max", "kl_budget")
 Scheduled = float | tuple[float, float]
 """One number for all tokens of a request, or its value at the first token and from token `alpha_steps` on."""
 
+LARGEST_TOP_K = 128
+"""Of `return_top_k`."""
+
 THETA_PROMPTS = ("theta_prompt", "theta_prompt_token_ids", "theta_messages")
 """The three ways to give theta a prompt of its own. A request has at most one."""
 
@@ -109,6 +112,9 @@ class OptimalSamplingParams:
     the teacher alone. None: never."""
     return_alpha: bool = False
     """Return the per-token record."""
+    return_top_k: int = 0
+    """In [0, 128], with `return_alpha`: the record also has the k likeliest tokens of each row under q*, with their
+    log-probabilities under q*, the teacher and theta. 0: none."""
 
     def __post_init__(self) -> None:
         for name in ("optimal_sampling", "return_alpha"):
@@ -151,6 +157,8 @@ class OptimalSamplingParams:
                     f"max_js_divergence={value} is negative; give nats, at least 0 (two models are at most "
                     "ln 2 = 0.693 apart), or leave it out",
                 )
+        self._set("return_top_k", checked_count("return_top_k", self.return_top_k, 0, "0 returns none", LARGEST_TOP_K))
+        self._check_return_top_k()
         self._check_theta_prompts()
         self._check_opt_out()
 
@@ -222,6 +230,14 @@ class OptimalSamplingParams:
                 name,
                 f"{name}={shown_ends(getattr(self, name))} has no effect with alpha_method={self.alpha_method!r}{why}; ask "
                 f"for alpha_method={' or '.join(map(repr, READERS[name]))}, or drop it",
+            )
+
+    def _check_return_top_k(self) -> None:
+        if self.return_top_k and self.optimal_sampling and not self.return_alpha:
+            raise ArgumentError(
+                "return_top_k",
+                f"return_top_k={self.return_top_k} adds to the per-token record, and return_alpha=False returns none; ask for "
+                "return_alpha=True",
             )
 
     def _check_theta_prompts(self) -> None:

@@ -33,9 +33,14 @@ def reload_weights(llm: LLM, path: str, model: Literal["theta", "teacher"] = "th
         model: whose weights.
 
     Raises:
+        ArgumentError: (a ValueError) the folder has no weights. vLLM would notice when half of the model is gone.
         ValueError: theta shares the teacher's weights, or the engine has no theta.
 
     """
+    if not any(Path(path).glob("*.safetensors")):
+        raise ArgumentError(
+            "path", f"path={path!r} is no folder with *.safetensors; give one, as save_pretrained writes it"
+        )
     llm.collective_rpc("reload_weights", kwargs={"weights_path": path, **({"theta": True} if model == "theta" else {})})
     llm.llm_engine.reset_prefix_cache(reset_running_requests=True)
     if model == "theta":

@@ -29,6 +29,9 @@ OPTIMAL_SAMPLING = "optimal_sampling"
 RECORD_FIELDS = ("alpha", "kl", "log_z", "logprob", "teacher_logprob", "theta_logprob", "fallback")
 """The columns of a token's record, float32 each, in their order on the way."""
 
+TOP_FIELDS = ("top_token_ids", "top_logprob", "top_teacher_logprob", "top_theta_logprob")
+"""With `return_top_k` = k behind them, k columns each: float32 too, which has every id below 2^24."""
+
 ALPHA_EDGES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 """Upper bounds of the histogram of alpha: the worker counts by them, the front end names its buckets after them."""
 KL_EDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
@@ -43,7 +46,8 @@ class StepRecords:
     """What a worker reports of one step, on the host."""
 
     rows: dict[str, np.ndarray]
-    """By request id, for those that asked: `[K + 1, len(RECORD_FIELDS)]` float32, first the rows of the tokens drawn."""
+    """By request id, for those that asked: `[K + 1, len(RECORD_FIELDS) + len(TOP_FIELDS) * k]` float32, first the rows of the
+    tokens drawn; k is the request's `return_top_k`."""
     tally: np.ndarray
     """`[TALLY_SIZE]` float32, see `kernels.tally`: all requests of the step."""
 
@@ -62,18 +66,19 @@ def attach_records(outputs: Mapping[int, Any], records: StepRecords) -> None:
             rows = records.rows.get(output.request_id)
             if rows is not None and output.new_token_ids:
                 kept = np.ascontiguousarray(rows[: len(output.new_token_ids)]).tobytes()
-                output.kv_transfer_params = {**(output.kv_transfer_params or {}), _RECORDS: kept}
+                output.kv_transfer_params = {**(output.kv_transfer_params or {}), _RECORDS: (rows.shape[1], kept)}
 
 
-def take_records(output: Any) -> bytes | None:
-    """What `attach_records` gave an `EngineCoreOutput`: rows of `RECORD_FIELDS`. The output is left as vLLM made it."""
+def take_records(output: Any) -> np.ndarray | None:
+    """What `attach_records` gave an `EngineCoreOutput`: a row of `StepRecords` for each token. The output is left as vLLM
+    made it."""
     params = output.kv_transfer_params
     if not params or _RECORDS not in params:
         return None
-    data: bytes = params.pop(_RECORDS)
+    num_columns, data = params.pop(_RECORDS)
     if not params:
         output.kv_transfer_params = None
-    return data
+    return np.frombuffer(data, dtype=np.float32).reshape(-1, num_columns)
 
 
 def attach_tally(outputs: Mapping[int, Any], records: StepRecords) -> None:

@@ -278,21 +278,24 @@ def pilots_say(results: Results) -> str:
 
 
 def simulation_table(results: Results) -> str:
-    """How often the decision finds what."""
+    """How often the decision finds what, for each deviation over draws."""
     titles = {
         "entropy_passes": "entropy passes",
         "any_other_passes": "another passes",
         "teaches_better": "claimed to teach better",
         "covered": "interval covers",
     }
+    scenarios = results.simulation["scenarios"]
+    deviations = list(next(iter(scenarios.values())))
     rows = [
-        [scenario, deviation, *(f"{100 * found[name]:.1f}" for name in titles)]
-        for scenario, by_deviation in results.simulation["scenarios"].items()
-        for deviation, found in by_deviation.items()
+        [truth, *(" / ".join(f"{100 * found[deviation][name]:.1f}" for deviation in deviations) for name in titles)]
+        for truth, found in scenarios.items()
     ]
-    title = ["truth", "deviation over draws, points", *(f"{one}, %" for one in titles.values())]
-    said = f"{results.simulation['experiments']:,} experiments of {results.simulation['draws']} draws in each row."
-    return f"{table(title, rows)}\n\n{said}"
+    said = (
+        f"Where such a difference deviates by {' / '.join(deviations)} points over draws. "
+        f"{results.simulation['experiments']:,} experiments of {results.simulation['draws']} draws for each number."
+    )
+    return f"{table(['truth', *(f'{one}, %' for one in titles.values())], rows)}\n\n{said}"
 
 
 def cpu_seconds(pieces: Any) -> float:

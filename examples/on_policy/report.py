@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,8 +18,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from on_policy import HERE
 
 # isort: split
-from distillation.intervals import bootstrap_difference, t_interval
-from distillation.report import COLUMN_TITLES, COLUMNS, WAYS, percent, points, share, table
+from distillation.report import table
+
+from on_policy.held_out import FILES, WAYS, Interval, difference, share
+
+COUNTS = {"stories": 500, "longer": 300, "sorting": 300}
+COLUMNS = [(held_out, way) for held_out in FILES for way in WAYS]
+COLUMN_TITLES = [f"{held_out} ({COUNTS[held_out]}), {way}" for held_out, way in COLUMNS]
 
 README = HERE / "README.md"
 RESULTS = HERE / "results"
@@ -28,57 +34,71 @@ COLOURS = {"q_star": "#c0392b", "theta": "#2471a3", "once": "#b7950b"}
 
 
 def summarised(result: dict[str, Any]) -> dict[str, Any]:
-    """A result with shares in the place of the marks of single problems, and the differences that need the marks.
+    """A result with shares in the place of the marks of single problems, and the intervals that need the marks.
 
-    Adds `differences` of the reference from each other source, and from theta before training (`before`), in each of the
-    columns: the difference of the shares that are right at the end, with its interval.
+    Adds `shares`, by source, rounds, held-out set and way of drawing: the share that is right, with its interval. And
+    `differences` of the reference at the end from each other source, and from theta `before` training, in each of the columns.
+    All intervals are over resampled problems and resampled runs: they cover other problems, seeds and training data.
     """
+    runs = result["runs"]
 
-    def marks(name: str, held_out: str, way: str, number: str) -> list[str]:
-        return [run["evaluations"][number][held_out][way]["right"] for run in result["runs"][name]]
-
-    def shares(judged: Any) -> Any:
-        return {key: share(value) if key in ("right", "sound") else shares(value) for key, value in judged.items()}
+    def marks(name: str, number: str, held_out: str, way: str) -> list[str]:
+        return [run["evaluations"][number][held_out][way]["right"] for run in runs[name]]
 
     def of_run(run: dict[str, Any]) -> dict[str, Any]:
-        evaluations = {
-            number: {name: shares(one[name]) for name in one if isinstance(one[name], dict)}
-            for number, one in run["evaluations"].items()
-        }
-        return run | {"evaluations": evaluations}
+        """Without the marks, and without what `piece` says of each evaluation."""
+        return {key: value for key, value in run.items() if key != "evaluations"}
 
+    shares = {
+        name: {
+            number: {
+                held_out: {way: share(marks(name, number, held_out, way)) for way in WAYS}
+                for held_out in FILES
+                if held_out in evaluation
+            }
+            for number, evaluation in runs[name][0]["evaluations"].items()
+        }
+        for name in runs
+    }
     end = str(result["recipe"]["rounds"])
-    others = {name: (name, end) for name in result["runs"] if name != REFERENCE} | {"before": (REFERENCE, "0")}
+    others = {name: (name, end) for name in runs if name != REFERENCE} | {"before": (REFERENCE, "0")}
     differences = {
-        label: [
-            bootstrap_difference(marks(REFERENCE, *column, end), marks(name, *column, number)) for column in COLUMNS
-        ]
-        for label, (name, number) in others.items()
+        label: [difference(marks(REFERENCE, end, *column), marks(*other, *column)) for column in COLUMNS]
+        for label, other in others.items()
     }
     return result | {
+        "runs": {name: list(map(of_run, of_source)) for name, of_source in runs.items()},
+        "shares": shares,
         "differences": differences,
-        "runs": {name: list(map(of_run, runs)) for name, runs in result["runs"].items()},
     }
 
 
-def at(runs: Sequence[dict[str, Any]], number: int, held_out: str, way: str) -> list[float]:
-    """For each run of a summarised result, the share that is right after so many rounds."""
-    return [run["evaluations"][str(number)][held_out][way]["right"] for run in runs]
+def percent(values: Interval) -> str:
+    """A share with its interval, in per cent."""
+    middle, low, high = (100 * value for value in values)
+    return f"{middle:.1f} ({low:.1f} to {high:.1f})"
 
 
-def students(result: dict[str, Any]) -> list[str]:
-    """What is right at the end, with Student's interval over seeds."""
-    end = result["recipe"]["rounds"]
-    rows = [("*theta, before training*", REFERENCE, 0)]
+def points(values: Interval) -> str:
+    """A difference of shares with its interval, in points; bold where the interval leaves zero out."""
+    middle, low, high = (100 * value for value in values)
+    text = f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def students(result: dict[str, Any]) -> str:
+    """What is right at the end."""
+    end = str(result["recipe"]["rounds"])
+    rows = [("*theta, before training*", REFERENCE, "0")]
     rows += [(result["labels"][name], name, end) for name in result["runs"]]
 
-    def shares(name: str, number: int) -> list[str]:
-        return [percent(t_interval(at(result["runs"][name], number, *column))) for column in COLUMNS]
+    def shares(name: str, number: str) -> list[str]:
+        return [percent(result["shares"][name][number][held_out][way]) for held_out, way in COLUMNS]
 
     return table(["completions", *COLUMN_TITLES], [[label, *shares(name, number)] for label, name, number in rows])
 
 
-def differences(result: dict[str, Any]) -> list[str]:
+def differences(result: dict[str, Any]) -> str:
     labels = {"before": "*theta, before training*"} | result["labels"]
     return table(
         [f"{labels[REFERENCE]}, minus", *COLUMN_TITLES],
@@ -86,7 +106,7 @@ def differences(result: dict[str, Any]) -> list[str]:
     )
 
 
-def drawn(result: dict[str, Any]) -> list[str]:
+def drawn(result: dict[str, Any]) -> str:
     """What was trained on: the share of right completions in the first and the last quarter of the rounds."""
     quarter = max(1, result["recipe"]["rounds"] // 4)
 
@@ -99,7 +119,7 @@ def drawn(result: dict[str, Any]) -> list[str]:
             result["labels"][name],
             right(runs, slice(quarter)),
             right(runs, slice(-quarter, None)),
-            f"{sum(one['tokens'] for run in runs for one in run['rounds']):,}",
+            f"{sum(one['tokens'] for run in runs for one in run['rounds']):,.0f}",
         ]
         for name, runs in result["runs"].items()
     ]
@@ -107,24 +127,23 @@ def drawn(result: dict[str, Any]) -> list[str]:
     return table(title, rows)
 
 
-def origin(result: dict[str, Any]) -> list[str]:
+def origin(result: dict[str, Any]) -> str:
     """Where the figures come from."""
     recipe, machine, versions = result["recipe"], result["machine"], result["versions"]
     every = [run for runs in result["runs"].values() for run in runs]
     whole = [run["cpu_seconds"] / 60 for run in every if run["resumed_at_round"] == 0]
-    minutes = sum(whole) / len(whole)
-    return [
+    minutes = sum(whole) / len(whole) if whole else math.nan
+    return (
         f"{recipe['rounds']} rounds of {recipe['problems']} completions with {recipe['updates']} steps each; "
         f"{len(result['seeds'])} seeds, each with its own training problems. {machine['cpu']}, {machine['cores']} cores, the "
         f"engine in {machine['kernels']}; vLLM {versions['vllm']}, torch {versions['torch']}, TRL {versions['trl']}; "
         f"{result['date']}; load {result['load_before'][0]:.1f} before and {result['load_after'][0]:.1f} after. A run takes "
-        f"{minutes:.1f} minutes of one core (mean of the {len(whole)} that were not interrupted), so all {len(every)} take "
-        f"{minutes * len(every) / 2:.0f} on two idle cores. `results/on-policy.json`.",
-        "",
-    ]
+        f"{minutes:.1f} minutes of one core (mean of the {len(whole)} that were not interrupted), so all {len(every)} need "
+        f"{minutes * len(every):.0f} of one core, half as many on two idle ones. `results/on-policy.json`."
+    )
 
 
-SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "students": students,
     "differences": differences,
     "drawn": drawn,
@@ -144,7 +163,7 @@ def written_into(text: str, result: dict[str, Any]) -> str:
         _, ended, after = rest.partition(end)
         if not found or not ended:
             raise ValueError(f"README has no place for {name}")
-        text = before + begin + "\n".join(section(result)).rstrip("\n") + "\n" + end + after
+        text = before + begin + f"{section(result)}\n" + end + after
     return text
 
 
@@ -153,7 +172,7 @@ def write() -> None:
 
 
 def draw(result: dict[str, Any], folder: Path) -> None:
-    """The curves: held-out stories by rounds, with Student's interval over seeds, and how much of what was drawn is right."""
+    """The curves: held-out stories by rounds, with their intervals, and how much of what was drawn is right."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -161,9 +180,10 @@ def draw(result: dict[str, Any], folder: Path) -> None:
 
     figure, (*curves, last) = plt.subplots(1, 3, figsize=(15, 4.5))
     for axes, way in zip(curves, WAYS, strict=True):
-        for name, runs in result["runs"].items():
-            numbers = sorted(map(int, runs[0]["evaluations"]))
-            values = [[100 * value for value in t_interval(at(runs, number, "stories", way))] for number in numbers]
+        for name in result["runs"]:
+            shares = result["shares"][name]
+            numbers = sorted(map(int, shares))
+            values = [[100 * value for value in shares[str(number)]["stories"][way]] for number in numbers]
             middle, low, high = zip(*values, strict=True)
             axes.plot(numbers, middle, marker="o", markersize=4, color=COLOURS[name], label=result["labels"][name])
             axes.fill_between(numbers, low, high, color=COLOURS[name], alpha=0.15)
@@ -193,7 +213,7 @@ def main() -> None:
         write()
         draw(result, RESULTS)
     else:
-        print("\n".join(line for section in SECTIONS.values() for line in section(result)))
+        print("\n\n".join(section(result) for section in SECTIONS.values()))
 
 
 if __name__ == "__main__":

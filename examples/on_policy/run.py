@@ -26,7 +26,7 @@ from on_policy import HERE  # first: it finds the modules that follow
 
 # isort: split
 import recording
-from distillation.run import piece
+from distillation.pieces import piece
 
 from on_policy import loop, report
 
@@ -64,6 +64,7 @@ def all_runs(work: Path, recipe: loop.Recipe, seeds: tuple[int, ...], jobs: int)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="a trial on a few problems")
+    parser.add_argument("--seeds", type=int, help="runs of each source, the first ones")
     parser.add_argument("--work", type=Path, help="folder of the unfinished work (default: work/ beside this script)")
     parser.add_argument(
         "--results", type=Path, help="folder of the result and the plot (default: results/; of a trial: work)"
@@ -71,6 +72,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side (default: all cores)")
     given = parser.parse_args()
     recipe, seeds = (SMALL, SMALL_SEEDS) if given.small else (loop.Recipe(), SEEDS)
+    seeds = seeds[: given.seeds] if given.seeds else seeds
     work = (given.work or HERE / "work" / ("small" if given.small else "full")).resolve()
     results = given.results or (work if given.small else HERE / "results")
 

@@ -1,4 +1,4 @@
-"""The engine core in a process of its own, and several ranks: greedy tokens against brute force.
+"""The engine core in a process of its own, and several ranks: greedy tokens against brute force, sampled rows by the audit.
 
 vLLM loads the plugin there while it is building the engine core, not before, which a test in one process cannot see.
 """
@@ -7,47 +7,105 @@ from __future__ import annotations
 
 import asyncio
 import random
+from pathlib import Path
+from typing import Any
 
 import pytest
 from vllm import LLM, SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from support.cases import Case, generate, mixed_batch
+from support.cases import KL_SYMMETRY, OPTED_OUT, THETA_ALONE, Case, generate, mixed_batch, theta_prompts
 from support.engines import engine_options, scoring_options, start_engine, stop_engine
+from support.random_models import save_model
+from support.rank_audit import RankAudit
 from support.reference_models import Reference, greedy_tokens
+from support.row_audit import Report
+from support.special_pairs import Pair, prompts, start_pair
+from support.special_tokens import CHATTY, OTHER
 
 RANKS: dict[str, dict[str, int]] = {
     "one rank": {},
     "tensor parallel": {"tensor_parallel_size": 2},
 }
 
+# Few tokens to draw from, so that n-grams draft what is then drawn. The audit's rows are those before that.
+FEW_TOKENS: dict[str, Any] = {"allowed_token_ids": [5, 6, 7]}
 
-@pytest.mark.parametrize("name", RANKS)
-def test_greedy(name: str, pair: tuple[str, str], reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
+
+@pytest.fixture(scope="module")
+def uneven_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A random teacher and theta whose vocabularies are padded, each by another number, before ranks share them out."""
+    folder = tmp_path_factory.mktemp("uneven")
+    return (
+        save_model(folder / "teacher", hidden_size=128, num_layers=3, seed=0, vocab_size=515),
+        save_model(folder / "theta", hidden_size=64, num_layers=2, seed=1, vocab_size=449),
+    )
+
+
+@pytest.fixture(scope="module")
+def uneven_reference(uneven_pair: tuple[str, str]) -> Reference:
+    return Reference(*uneven_pair)
+
+
+@pytest.fixture
+def in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
-    llm = start_engine(*pair, **RANKS[name])
+    monkeypatch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # the audit goes to the workers as functions
+
+
+def check(llm: LLM, reference: Reference, cases: list[Case], **options: Any) -> Report:
+    """Greedy tokens by brute force, and the rows of sampled ones on every rank."""
+    outputs = generate(llm, cases, max_tokens=8, temperature=0.0)
+    for case, output in zip(cases, outputs, strict=True):
+        assert list(output.outputs[0].token_ids) == greedy_tokens(reference, case, 8), case
+    with RankAudit(llm) as audit:
+        outputs = generate(llm, cases, max_tokens=8, samples=[1, 2] * 6, **options)
+    return audit.check(reference, theta_prompts(cases, outputs))
+
+
+@pytest.mark.usefixtures("in_processes")
+@pytest.mark.parametrize("name", RANKS)
+def test_theta_drafts(name: str, uneven_pair: tuple[str, str], uneven_reference: Reference) -> None:
+    llm = start_engine(*uneven_pair, **RANKS[name])
     try:
-        cases = mixed_batch(seed=71, long=70)
-        outputs = generate(llm, cases, max_tokens=8, temperature=0.0)
-        for case, output in zip(cases, outputs, strict=True):
-            assert list(output.outputs[0].token_ids) == greedy_tokens(reference, case, 8), case
+        report = check(llm, uneven_reference, mixed_batch(seed=71, long=70))
+        assert report.mixed < report.rows and report.by_draft_position[3] > 20
     finally:
         stop_engine(llm)
 
 
+@pytest.mark.usefixtures("in_processes")
 @pytest.mark.parametrize("name", RANKS)
-def test_greedy_where_the_teacher_is_theta(name: str, pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+def test_the_teacher_is_theta(name: str, pair: tuple[str, str]) -> None:
     llm = LLM(**scoring_options(pair[0], drafts=2, **RANKS[name]))
     try:
-        cases = mixed_batch(seed=76, long=70)
-        outputs = generate(llm, cases, max_tokens=8, temperature=0.0)
-        reference = Reference(pair[0], pair[0])
-        for case, output in zip(cases, outputs, strict=True):
-            assert list(output.outputs[0].token_ids) == greedy_tokens(reference, case, 8), case
+        report = check(llm, Reference(pair[0], pair[0]), mixed_batch(seed=76, long=70), **FEW_TOKENS)
+        assert report.mixed < report.rows and report.by_draft_position[2] > 20
     finally:
         stop_engine(llm)
+
+
+@pytest.mark.usefixtures("in_processes")
+def test_theta_scores_with_other_special_tokens(tmp_path: Path) -> None:
+    """Two models, n-gram drafts, and vocabularies that agree but for special tokens, on two ranks."""
+    pair = Pair(CHATTY, OTHER, (6, 3), scores=True)
+    running = start_pair(pair, tmp_path, tensor_parallel_size=2)
+    try:
+        rng = random.Random(77)
+        shared = prompts(running, rng, 70)
+        cases = [
+            Case(shared, prompts(running, rng, length, of_theta=True), arguments)
+            for length in (20, 70, 90)
+            for arguments in (KL_SYMMETRY, THETA_ALONE)
+        ] + [Case(shared, None, KL_SYMMETRY), Case(shared, None, OPTED_OUT)]
+        few = {"allowed_token_ids": [running.teacher.eos_token_id, *running.ids("the", "<user>")]}
+        with RankAudit(running.llm) as audit:
+            outputs = generate(running.llm, cases, max_tokens=8, samples=[1, 2] * 4, **few)
+        report = audit.check(running.reference, theta_prompts(cases, outputs), running.vocabularies)
+        assert report.mixed < report.rows and report.by_draft_position[2] > 20
+    finally:
+        stop_engine(running.llm)
 
 
 def test_async_engine_with_data_parallel_ranks_and_aborts(

@@ -24,7 +24,7 @@ from vllm_optimal_sampling.kernels import Method
 from support.cases import KL_SYMMETRY, OPTED_OUT, TEACHER_ALONE, THETA_ALONE, Case, generate, token_ids
 from support.reference_models import Reference, expected_log_q, greedy_tokens
 from vllm_optimal_sampling.front_end.records import TokenRecords
-from vllm_optimal_sampling.wire import RECORD_FIELDS
+from vllm_optimal_sampling.wire import RECORD_FIELDS, TOP_FIELDS
 
 K = 3
 # float32 models through other attention kernels against float64 (see `row_audit`): up to 3e-5 nats on likely tokens, more
@@ -65,6 +65,24 @@ def check(reference: Reference, case: Case, tokens: list[int], records: Any) -> 
             expected_value = pytest.approx(float(value), abs=TOLERANCES[name], nan_ok=True)
             assert found == expected_value, (name, i, case.arguments)
         assert records.fallback[i] is False
+        check_top(case, records, i, log_q, v, u)
+    if "return_top_k" not in case.arguments:
+        assert all(getattr(records, name) == [] for name in TOP_FIELDS)
+
+
+def check_top(case: Case, records: Any, i: int, log_q: Any, v: Any, u: Any) -> None:
+    """The likeliest tokens of a row: those of float64, but for rows whose k-th has a rival that is as likely."""
+    k = case.arguments.get("return_top_k", 0)
+    if k == 0:
+        return
+    tokens = records.top_token_ids[i]
+    assert len(set(tokens)) == len(tokens) == k
+    for place, wanted in enumerate(log_q.topk(k).values.tolist()):
+        token = tokens[place]
+        expected = {"top_logprob": log_q, "top_teacher_logprob": v, "top_theta_logprob": u}
+        assert float(log_q[token]) == pytest.approx(wanted, abs=TOLERANCES["logprob"])
+        for name, row in expected.items():
+            assert getattr(records, name)[i][place] == pytest.approx(float(row[token]), abs=TOLERANCES["logprob"])
 
 
 def metrics(llm: LLM) -> dict[str, Any]:
@@ -84,13 +102,13 @@ def llm(engines: Callable[..., LLM]) -> LLM:
 def long_batch() -> list[Case]:
     rng = random.Random(3)
     arguments: list[dict[str, Any]] = [
-        {**KL_SYMMETRY, **ASKED},
+        {**KL_SYMMETRY, **ASKED, "return_top_k": 5},
         {**THETA_ALONE, **ASKED},
-        {**BOUNDED, **ASKED},
+        {**BOUNDED, **ASKED, "return_top_k": 2},
         OPTED_OUT,
         {**TEACHER_ALONE, **ASKED},
         KL_SYMMETRY,
-        {"teacher_only_tokens": 3, **ASKED},
+        {"teacher_only_tokens": 3, **ASKED, "return_top_k": 3},
     ]
     cases = [Case(token_ids(rng, 120 + i), token_ids(rng, 118 - 9 * i), given) for i, given in enumerate(arguments)]
     return [Case(case.prompt, None, OPTED_OUT) if case.arguments == OPTED_OUT else case for case in cases]
@@ -250,12 +268,13 @@ def server(pair: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def as_records(choice: dict[str, Any]) -> TokenRecords:
-    assert set(choice["optimal_sampling"]) == set(RECORD_FIELDS)
+    assert set(choice["optimal_sampling"]) in (set(RECORD_FIELDS), {*RECORD_FIELDS, *TOP_FIELDS})
     return TokenRecords(**choice["optimal_sampling"])
 
 
-def test_over_http(server: Server, reference: Reference) -> None:
-    case = Case([15, 6, 7, 8], [9, 10], {**KL_SYMMETRY, **ASKED})
+@pytest.mark.parametrize("top", [{}, {"return_top_k": 4}], ids=["", "top"])
+def test_over_http(server: Server, reference: Reference, top: dict[str, int]) -> None:
+    case = Case([15, 6, 7, 8], [9, 10], {**KL_SYMMETRY, **ASKED, **top})
     asked = {"max_tokens": 9, "n": 2, "seed": 3, "ignore_eos": True, "return_token_ids": True}
     body = {"prompt": case.prompt, **asked, "vllm_xargs": case.extra_args()}
     for choice in json.loads(server.get("/v1/completions", body))["choices"]:

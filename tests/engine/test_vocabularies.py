@@ -1,84 +1,30 @@
-"""Teachers and thetas whose tokenizers agree but for special tokens: rows in float64, ends of texts, chats, records.
-
-The expected pairs are written down by the tokens' names; what theta reads is its own tokenizer's text.
-"""
+"""Teachers and thetas whose tokenizers agree but for special tokens: rows in float64, ends of texts, chats, records."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import inf
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer
-from vllm import LLM, SamplingParams
+from vllm import SamplingParams
 
 from support.cases import KL_SYMMETRY, OPTED_OUT, TEACHER_ALONE, THETA_ALONE, Case, generate, theta_prompts
-from support.engines import RUN_MODES, engine_options, find_runner, scoring_options, stop_engine
-from support.reference_models import Reference
-from support.row_audit import AuditError, RowAudit, Vocabularies
-from support.special_tokens import CHATTY, OTHER, Specials, save_model
+from support.engines import RUN_MODES, find_runner, stop_engine
+from support.row_audit import AuditError, RowAudit
+from support.special_pairs import Pair, Running, prompts, start_pair
+from support.special_tokens import CHATTY, OTHER
 from vllm_optimal_sampling import OptimalSamplingParams
 from vllm_optimal_sampling.integrations.trl import completion_ids
-
-ROLES = {"<|im_end|>": "<end of answer>", "<end of answer>": "<|im_end|>"}
-"""Names that are paired for what they are for."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A teacher and a theta with different special tokens, and with so many ids of padding each."""
-
-    teacher: Specials
-    theta: Specials
-    padding: tuple[int, int]
-    scores: bool = False
-
-    @property
-    def name(self) -> str:
-        order = "other ordinary ids, " if self.theta.first else ""
-        chatty = "chatty" if self.teacher.eos == CHATTY.eos else "other"
-        return f"{chatty} teacher, {order}{'theta scores' if self.scores else 'theta drafts'}"
-
 
 PAIRS = [
     Pair(CHATTY, OTHER, (6, 3)),
     Pair(OTHER, CHATTY, (0, 9)),
     Pair(CHATTY, replace(OTHER, first=True), (0, 0), scores=True),
 ]
-
-
-@dataclass
-class Running:
-    llm: LLM
-    teacher: Any
-    theta: Any
-    reference: Reference
-    vocabularies: Vocabularies
-
-    def ids(self, *tokens: str) -> list[int]:
-        return list(self.teacher.convert_tokens_to_ids(list(tokens)))
-
-
-def vocabularies(teacher: Any, theta: Any, padding: tuple[int, int]) -> Vocabularies:
-    mine, theirs = teacher.get_vocab(), theta.get_vocab()
-    partners, texts = {}, {}
-    for token, token_id in mine.items():
-        name = ROLES.get(token, token)
-        if name in theirs:
-            partners[token_id] = theirs[name]
-            texts[token_id] = [theirs[name]]
-        else:
-            texts[token_id] = theta.encode(token, add_special_tokens=False)
-    for token_id in range(len(mine), len(mine) + padding[0]):  # what a random teacher draws when it is alone
-        is_padding_of_both = len(theirs) <= token_id < len(theirs) + padding[1]
-        texts[token_id] = [token_id if is_padding_of_both else theta.eos_token_id]
-    return Vocabularies(partners, {token_id: text[0] for token_id, text in texts.items()}, texts)
 
 
 @pytest.fixture(scope="module", params=RUN_MODES)
@@ -92,27 +38,12 @@ def engines(
             for other in running.values():
                 stop_engine(other.llm)
             running.clear()
-            folder: Path = tmp_path_factory.mktemp("pair")
-            paths = (
-                save_model(folder / "teacher", pair.teacher, padding=pair.padding[0], hidden_size=128, seed=0),
-                save_model(folder / "theta", pair.theta, padding=pair.padding[1], seed=1),
-            )
-            options = {"max_num_batched_tokens": 64, "enable_prefix_caching": True, **RUN_MODES[request.param]}
-            make = scoring_options(*paths, drafts=2, **options) if pair.scores else engine_options(*paths, **options)
-            teacher, theta = (AutoTokenizer.from_pretrained(path) for path in paths)
-            running[pair.name] = Running(
-                LLM(**make), teacher, theta, Reference(*paths), vocabularies(teacher, theta, pair.padding)
-            )
+            running[pair.name] = start_pair(pair, tmp_path_factory.mktemp("pair"), **RUN_MODES[request.param])
         return running[pair.name]
 
     yield start
     for one in running.values():
         stop_engine(one.llm)
-
-
-def prompts(running: Running, rng: random.Random, length: int, of_theta: bool = False) -> list[int]:
-    tokenizer = running.theta if of_theta else running.teacher
-    return [rng.randrange(len(tokenizer)) for _ in range(length)]
 
 
 @pytest.mark.parametrize("pair", [pytest.param(pair, id=pair.name) for pair in PAIRS])

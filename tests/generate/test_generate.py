@@ -36,6 +36,7 @@ NUM_PROBLEMS, NUM_SAMPLES = 12, 2
 ENDS = ("kill", "kill the engine", "stop")
 """How the runs are interrupted, one after another; the next one finishes."""
 OPTIONS = [*TEMPLATES, "--chat", "--temperature", "0", "--max-tokens", "32", "--id-column", "id", "--return-alpha"]
+OPTIONS += ["--return-top-k", "2"]
 
 BAD_ROWS: dict[int, tuple[dict[str, Any] | bytes, str]] = {
     3: ({"id": "no answer", "problem": "Why?"}, "teacher's template failed: 'answer' is undefined"),
@@ -157,6 +158,8 @@ def test_rows_are_what_was_asked_for(drawn: Drawn) -> None:
         record = row["optimal_sampling"]
         assert {len(values) for values in record.values()} == {len(row["completion_token_ids"])}
         assert all(0 <= alpha <= 1 for alpha in record["alpha"])
+        assert [tokens[0] for tokens in record["top_token_ids"]] == row["completion_token_ids"]  # drawn greedily
+        assert [values[0] for values in record["top_logprob"]] == pytest.approx(record["logprob"], abs=1e-3)
 
 
 def test_other_settings_are_refused_and_named(drawn: Drawn) -> None:

@@ -9,6 +9,8 @@ from vllm.distributed.weight_transfer.base import WeightTransferEngine
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from vllm_optimal_sampling.worker.theta.loading import repack_tied_heads
+
 BACKEND = "files"
 
 
@@ -44,6 +46,7 @@ class FolderTransfer(WeightTransferEngine[Nothing, Folder]):
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
+        repack_tied_heads(self.model)  # only the CPU build keeps a copy that would stay the old one's
 
     def shutdown(self) -> None:
         pass

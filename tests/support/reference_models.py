@@ -87,6 +87,8 @@ def greedy_tokens(reference: Reference, case: Case, max_tokens: int) -> list[int
         log_q = reference.logits(reference.teacher, [*case.prompt, *tokens])
         if enabled:
             prompt = case.prompt if case.theta_prompt is None else case.theta_prompt
-            log_q = expected_log_q(log_q, reference.logits(reference.theta, [*prompt, *tokens]), **arguments)
+            theta = reference.logits(reference.theta, [*prompt, *tokens])
+            shared = min(len(log_q), len(theta))  # where the padded vocabularies differ, only the ids of both have mass
+            log_q = expected_log_q(log_q[:shared], theta[:shared], **arguments)
         tokens.append(int(log_q.argmax()))
     return tokens

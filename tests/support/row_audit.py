@@ -23,9 +23,9 @@ from vllm import LLM
 from vllm_optimal_sampling.kernels import NEVER, Method
 from vllm_optimal_sampling.kernels.reference import mix
 
-from support.engines import find_processor, find_runner
+from support.engines import find_runner
 from support.reference_models import Reference, expected_log_q
-from support.tolerances import CPU_FLOAT32, tolerances_of
+from support.tolerances import CPU_FLOAT32, Tolerances, tolerances_of
 from vllm_optimal_sampling.worker.theta.scorer import ThetaScorer
 
 # Of a float32 forward on a CPU; the audit itself takes its engine's (`tolerances`).
@@ -95,62 +95,12 @@ class Report:
     by_draft_position: Counter = field(default_factory=Counter)
 
 
-class RowAudit:
-    """Keeps the rows that pass the processor while it is entered. Several engines may be audited one after another."""
+class AuditedRows:
+    """Rows that passed a processor, and how far they may be from float64."""
 
-    def __init__(self, llm: LLM):
-        self.processor = find_processor(llm)
-        self.runner = find_runner(llm)
-        self.tolerances = tolerances_of(self.runner)
-        self.rows: list[Row] = []
-        self.step = 0
-
-    def __enter__(self) -> RowAudit:
-        self._apply = self.processor.apply
-        self.processor.apply = self._listen  # type: ignore[method-assign]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        del self.processor.apply
-
-    def _listen(self, logits: torch.Tensor, ctx: Any) -> torch.Tensor:
-        theta = self.processor.theta
-        assert theta is not None
-        states, requests = self.runner.req_states, theta.requests
-        before = logits.clone()
-        after = self._apply(logits, ctx)
-        self.step += 1
-        slots, local = ctx.expanded_idx_mapping.tolist(), ctx.expanded_local_pos.tolist()
-        for i, (slot, j) in enumerate(zip(slots, local, strict=True)):
-            position = int(ctx.pos[i])
-            first = position - j  # position of the newest token that was known before the drafts
-            prefill_len = int(states.prefill_len.np[slot])
-            if position + 1 < prefill_len or (j > 0 and first < prefill_len):
-                continue  # in the middle of a prompt, or a placeholder for drafts: vLLM drops what is drawn
-            tokens = states.all_token_ids.gpu[slot, : first + 1].tolist() + ctx.input_ids[i - j + 1 : i + 1].tolist()
-            theta_len = int(requests.prompt_len.np[slot])
-            settings = {name: getattr(requests.settings, name)[slot].item() for name in vars(requests.settings)}
-            enabled = settings["first_position"] != NEVER
-            # A theta that scores has nothing to do with requests that opted out; one that drafts reads along.
-            reads = enabled or not isinstance(theta, ThetaScorer)
-            self.rows.append(
-                Row(
-                    request=states.index_to_req_id[slot],
-                    step=self.step,
-                    slot=slot,
-                    draft_position=j,
-                    position=position,
-                    tokens=tokens,
-                    prompt_len=int(states.prompt_len.np[slot]),
-                    theta_prompt=requests.prompts.gpu[slot, :theta_len].tolist() if theta_len else None,
-                    settings=settings,
-                    enabled=enabled,
-                    theta=theta.rows[slot, j].to("cpu", copy=True) if reads else None,
-                    before=before[i].to("cpu", copy=True),
-                    after=after[i].to("cpu", copy=True),
-                )
-            )
-        return after
+    def __init__(self, rows: list[Row], tolerances: Tolerances):
+        self.rows = rows
+        self.tolerances = tolerances
 
     def check(
         self,
@@ -249,6 +199,68 @@ class RowAudit:
         report.mix_total_variation = max(report.mix_total_variation, total_variation)
         tolerated = self.tolerances.mix_total_variation
         self._judge("log q* of the rows it was given (total variation) is", total_variation, tolerated, where, report)
+
+
+class RowAudit(AuditedRows):
+    """Keeps the rows that pass the processor while it is entered. Several engines may be audited one after another.
+
+    Args:
+        llm: an engine in this process.
+        runner: in place of it, the model runner of one of several ranks (see `rank_audit`).
+    """
+
+    def __init__(self, llm: LLM | None = None, runner: Any = None):
+        self.runner = find_runner(llm) if llm is not None else runner
+        self.processor = self.runner.sampler.logits_processors[0]
+        super().__init__([], tolerances_of(self.runner))
+        self.step = 0
+
+    def __enter__(self) -> RowAudit:
+        self._apply = self.processor.apply
+        self.processor.apply = self._listen  # type: ignore[method-assign]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self.processor.apply
+
+    def _listen(self, logits: torch.Tensor, ctx: Any) -> torch.Tensor:
+        theta = self.processor.theta
+        assert theta is not None
+        states, requests = self.runner.req_states, theta.requests
+        before = logits.clone()
+        after = self._apply(logits, ctx)
+        self.step += 1
+        slots, local = ctx.expanded_idx_mapping.tolist(), ctx.expanded_local_pos.tolist()
+        for i, (slot, j) in enumerate(zip(slots, local, strict=True)):
+            position = int(ctx.pos[i])
+            first = position - j  # position of the newest token that was known before the drafts
+            prefill_len = int(states.prefill_len.np[slot])
+            if position + 1 < prefill_len or (j > 0 and first < prefill_len):
+                continue  # in the middle of a prompt, or a placeholder for drafts: vLLM drops what is drawn
+            tokens = states.all_token_ids.gpu[slot, : first + 1].tolist() + ctx.input_ids[i - j + 1 : i + 1].tolist()
+            theta_len = int(requests.prompt_len.np[slot])
+            settings = {name: getattr(requests.settings, name)[slot].item() for name in vars(requests.settings)}
+            enabled = settings["first_position"] != NEVER
+            # A theta that scores has nothing to do with requests that opted out; one that drafts reads along.
+            reads = enabled or not isinstance(theta, ThetaScorer)
+            self.rows.append(
+                Row(
+                    request=states.index_to_req_id[slot],
+                    step=self.step,
+                    slot=slot,
+                    draft_position=j,
+                    position=position,
+                    tokens=tokens,
+                    prompt_len=int(states.prompt_len.np[slot]),
+                    theta_prompt=requests.prompts.gpu[slot, :theta_len].tolist() if theta_len else None,
+                    settings=settings,
+                    enabled=enabled,
+                    theta=theta.rows[slot, j].to("cpu", copy=True) if reads else None,
+                    before=before[i].to("cpu", copy=True),
+                    after=after[i].to("cpu", copy=True),
+                )
+            )
+        return after
 
 
 def _expected(row: Row, teacher: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:

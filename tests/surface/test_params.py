@@ -157,6 +157,13 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"alpha": 1.5}, "alpha", "alpha=1.5 is outside [0, 1]; 0 is theta alone, 1 is the teacher alone"),
     ({"alpha_min": -0.1}, "alpha_min", "alpha_min=-0.1 is outside [0, 1]; 0 is theta alone, 1 is the teacher alone"),
     ({"alpha_min": 0.9, "alpha_max": 0.5}, "alpha_min", "alpha_min=0.9 is above alpha_max=0.5; swap them or drop one"),
+    ({"return_top_k": -1}, "return_top_k", "return_top_k=-1 is outside [0, 128]; 0 returns none"),
+    ({"return_top_k": 129}, "return_top_k", "return_top_k=129 is outside [0, 128]; 0 returns none"),
+    (
+        {"return_top_k": 5},
+        "return_top_k",
+        "return_top_k=5 adds to the per-token record, and return_alpha=False returns none; ask for return_alpha=True",
+    ),
     (
         {"support_top_k": 0},
         "support_top_k",
@@ -413,6 +420,8 @@ def consistent(given: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in given.items() if method in READERS.get(name, (method,))}
     if method == "kl_budget":
         given.setdefault("kl_budget", 0.1)
+    if not given.get("return_alpha"):
+        given.pop("return_top_k", None)
     if any(isinstance(given.get(name), tuple) for name in SCHEDULED):
         return {"alpha_steps": 3, **given}
     return {name: value for name, value in given.items() if name != "alpha_steps"}
@@ -443,6 +452,7 @@ other_arguments = st.fixed_dictionaries(
         "teacher_only_tokens": st.integers(0, 2**31 - 1),
         "max_js_divergence": st.none() | st.floats(0, 10),
         "return_alpha": st.booleans(),
+        "return_top_k": st.integers(0, 128),
     },
 ).map(consistent)
 requests = st.one_of(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from vllm_optimal_sampling.integrations.losses import cross_entropy, importance_weights, reverse_kl
+from vllm_optimal_sampling.integrations.losses import cross_entropy, importance_weights, reverse_kl, top_k_divergence
 
 VOCAB = 7
 TOLERANCE = {"atol": 1e-12, "rtol": 0.0}  # float64 sums of seven numbers
@@ -121,3 +121,45 @@ def test_padding_and_the_mean() -> None:
     torch.testing.assert_close(logprobs.grad, torch.tensor([[1.0, 1.5 * math.exp(0.5), 0.0], [1.0, 0.0, 0.0]]) / 3)
     with pytest.raises(ValueError, match="clip=0 is not above 0"):
         importance_weights(logprobs, sampling, 0)
+
+
+def top_k(theta: torch.Tensor, log_p: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    return top_k_divergence(theta.log_softmax(-1)[tokens][None, None], log_p[tokens][None, None], ONE)
+
+
+@pytest.mark.parametrize("target", [1, 2], ids=["q*", "teacher"])
+def test_top_k_of_all_tokens_is_the_divergence(models: tuple[torch.Tensor, ...], target: int) -> None:
+    theta, log_p = models[0], models[target]
+    divergence = (log_p.exp() * (log_p - theta.log_softmax(-1))).sum()
+    for k in (VOCAB, VOCAB - 1):  # the rest is nothing, or the last token
+        found = top_k(theta, log_p, log_p.topk(k).indices)
+        torch.testing.assert_close(found, divergence, atol=1e-9, rtol=0.0)
+        torch.testing.assert_close(gradient(found, theta), gradient(divergence, theta), atol=1e-9, rtol=0.0)
+
+
+def test_top_k_is_the_divergence_of_merged_outcomes(models: tuple[torch.Tensor, ...]) -> None:
+    theta, log_q, _ = models
+    best = log_q.topk(3).indices.tolist()
+    found = top_k(theta, log_q, torch.tensor(best))
+    p, ours = log_q.exp(), theta.softmax(-1)
+    outcomes = [[token] for token in best] + [[token for token in range(VOCAB) if token not in best]]
+    merged = sum(p[one].sum() * (p[one].sum() / ours[one].sum()).log() for one in outcomes)
+    assert isinstance(merged, torch.Tensor)
+    torch.testing.assert_close(found, merged, atol=1e-9, rtol=0.0)
+    torch.testing.assert_close(gradient(found, theta), gradient(merged, theta), atol=1e-9, rtol=0.0)
+    assert 0 < found < (p * (log_q - theta.log_softmax(-1))).sum()
+
+
+def test_top_k_leaves_out_what_cannot_be_drawn_and_padding(models: tuple[torch.Tensor, ...]) -> None:
+    """A grammar that leaves two tokens: the other places of the record have -inf. Padding may hold anything."""
+    theta = models[0]
+    log_p = torch.full((VOCAB,), -torch.inf, dtype=torch.float64)
+    log_p[:2] = torch.tensor([0.75, 0.25], dtype=torch.float64).log()
+    row = theta.log_softmax(-1)[:4]
+    padding = torch.full((4,), math.nan, dtype=torch.float64)
+    found = top_k_divergence(
+        torch.stack([row, padding])[None], torch.stack([log_p[:4], padding])[None], torch.tensor([[1, 0]])
+    )
+    expected = (log_p[:2].exp() * (log_p[:2] - theta.log_softmax(-1)[:2])).sum()
+    torch.testing.assert_close(found, expected, atol=1e-9, rtol=0.0)
+    assert gradient(found, theta).isfinite().all()

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
 
 import pytest
 import torch
 from docs.blocks import SMALL_OPTIONS, blocks
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from support.example_pair import TEACHER, TEACHER_MESSAGES, THETA, THETA_MESSAGES, chat_tokens
@@ -132,6 +133,12 @@ def test_a_request_under_way_ends_on_the_old_weights(
     assert error_under(students["b"], drawn(server)) < MAX_LOG_PROB_ERROR
 
 
+def save_adapter_like(folder: Path) -> Path:
+    folder.mkdir()
+    save_file({"base_model.model.x.lora_A.weight": torch.ones(1, 1)}, folder / "adapter_model.safetensors")
+    return folder
+
+
 def test_wrong_weights_are_refused(
     server: Server, program: dict[str, Any], students: dict[str, torch.nn.Module], tmp_path: Path
 ) -> None:
@@ -139,9 +146,16 @@ def test_wrong_weights_are_refused(
     with pytest.raises(ValueError, match="has no parameter named model") as caught:
         program["update_theta"](AutoModelForCausalLM.from_pretrained(TEACHER), str(tmp_path / "teacher"), 6)
     assert "\n" not in str(caught.value)
-    # A folder that is not there: the endpoint answers with an error, and what waited goes on.
-    with pytest.raises(HTTPError):
-        program["post"]("/collective_rpc", method="reload_weights", kwargs={"weights_path": "/nowhere", "theta": True})
+
+    def refusal(folder: Path) -> str:
+        (sentence,) = program["post"]("/collective_rpc", method="replace_theta", args=[str(folder)])["results"]
+        return sentence
+
+    assert "is no folder with weights (*.safetensors) on the machine of this engine" in refusal(tmp_path / "nowhere")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "model.safetensors").write_bytes(b"not weights")
+    assert re.search("the weights in .*broken' cannot be read .*; save the model again", refusal(tmp_path / "broken"))
+    assert "theta has no adapter to replace" in refusal(save_adapter_like(tmp_path / "adapter"))
     assert server.is_alive()
     assert error_under(students["a"], drawn(server)) < MAX_LOG_PROB_ERROR
 

@@ -31,7 +31,7 @@ WRAPPERS = {
 
 NUMBERS = (
     *("alpha", "alpha_min", "alpha_max", "kl_budget", "js_sensitivity", "alpha_steps"),
-    *("support_top_k", "support_top_p", "teacher_only_tokens", "max_js_divergence"),
+    *("support_top_k", "support_top_p", "teacher_only_tokens", "max_js_divergence", "return_top_k"),
 )
 """The arguments that are numbers."""
 

@@ -18,6 +18,10 @@ JSON_FIELD = "optimal_sampling"
 """What the records are called in a choice of a response, and in a row that `generate` writes."""
 
 
+LISTS = (*wire.RECORD_FIELDS, *wire.TOP_FIELDS)
+"""The fields that have an entry for each token."""
+
+
 @dataclass
 class TokenRecords:
     """What optimal sampling did at each token: lists with one entry per token of the output they stand on.
@@ -50,6 +54,14 @@ class TokenRecords:
     """Its log-probability under theta alone; -inf for a token that theta cannot draw."""
     fallback: list[bool] = field(default_factory=list)
     """Whether the row was to be mixed but was left to the teacher."""
+    top_token_ids: list[list[int]] = field(default_factory=list)
+    """With `return_top_k`, else empty, as the following: the k likeliest tokens of the row under q*, the likeliest first."""
+    top_logprob: list[list[float]] = field(default_factory=list)
+    """log q* of each; -inf behind the last one that can be drawn."""
+    top_teacher_logprob: list[list[float]] = field(default_factory=list)
+    """Their log-probabilities under the teacher alone."""
+    top_theta_logprob: list[list[float]] = field(default_factory=list)
+    """Under theta alone."""
     theta_version: int = 0
     """Of all tokens: how often theta's weights had been replaced (`weights.update_theta`)."""
 
@@ -57,35 +69,46 @@ class TokenRecords:
         return len(self.alpha)
 
     def __getitem__(self, tokens: slice) -> TokenRecords:
-        lists: dict[str, Any] = {name: getattr(self, name)[tokens] for name in wire.RECORD_FIELDS}
+        lists: dict[str, Any] = {name: getattr(self, name)[tokens] for name in LISTS}
         return replace(self, **lists)
 
     def extend(self, other: TokenRecords) -> None:
         """Append the records of further tokens."""
-        for name in wire.RECORD_FIELDS:
+        for name in LISTS:
             getattr(self, name).extend(getattr(other, name))
 
     def truncate(self, num_tokens: int) -> None:
         """Forget what is behind the first `num_tokens`."""
-        for name in wire.RECORD_FIELDS:
+        for name in LISTS:
             del getattr(self, name)[num_tokens:]
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> TokenRecords:
-        """The records of rows `[tokens, len(wire.RECORD_FIELDS)]` float32."""
-        columns = np.frombuffer(data, dtype=np.float32).reshape(-1, len(wire.RECORD_FIELDS)).T
+    def from_rows(cls, rows: np.ndarray) -> TokenRecords:
+        """The records of rows as they travel (`wire.StepRecords`)."""
+        record, top = np.split(rows, [len(wire.RECORD_FIELDS)], axis=1)
         lists: dict[str, Any] = {
-            name: column.tolist() for name, column in zip(wire.RECORD_FIELDS, columns, strict=True)
+            name: column.tolist() for name, column in zip(wire.RECORD_FIELDS, record.T, strict=True)
         }
         lists["fallback"] = [value != 0 for value in lists["fallback"]]
+        if top.shape[1]:
+            for name, columns in zip(wire.TOP_FIELDS, np.split(top, len(wire.TOP_FIELDS), axis=1), strict=True):
+                lists[name] = (columns.astype(int) if name == "top_token_ids" else columns).tolist()
         return cls(**lists)
 
-    def to_json(self) -> dict[str, list[float | None]]:
-        """The lists as JSON knows them: a number that is not finite becomes null."""
+    def to_json(self) -> dict[str, list[Any]]:
+        """The lists as JSON knows them: a number that is not finite becomes null. Without `return_top_k` its lists are left
+        out."""
         return {
-            name: [value if math.isfinite(value) else None for value in getattr(self, name)]
-            for name in wire.RECORD_FIELDS
+            name: _json_numbers(getattr(self, name))
+            for name in LISTS
+            if name in wire.RECORD_FIELDS or getattr(self, name)
         }
+
+
+def _json_numbers(values: list[Any]) -> list[Any]:
+    return [
+        _json_numbers(value) if isinstance(value, list) else value if math.isfinite(value) else None for value in values
+    ]
 
 
 def collect_records(outputs: list[Any], states: dict[str, Any], theta_version: int = 0) -> None:
@@ -97,13 +120,13 @@ def collect_records(outputs: list[Any], states: dict[str, Any], theta_version: i
         theta_version: of theta's weights, which do not change while requests run.
     """
     for output in outputs:
-        data = wire.take_records(output)
+        rows = wire.take_records(output)
         state = states.get(output.request_id)
-        if data is None or state is None:  # without records, or aborted in the meantime
+        if rows is None or state is None:  # without records, or aborted in the meantime
             continue
         if getattr(state, "token_records", None) is None:
             state.token_records = TokenRecords(theta_version=theta_version)
-        state.token_records.extend(TokenRecords.from_bytes(data))
+        state.token_records.extend(TokenRecords.from_rows(rows))
 
 
 def records_of(state: Any, num_tokens: int, num_returned: int) -> TokenRecords | None:

@@ -1,7 +1,9 @@
 """Losses for tokens that were drawn from q* or from theta, out of the numbers that the record holds.
 
-The record has the log-probabilities of the drawn token only. So these are estimates from one sample per position; a loss over
-the whole vocabulary (as `distillation_mode="full_logits"` of TRL) needs the logits of both models again.
+By itself the record has the log-probabilities of the drawn token. `cross_entropy` and `reverse_kl` are estimates from this one
+sample per position. With `return_top_k` it also has the k likeliest tokens of each row, and `top_k_divergence` is computed from
+those and one bucket for all others. A loss over the whole vocabulary (`distillation_mode="full_logits"` of TRL) needs
+both models' logits again.
 
 Arguments, throughout [batch, tokens] floats, the prompt left out:
 
@@ -88,6 +90,38 @@ def reverse_kl(
     if sampling_logprobs is not None:
         losses = losses * importance_weights(logprobs, sampling_logprobs[counted], clip)
     return _mean(losses)
+
+
+def top_k_divergence(top_logprobs: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """D_KL(p || π_θ) of each row, over its k likeliest tokens and one bucket for all the rest.
+
+        L = Σ_{i<=k} p_i (log p_i - log π_θ,i) + p_rest (log p_rest - log π_θ,rest),   rest = 1 - Σ_{i<=k}
+
+    with p = q* or the teacher. It is at most the divergence over the whole vocabulary (merging outcomes loses none of what is
+    not there: the data processing inequality), and equal to it where p / π_θ is the same for all tokens of the rest. For q* the
+    rest is small by the choice of the k tokens, the likeliest under q*; under the teacher alone it may not be.
+
+    Args:
+        top_logprobs: `[batch, tokens, k]`, log π_θ of the tokens `top_token_ids` as the trainer computes them now: gathered
+            from the log-softmax over the whole vocabulary, with gradients.
+        targets: `[batch, tokens, k]`, log p of the same tokens: `top_logprob` of the record for q*, `top_teacher_logprob` for
+            the teacher. -inf (null in JSON) where a token cannot be drawn.
+        mask: `[batch, tokens]`, 1 where a token counts.
+    """
+    counted = mask.bool()
+    ours, theirs = _with_rest(top_logprobs[counted]), _with_rest(targets[counted])
+    losses = (theirs.exp() * (theirs.clamp(min=LEAST_LOGPROB) - ours.clamp(min=LEAST_LOGPROB))).sum(-1)
+    return _mean(losses)
+
+
+LEAST_LOGPROB = -60.0
+"""Of a probability that float32 rounds to nothing."""
+
+
+def _with_rest(logprobs: torch.Tensor) -> torch.Tensor:
+    """`[..., k + 1]`: the log of what is missing to 1 behind the k log-probabilities."""
+    rest = 1 - logprobs.exp().sum(-1, keepdim=True)
+    return torch.cat([logprobs, rest.clamp(min=torch.finfo(logprobs.dtype).eps).log()], dim=-1)
 
 
 def _mean(losses: torch.Tensor) -> torch.Tensor:

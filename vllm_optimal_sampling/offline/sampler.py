@@ -281,6 +281,7 @@ class OptimalSampler:
         *,
         seed: int | None = None,
         use_tqdm: bool = False,
+        return_top_k: int = 0,
         **sampling_arguments: Any,
     ) -> list[CompletionOutput]:
         """Draw one completion for each prompt, with its record: what a training loop samples.
@@ -292,6 +293,7 @@ class OptimalSampler:
             theta_prompts: theta's, one for each of `prompts`.
             seed: completion i is drawn with seed + i.
             use_tqdm: show a progress bar.
+            return_top_k: in [0, 128]: the records also have the k likeliest tokens of each row under q*.
             **sampling_arguments: of `vllm.SamplingParams`, such as `max_tokens` or `temperature`.
 
         Returns:
@@ -315,7 +317,7 @@ class OptimalSampler:
                 seed=None if seed is None else seed + number,
                 extra_args=OptimalSamplingParams(theta_prompt_token_ids=tuple(prompt)).to_extra_args()
                 | self._alpha
-                | {"return_alpha": True},
+                | {"return_alpha": True, "return_top_k": return_top_k},
                 **sampling_arguments,
             )
             for number, prompt in enumerate(theta_prompts)

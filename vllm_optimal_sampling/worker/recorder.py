@@ -18,7 +18,8 @@ from vllm_optimal_sampling.kernels import MixRecord, tally, token_logprobs
 from vllm_optimal_sampling.kernels.record import Kind
 from vllm_optimal_sampling.kernels.tally import NUM_EDGES
 from vllm_optimal_sampling.params import OptimalSamplingParams
-from vllm_optimal_sampling.wire import ALPHA_EDGES, KL_EDGES, StepRecords
+from vllm_optimal_sampling.wire import ALPHA_EDGES, KL_EDGES, RECORD_FIELDS, TOP_FIELDS, StepRecords
+from vllm_optimal_sampling.worker.top_tokens import TopTokens
 
 
 @dataclass
@@ -26,11 +27,12 @@ class DeviceRecords:
     """A step's records on their way to the host."""
 
     rows: torch.Tensor | None
-    """`[requests, K + 1, len(RECORD_FIELDS)]` float32, None where no request wants them."""
+    """`[requests, K + 1, len(RECORD_FIELDS)]` float32, with the columns of `TopTokens` behind them where a request wants
+    those; None where no request wants its rows."""
     tally: torch.Tensor
     """`[TALLY_SIZE]` float32."""
-    wanted: list[tuple[str, int]]
-    """Id and index in the batch of the requests that want their rows."""
+    wanted: list[tuple[str, int, int]]
+    """Id, index in the batch and `return_top_k` of the requests that want their rows."""
 
     def start_copy(self, copy_stream: Any, main_stream: Any, event: Any) -> None:
         """Queue the copies behind vLLM's own, and move the event that the host waits for behind them."""
@@ -43,7 +45,7 @@ class DeviceRecords:
         """The step as it arrived; only once the event has passed."""
         rows = {}
         if self.rows_np is not None:
-            rows = {request_id: self.rows_np[index] for request_id, index in self.wanted}
+            rows = {request_id: _own_columns(self.rows_np[index], k) for request_id, index, k in self.wanted}
         return StepRecords(rows, self.tally_np)
 
 
@@ -62,25 +64,41 @@ class Recorder:
         self.record = record
         self.edges = _histogram_edges().to(record.alpha.device)
         self.wanted = np.zeros(record.alpha.shape[0], dtype=bool)
+        self.top_k = np.zeros(record.alpha.shape[0], dtype=np.int32)
+        self.top: TopTokens | None = None
 
     def add(self, slot: int, params: OptimalSamplingParams) -> None:
         """Take over a slot for a request. One that opted out has no mix to report."""
         self.wanted[slot] = params.return_alpha and params.optimal_sampling
+        self.top_k[slot] = k = min(params.return_top_k, self.theta_logits.shape[-1])
+        if k > (0 if self.top is None else self.top.k):  # a larger one; what the last step wrote is on its way already
+            num_slots, num_positions = self.record.alpha.shape
+            self.top = TopTokens.allocate(num_slots, num_positions, k, self.record.alpha.device)
 
     def is_wanted(self, slots: np.ndarray) -> bool:
         """Whether a request of these slots wants its record."""
         return bool(self.wanted[slots].any())
 
+    def wants_top(self, slots: np.ndarray) -> bool:
+        """Whether a request of these slots wants the likeliest tokens of its rows."""
+        return bool(self.top_k[slots].any())
+
     def write(
-        self, token_ids: torch.Tensor, teacher_logits: torch.Tensor, slots: torch.Tensor, draft_positions: torch.Tensor
+        self,
+        token_ids: torch.Tensor,
+        teacher_logits: torch.Tensor,
+        slots: torch.Tensor,
+        draft_positions: torch.Tensor,
+        with_top: bool,
     ) -> None:
-        """Record the log-probabilities of the token drawn in each row.
+        """Record the log-probabilities of the token drawn in each row, and the likeliest tokens.
 
         Args:
             token_ids: `[rows]`, negative where a row has no token.
             teacher_logits: `[rows, vocab]` as the teacher gave them, a grammar applied.
             slots: `[rows]`, the request slot of each row.
             draft_positions: `[rows]`, how many drafts are before it.
+            with_top: whether a request of these rows has `return_top_k`.
         """
         token_logprobs(
             token_ids,
@@ -90,6 +108,9 @@ class Recorder:
             draft_positions.to(torch.int32),
             self.record,
         )
+        if with_top:
+            assert self.top is not None
+            self.top.write(teacher_logits, self.theta_logits, slots, draft_positions, self.record)
 
     def write_verified(
         self,
@@ -99,6 +120,7 @@ class Recorder:
         teacher_logits: torch.Tensor,
         slots: torch.Tensor,
         draft_positions: torch.Tensor,
+        with_top: bool,
     ) -> None:
         """The same after verification.
 
@@ -106,13 +128,13 @@ class Recorder:
             sampled: `[requests, K + 1]`, the tokens of each request: accepted drafts and the one drawn after them.
             num_sampled: `[requests]`, how many of them count.
             cu_num_logits: `[requests + 1]`, where each request's rows begin.
-            teacher_logits: see `write`, as `slots` and `draft_positions`.
+            teacher_logits: see `write`, as `slots`, `draft_positions` and `with_top`.
         """
         token_ids = torch.full((teacher_logits.shape[0],), -1, dtype=sampled.dtype, device=sampled.device)
         _flatten_sampled_kernel[(num_sampled.shape[0],)](
             token_ids, sampled, sampled.stride(0), num_sampled, cu_num_logits, num_warps=1
         )
-        self.write(token_ids, teacher_logits, slots, draft_positions)
+        self.write(token_ids, teacher_logits, slots, draft_positions, with_top)
 
     def gather(self, input_batch: Any, num_sampled: torch.Tensor) -> DeviceRecords:
         """What the step leaves to report, on the device still; the next step may overwrite the record.
@@ -137,7 +159,18 @@ class Recorder:
             record.fallback.to(torch.float32),
         )  # as RECORD_FIELDS names them
         rows = torch.stack(columns, dim=-1).index_select(0, slots)
-        return DeviceRecords(rows, counts, [(input_batch.req_ids[index], index) for index in wanted])
+        top_k = self.top_k[input_batch.idx_mapping_np]
+        if top_k.any():
+            assert self.top is not None
+            rows = torch.cat([rows, self.top.columns(slots)], dim=-1)
+        return DeviceRecords(rows, counts, [(input_batch.req_ids[index], index, int(top_k[index])) for index in wanted])
+
+
+def _own_columns(rows: np.ndarray, k: int) -> np.ndarray:
+    """A request's rows `[K + 1, ...]` without the likeliest tokens behind the first k: the others' k may be larger."""
+    record, top = np.split(rows, [len(RECORD_FIELDS)], axis=-1)
+    top = top.reshape(len(rows), len(TOP_FIELDS), -1)[:, :, :k]
+    return np.concatenate([record, top.reshape(len(rows), -1)], axis=-1)
 
 
 def _log_z(record: MixRecord) -> torch.Tensor:

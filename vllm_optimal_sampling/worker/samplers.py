@@ -42,7 +42,8 @@ class RecordingSampler(Sampler):
                 **kwargs,
             )
         if self.recorder.is_wanted(idx_mapping_np):
-            self.recorder.write(sampled, logits, expanded_idx_mapping, expanded_local_pos)
+            with_top = self.recorder.wants_top(idx_mapping_np)
+            self.recorder.write(sampled, logits, expanded_idx_mapping, expanded_local_pos, with_top)
         return sampled, processed_logits
 
 
@@ -91,8 +92,9 @@ class RecordingRejectionSampler(RejectionSampler):
                 *args,
             )
         if self.recorder.is_wanted(idx_mapping_np):
+            with_top = self.recorder.wants_top(idx_mapping_np)
             self.recorder.write_verified(
-                sampled, num_sampled, cu_num_logits, logits, expanded_idx_mapping, expanded_local_pos
+                sampled, num_sampled, cu_num_logits, logits, expanded_idx_mapping, expanded_local_pos, with_top
             )
         return processed_logits, sampled, num_sampled
 

@@ -51,6 +51,14 @@ class ThetaWorkerMixin:
         with set_current_vllm_config(self.model_runner.vllm_config):
             self._theta_updates.load(*given)
 
+    def replace_theta(self, folder: str) -> str | None:
+        """New weights for theta out of a folder, for servers; see `ThetaUpdates.refusal_of_folder`. Why not, else."""
+        refusal = self._theta_updates.refusal_of_folder(folder)
+        if refusal is None:
+            adapter = folder if self._theta_updates.is_adapter(folder) else None
+            self.update_theta(None, None if adapter else folder, adapter)
+        return refusal
+
     def _set_draft_weight_update_target(self) -> None:
         # A theta that shares the teacher's weights is no target of its own: an update would change the teacher too.
         self.model_runner.theta.check_own_weights()

@@ -145,6 +145,7 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument("--teacher-only-tokens", type=int, metavar="N")
     group.add_argument("--max-js-divergence", type=float, metavar="NATS")
     group.add_argument("--return-alpha", action="store_true", help="write each token's alpha and log-probabilities")
+    group.add_argument("--return-top-k", type=int, metavar="K", help="and of each row's K likeliest tokens under q*")
 
     group = parser.add_argument_group("output")
     group.add_argument("--output", metavar="PATH", help="resumed where it has rows already")

@@ -69,8 +69,33 @@ class ThetaUpdates:
         assert shapes is not None
         return self._refusal_of_tensors(shapes)
 
+    @staticmethod
+    def is_adapter(folder: str) -> bool:
+        """Whether a folder has a LoRA adapter, and not a model."""
+        return (Path(folder) / ADAPTER_WEIGHTS).exists()
+
+    def refusal_of_folder(self, folder: str) -> str | None:
+        """The same of what a folder has: a model in files of safetensors, or an adapter."""
+        if self.is_adapter(folder):
+            return self.refusal(None, folder)
+        try:
+            shapes = {name: shape for path in _files(folder) for name, shape in _shapes_in(path).items()}
+        except Exception as error:  # a folder may be anything
+            return f"the weights in {folder!r} cannot be read ({first_line(error)}); save the model again"
+        if not shapes:
+            return (
+                f"{folder!r} is no folder with weights (*.safetensors) on the machine of this engine; give the whole path of "
+                "one, as save_pretrained writes it"
+            )
+        return self.refusal(shapes, None)
+
     def _refusal_of_tensors(self, shapes: Shapes) -> str | None:
         theta = self.model_config.model
+        if self.model_config.quantization is not None:
+            return (
+                f"theta ({theta}) is quantised ({self.model_config.quantization}), and an update brings floats; start the "
+                "engine with a theta that is not"
+            )
         try:
             parameters, tensors = self._parameters, self._tensors
         except Exception as error:  # transformers has as many errors as models
@@ -97,8 +122,7 @@ class ThetaUpdates:
         path = folder / ADAPTER_WEIGHTS
         try:
             rank = json.loads((folder / "adapter_config.json").read_text())["r"]
-            with safe_open(path, "pt") as file:
-                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            shapes = _shapes_in(path)
         except Exception as error:  # a folder may be anything
             return (
                 f"adapter_path={str(folder)!r} cannot be read as a LoRA adapter ({first_line(error)}); give a folder with "
@@ -126,7 +150,7 @@ class ThetaUpdates:
 
         Args:
             tensors: by name, of an engine in the caller's process.
-            path: a file of safetensors with them, for an engine elsewhere.
+            path: a file of safetensors with them, or a folder of such files, for an engine elsewhere.
             adapter: folder of a LoRA adapter.
         """
         if adapter is not None:
@@ -136,10 +160,26 @@ class ThetaUpdates:
         self.runner.reload_weights(weights_iterator=iter(weights), theta=True)
 
 
-def _read(path: str) -> Iterable[tuple[str, torch.Tensor]]:
+def _files(path: str) -> list[Path]:
+    return (
+        sorted(Path(path).glob("*.safetensors"))
+        if Path(path).is_dir()
+        else [Path(path)]
+        if Path(path).is_file()
+        else []
+    )
+
+
+def _shapes_in(path: Path) -> Shapes:
     with safe_open(path, "pt") as file:
-        for name in file.keys():  # noqa: SIM118
-            yield name, file.get_tensor(name)
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def _read(path: str) -> Iterable[tuple[str, torch.Tensor]]:
+    for part in _files(path):
+        with safe_open(part, "pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                yield name, file.get_tensor(name)
 
 
 def _listed(names: list[str]) -> str:
