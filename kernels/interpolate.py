@@ -19,12 +19,17 @@ Its error
     bound, not an estimate. kappa is that of `kappa_of`; `tests/kernels/test_interpolate.py` proves the inequality.
     With rows whose log-ratio has a deviation of 2.8 nats, g is so known to 2e-4 nats from nodes 1/4 apart.
 
+A budget
+    Alpha that spends a KL budget is the root of D_KL(q || theta) - budget = alpha g - L - budget, which grows with alpha too,
+    by alpha Var r: the same search, with this in the place of g. L is off by at most the integral of the bound of Z'.
+
 What is enough
     TV(q, q*) is about |g| E|r - g| / (2 Var r). E|r - g| is at most the deviation of r, or 2 sqrt(e) of it where one token is
     the peak of both rows and the others weigh e. So alpha is accepted where |g| plus the bound of its error is at most
     `TV_OF_DEVIATION` times the deviation over that part, and at most `KL_TOLERANCE`. Where alpha is given, or a bound of the
     request whose side of the root the nodes show, q does not depend on the interpolation: only the record and the
     normaliser do, and the size of the correction by `VALUES` stands for the error, where Z'' is of one size at the nodes.
+    A nat that a budget is missed by moves q as 1 / alpha nats of g do.
 """
 
 # What Triton compiles has no Python types.
@@ -59,6 +64,11 @@ VALUES = tl.constexpr(0.02)
 """The differences of Z are used where Z''(-2) + Z''(2) is above this. Below it they would bring more rounding..."""
 ROUNDING = tl.constexpr(3.0e-6)
 """...namely this much of Z', than they take away."""
+RISING = tl.constexpr(0.577)
+"""Up to here kappa grows with t, and beyond 1 again; in between it is at most..."""
+BETWEEN = tl.constexpr(2.3e-4)
+BETWEEN_WITH_VALUES = tl.constexpr(1.7e-5)
+"""...this, without and with `VALUES`."""
 STEPS = tl.constexpr(3)
 """Newton steps to the root of the polynomial. Six accept no more rows, two leave 2 to 4 % more of ordinary ones open."""
 
@@ -84,6 +94,13 @@ def kappa_of(t, with_values):
     t2 = t * t
     bubble = t2 * (1.0 - t2) * (1.0 - t2)
     return bubble * tl.where(with_values, 7.5e-5 + 2.4e-4 * t2 * t2, 1.25e-3 + 8.5e-4 * t2)
+
+
+@triton.jit
+def highest_kappa(t, with_values):
+    """Bounds kappa on [-|t|, |t|], |t| <= 2."""
+    between = tl.where(with_values, BETWEEN_WITH_VALUES, BETWEEN)
+    return tl.maximum(kappa_of(t, with_values), tl.where(tl.abs(t) < RISING, 0.0, between))
 
 
 @triton.jit
@@ -123,10 +140,12 @@ def close_cell(
     base,  # [ROWS]: L less log z at the low end of the span, nats
     growth,  # [ROWS]: the same at the high end less `base`; large numbers cancel in it, so it comes as one
     doubt,  # [ROWS]: how far g at the nodes is off, nats
-    low,  # [ROWS]: the span; g is negative at low, or low is 0, and not at high, or high is 1
+    low,  # [ROWS]: the span; g is negative at low, or low is 0, and not at high, or high is 1 (or what is above a budget)
     high,
     alpha_min,  # [ROWS]: bounds; equal where alpha is given
     alpha_max,
+    budgeted,  # [ROWS]: alpha spends a budget
+    budget,  # [ROWS]: nats, of those
     NODES: tl.constexpr,
     PAD: tl.constexpr,
 ):
@@ -147,22 +166,27 @@ def close_cell(
     slope_doubt = doubt[:, None] + 8.0 * LAST_BIT * tl.abs(mean) * scale
     curvature_doubt = 16.0 * LAST_BIT * (q / safe_z) * (scale * scale)
 
+    # What becomes 0 at the root. D_KL(q || theta) does not depend on what r is relative to, but L(0) has to be 0.
+    spent = tl.where(alpha > 0.0, alpha * slope - value, 0.0)
+    large = tl.abs(alpha * slope) + tl.abs(value) + tl.abs(base)[:, None] + tl.abs(growth)[:, None]
+    off = tl.where(budgeted[:, None], spent - budget[:, None], slope)
+    spent_doubt = tl.abs(alpha) * slope_doubt + 2.0 * doubt[:, None] + 4.0 * LAST_BIT * large
+    off_doubt = tl.where(budgeted[:, None], spent_doubt, slope_doubt)
+
     # Outside the bounds the sign is what would put alpha at the bound.
-    above = slope > SURE * slope_doubt
-    below = (slope < -SURE * slope_doubt) & (alpha <= alpha_max[:, None])
+    above = off > SURE * off_doubt
+    below = (off < -SURE * off_doubt) & (alpha <= alpha_max[:, None])
     left_nodes = resolved & (index < NODES - 1) & (below | (alpha < alpha_min[:, None]))
     left = tl.max(tl.where(left_nodes, index, 0), axis=1)
     right_nodes = (resolved & (index > left[:, None]) & (above | (alpha > alpha_max[:, None]))) | (index == NODES - 1)
     right = tl.min(tl.where(right_nodes, index, NODES - 1), axis=1)
     cell_low = low + step * left
     cell_high = tl.where(right == NODES - 1, high, low + step * right)
-    slope_left = pick(slope, index, left)
-    slope_right = pick(slope, index, right)
     at_most = (alpha_max <= cell_low) | (
-        (alpha_max < cell_high) & (slope_right < -SURE * pick(slope_doubt, index, right))
+        (alpha_max < cell_high) & (pick(off, index, right) < -SURE * pick(off_doubt, index, right))
     )
     at_least = (alpha_min >= cell_high) | (
-        (alpha_min > cell_low) & (slope_left > SURE * pick(slope_doubt, index, left))
+        (alpha_min > cell_low) & (pick(off, index, left) > SURE * pick(off_doubt, index, left))
     )
     known = (alpha_min == alpha_max) | at_most | at_least
 
@@ -173,12 +197,15 @@ def close_cell(
     highest = tl.where(at_least, lowest, highest)
     # Where to begin; signs that rounding may have made will do.
     inside = resolved & (index >= left[:, None]) & (index <= right[:, None])
-    before = tl.max(tl.where(inside & (slope < 0.0) & (index < right[:, None]), index, left[:, None]), axis=1)
-    after = tl.min(tl.where(inside & (slope >= 0.0) & (index > before[:, None]), index, right[:, None]), axis=1)
-    slope_before = pick(slope, index, before)
-    slope_after = pick(slope, index, after)
-    between = (slope_before < 0.0) & (slope_after > 0.0)
-    part = tl.where(between, -slope_before / tl.where(between, slope_after - slope_before, 1.0), 0.5)
+    before = tl.max(tl.where(inside & (off < 0.0) & (index < right[:, None]), index, left[:, None]), axis=1)
+    after = tl.min(tl.where(inside & (off >= 0.0) & (index > before[:, None]), index, right[:, None]), axis=1)
+    # The root of what is spent is nearly straight, as it begins with the square of alpha.
+    root = tl.sqrt(tl.maximum(spent, 0.0)) - tl.sqrt(tl.maximum(budget, 0.0))[:, None]
+    straight = tl.where(budgeted[:, None], root, slope)
+    straight_before = pick(straight, index, before)
+    straight_after = pick(straight, index, after)
+    between = (straight_before < 0.0) & (straight_after > 0.0)
+    part = tl.where(between, -straight_before / tl.where(between, straight_after - straight_before, 1.0), 0.5)
     guess = tl.minimum(tl.maximum(before + part * (after - before), lowest), highest)
     # A root needs nodes on both sides of the three.
     nearest = (guess + 0.5).to(tl.int32)
@@ -210,6 +237,9 @@ def close_cell(
         z_less, z_more, first_less, first_more, second_less, second_0, second_more, with_values
     )
 
+    # alpha in nodes is `from_zero` + t; what is spent at the middle, less the budget.
+    from_zero = low / step + middle
+    overspent_0 = step * from_zero * slope_0 - value_0 - budget
     lowest -= middle
     highest -= middle
     least = lowest
@@ -219,11 +249,12 @@ def close_cell(
         at_z, at_slope, at_rise = polynomial_at(t, c1, c2, c3, c4, c5, c6, c7)
         safe = tl.maximum(at_z, 0.5)
         relative = at_slope / safe
-        off = step * slope_0 + relative
-        rising = at_rise / safe - relative * relative
-        least = tl.where(off < 0.0, tl.maximum(least, t), least)
-        most = tl.where(off > 0.0, tl.minimum(most, t), most)
-        t = tl.where(rising > 0.0, t - off / tl.where(rising > 0.0, rising, 1.0), t)
+        overspent = overspent_0 - tl.log2(safe) * LN_2 + (from_zero + t) * relative
+        at_off = tl.where(budgeted, overspent, step * slope_0 + relative)
+        rising = (at_rise / safe - relative * relative) * tl.where(budgeted, from_zero + t, 1.0)
+        least = tl.where(at_off < 0.0, tl.maximum(least, t), least)
+        most = tl.where(at_off > 0.0, tl.minimum(most, t), most)
+        t = tl.where(rising > 0.0, t - at_off / tl.where(rising > 0.0, rising, 1.0), t)
         t = tl.minimum(tl.maximum(t, least), most)
     delta = (middle - left + t) * step
     # There the polynomial may be steep, and is not needed.
@@ -237,6 +268,13 @@ def close_cell(
     # Between two nodes a curvature counts for at most 4 / 27 of a step.
     rounding = tl.max(tl.where(near, slope_doubt + 0.3 * step[:, None] * curvature_doubt, 0.0), axis=1)
     error = error * (1.0 + tl.abs(relative)) / (safe * step) + rounding
+    alpha_t = tl.maximum((from_zero + t) * step, 0.0)
+    overspent = overspent_0 - tl.log2(safe) * LN_2 + (from_zero + t) * relative
+    value_error = highest_kappa(t, with_values) * outer + tl.where(with_values, ROUNDING, 0.0)
+    spent_error = alpha_t * error + tl.abs(t) * value_error / safe
+    spent_error += tl.max(tl.where(near, spent_doubt, 0.0), axis=1)
+    at_off = tl.where(budgeted, overspent, g)
+    off_error = tl.where(budgeted, spent_error, error)
     t2 = t * t
     correction = (tl.abs(c6) + tl.abs(c7 * t)) * t2 * (1.0 - t2) * (1.0 - t2) / (safe * step)
     # What the tokens beside the peaks weigh at either end of the span; in between it is less than the larger one. The sum
@@ -246,11 +284,14 @@ def close_cell(
     share = tl.where(one_peak, tl.minimum(2.0 * tl.sqrt(beside), 1.0), 1.0)
     asked = inside & (alpha >= alpha_min[:, None]) & (alpha <= alpha_max[:, None])
     moved = tl.sqrt(tl.max(tl.where(asked, curvature, 0.0), axis=1)) * share
-    tolerance = tl.minimum(TV_OF_DEVIATION * deviation / tl.maximum(share, 1.0e-6), KL_TOLERANCE)
+    tolerance = TV_OF_DEVIATION * deviation / tl.maximum(share, 1.0e-6)
+    tolerance = tl.minimum(tolerance * tl.where(budgeted, alpha_t, 1.0), KL_TOLERANCE)
     tolerance = tl.where(moved < NO_DEVIATION, KL_TOLERANCE, tolerance)
-    # Beyond a bound of the request the root may be as far as it likes, beyond an end of the cell not.
-    not_below = (g - error >= -tolerance) | ((t >= highest) & (alpha_max < cell_high))
-    not_above = (g + error <= tolerance) | ((t <= lowest) & (alpha_min > cell_low))
+    # Beyond a bound of the request the root may be as far as it likes, beyond an end of the cell not. There is always an
+    # alpha above 0 that spends a budget.
+    not_below = (at_off - off_error >= -tolerance) | ((t >= highest) & (alpha_max < cell_high))
+    bounded_below = (alpha_min > cell_low) & ((alpha_min > 0.0) | (budgeted == 0))
+    not_above = (at_off + off_error <= tolerance) | ((t <= lowest) & bounded_below)
     usable = enough_nodes & (at_z > 0.5) & (tl.abs(t) <= 2.0)
     solved = usable & not_below & not_above & (error <= RECORD_TOLERANCE)
     steady = tl.maximum(second_less, second_more) <= MOST_GROWTH * second_0

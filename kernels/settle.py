@@ -182,18 +182,18 @@ def settle_kernel(
         return
     plan = plan_ptr + row * PLAN_WIDTH
     budgeted = reread & (tl.load(plan + PLAN_METHOD, mask=reread, other=0.0) == KL_BUDGET)
+    budget = tl.load(plan + PLAN_BUDGET, mask=reread, other=0.0)
     low, high = span_of(found.low, found.high)
     cell = solve_next(
-        read_ptr, row, reread, low, high, found.alpha_min, found.alpha_max, found.lse_theta, found.lse_teacher,
-        splits, NODES, PAD, SPLITS,
+        read_ptr, row, reread, low, high, found.alpha_min, found.alpha_max, budgeted, budget, found.lse_theta,
+        found.lse_teacher, splits, NODES, PAD, SPLITS,
     )  # fmt: skip
-    done = cell.done & (budgeted == 0)
-    low = tl.where(budgeted, 0.0, cell.low)
-    high = tl.where(budgeted, 1.0, cell.high)
+    low = cell.low
+    high = cell.high
     delta = cell.delta
     value = cell.value
     slope = cell.slope
-    still_open = reread & (done == 0)
+    still_open = reread & (cell.done == 0)
     if tl.max(still_open.to(tl.int32), axis=0) > 0:
         settled = settle_alpha(
             teacher_row=(teacher_ptr + row * teacher_stride)[:, None],
@@ -203,7 +203,7 @@ def settle_kernel(
             low=tl.minimum(tl.maximum(low, found.alpha_min), found.alpha_max),
             high=tl.minimum(tl.maximum(high, found.alpha_min), found.alpha_max),
             budgeted=budgeted,
-            budget=tl.load(plan + PLAN_BUDGET, mask=still_open, other=0.0),
+            budget=budget,
             lse_theta=found.lse_theta,
             lse_teacher=found.lse_teacher,
             vocab=vocab,
@@ -215,7 +215,7 @@ def settle_kernel(
         value = tl.where(still_open, settled.value, value)
         slope = tl.where(still_open, settled.slope, slope)
     solution = Solution(
-        done=done | reread,
+        done=cell.done | reread,
         low=low,
         high=high,
         delta=delta,

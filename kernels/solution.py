@@ -218,17 +218,20 @@ def solve_first(
     doubt_1 = 2.0 * doubt + 8.0 * LAST_BIT * LN_2 * tl.abs(r_1 / safe_1)
     affordable = same | (kl_teacher_theta + doubt_1 <= budget)
     alpha = tl.where(method == KL_BUDGET, tl.where(affordable, 1.0, 0.0), alpha)
-    known = known | ((method == KL_BUDGET) & (affordable | (budget < LEAST_BUDGET)))
+    budgeted = (method == KL_BUDGET) & (affordable == 0) & (budget >= LEAST_BUDGET)
+    known = known | ((method == KL_BUDGET) & (budgeted == 0))
     alpha = tl.minimum(tl.maximum(alpha, alpha_min), alpha_max)
     sound = (poisoned == 0) & (empty == 0) & (alpha_min == alpha_min)
     alpha_min = tl.where(known, alpha, alpha_min)
     alpha_max = tl.where(known, alpha, alpha_max)
     low = tl.full([ROWS], 0.0, tl.float32)
-    cell = close_cell(z, r, reading.q, -log_0, growth, doubt, low, low + 1.0, alpha_min, alpha_max, NODES, PAD)
+    cell = close_cell(
+        z, r, reading.q, -log_0, growth, doubt, low, low + 1.0, alpha_min, alpha_max, budgeted, budget, NODES, PAD
+    )
     own_lse = log_sum_exp(reading.own, reading.peak_own)
     kl_end = tl.where(poisoned, float("nan"), tl.where(empty, float("inf"), kl_teacher_theta))
     return Solution(
-        done=(cell.done & (known | (method != KL_BUDGET))) | arithmetic | (sound == 0),
+        done=cell.done | arithmetic | (sound == 0),
         low=tl.where(arithmetic, alpha_min, cell.low),
         high=cell.high,
         delta=tl.where(arithmetic, 0.0, cell.delta),
@@ -262,6 +265,8 @@ def solve_next(
     high,
     alpha_min,
     alpha_max,
+    budgeted,
+    budget,
     lse_theta,
     lse_teacher,
     splits,
@@ -275,4 +280,19 @@ def solve_next(
     growth = (reading.peak_high - reading.peak_low) * LN_2
     # g is relative to the normalisers.
     doubt = ROUNDING + 2.0 * ROUNDING_OF_BIT * LOG2_E * (tl.abs(lse_theta) + tl.abs(lse_teacher))
-    return close_cell(reading.z, reading.r, reading.q, base, growth, doubt, low, high, alpha_min, alpha_max, NODES, PAD)
+    return close_cell(
+        reading.z,
+        reading.r,
+        reading.q,
+        base,
+        growth,
+        doubt,
+        low,
+        high,
+        alpha_min,
+        alpha_max,
+        budgeted,
+        budget,
+        NODES,
+        PAD,
+    )
