@@ -56,11 +56,14 @@ def difference(ours: Sequence[Marks], theirs: Sequence[Marks], seed: int = 0) ->
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"{a.shape[1]} problems on one side and {b.shape[1]} on the other; they have to be the same")
     rng = np.random.default_rng(seed)
-    differences = np.empty(RESAMPLES)
-    for i in range(RESAMPLES):
-        picked = rng.integers(a.shape[1], size=a.shape[1])
-        means = [side[rng.integers(len(side), size=len(side))].mean(0)[picked].mean() for side in (a, b)]
-        differences[i] = means[0] - means[1]
+    picked = rng.integers(a.shape[1], size=(RESAMPLES, a.shape[1]))
+    means = []
+    for side in (a, b):
+        runs = rng.multinomial(len(side), [1 / len(side)] * len(side), size=RESAMPLES) / len(
+            side
+        )  # how often each is drawn
+        means.append(np.take_along_axis(runs @ side, picked, axis=1).mean(1))
+    differences = means[0] - means[1]
     low, high = np.quantile(differences, (0.025, 0.975))
     return float(a.mean() - b.mean()), float(low), float(high)
 
