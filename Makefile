@@ -8,7 +8,7 @@
 #   make lint         ruff and mypy
 #   make bench        the benchmarks that this machine can run, an hour or more; then the tables of the READMEs
 #   make pair         trains the example pair again
-#   make distillation  what data from q* teaches beside other data: the short form, under an hour; goes on where interrupted
+#   make distillation  the next draw of the experiment on what data teaches, and its page; goes on where it was interrupted
 #   make on-policy    theta trained by TRL on what the engine draws meanwhile; under 20 minutes on two cores, goes on likewise;
 #                     SMALL=1 for a trial
 #
@@ -94,6 +94,7 @@ pair: setup
 distillation: setup
 	@.venv/bin/python -c "import matplotlib" 2> /dev/null || .venv/bin/python -m pip install -q --no-build-isolation -e '.[bench]'
 	$(run) examples/distillation/run.py
+	$(run) examples/distillation/report.py --write
 
 on-policy: setup
 	@.venv/bin/python -c "import matplotlib, trl" 2> /dev/null || .venv/bin/python -m pip install -q --no-build-isolation -e '.[bench,trl]'

@@ -63,7 +63,9 @@ def commit() -> str:
         ).stdout.strip()
 
     examples = (
-        f"examples/{name}/{written}" for name in ("distillation", "on_policy") for written in ("results", "README.md")
+        f"examples/{name}/{written}"
+        for name in ("distillation", "on_policy")
+        for written in ("results", "README.md", "TABLES.md")
     )
     written = ("benchmarks/results", "README.md", *examples)
     is_changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *(f":!{path}" for path in written))

@@ -34,7 +34,7 @@ SOURCES: dict[str, dict[str, Any]] = {
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", type=int, default=16, help="how many of the held-out problems (default: 16)")
-    parser.add_argument("--input", type=Path, default=PAIR / "problems.jsonl", help="JSONL with problem and answer")
+    parser.add_argument("--input", type=Path, default=PAIR / "problems.jsonl", help="JSONL, as task.py prints")
     parser.add_argument("--output", type=Path, default=Path("demo-results.jsonl"), help="where the results go")
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--num-speculative-tokens", type=int, default=4)
@@ -56,6 +56,7 @@ def main() -> None:
     options = arguments()
     if not options.verbose:
         be_quiet()
+    from soundness import is_sound  # examples/pair
     from vllm import LLM, SamplingParams
 
     from vllm_optimal_sampling import OptimalSamplingParams
@@ -108,6 +109,7 @@ def main() -> None:
                 "answer": row["answer"],
                 "text": sample.text.strip(),
                 "right": is_right(sample.text, row["answer"]),
+                "sound": is_sound(sample.text, row),
                 "mean_alpha": sum(record.alpha) / len(record.alpha),
                 "num_tokens": len(sample.token_ids),
                 "finish_reason": sample.finish_reason,
@@ -146,12 +148,12 @@ def counters(llm: Any) -> dict[str, float]:
 
 
 def show(results: list[dict[str, Any]]) -> None:
-    """The samples from q* one by one, then how often each source was right."""
+    """The samples from q* one by one, then how often each source was right, and sound: right in every step."""
     width = 96
     for result in results:
         if result["source"] != "q*":
             continue
-        mark = "right" if result["right"] else "wrong"
+        mark = "sound" if result["sound"] else "right, but not in every step" if result["right"] else "wrong"
         print(f"\n{result['problem']}")
         text = " ".join(result["text"].split())
         while text:
@@ -159,12 +161,12 @@ def show(results: list[dict[str, Any]]) -> None:
             print(f"    {text[:cut]}")
             text = text[cut:].strip()
         print(f"    [{mark}; mean alpha {result['mean_alpha']:.2f}]")
-    print(f"\n{'sampled from':<14}{'right':>10}{'mean alpha':>14}{'tokens':>10}")
+    print(f"\n{'sampled from':<14}{'right':>10}{'sound':>10}{'mean alpha':>14}{'tokens':>10}")
     for source in SOURCES:
         mine = [result for result in results if result["source"] == source]
-        right = sum(result["right"] for result in mine)
+        right, sound = (f"{sum(one[word] for one in mine)} of {len(mine)}" for word in ("right", "sound"))
         alpha = sum(result["mean_alpha"] for result in mine) / len(mine)
-        print(f"{source:<14}{f'{right} of {len(mine)}':>10}{alpha:>14.2f}{sum(r['num_tokens'] for r in mine):>10}")
+        print(f"{source:<14}{right:>10}{sound:>10}{alpha:>14.2f}{sum(one['num_tokens'] for one in mine):>10}")
     print()
 
 

@@ -42,19 +42,8 @@ def frontier(places: dict[str, tuple[float, float]]) -> list[tuple[float, float]
     )
 
 
-def spread(values: list[float], least: float) -> list[float]:
-    """Heights for labels at these heights, in the same order, at least so far apart."""
-    order = sorted(range(len(values)), key=values.__getitem__)
-    heights = dict.fromkeys(order, 0.0)
-    below = -math.inf
-    for place in order:
-        heights[place] = below = max(values[place], below + least)
-    shift = sum(heights[place] - values[place] for place in order) / len(order)
-    return [heights[place] - shift for place in range(len(values))]
-
-
 def data(results: Results) -> plt.Figure:
-    """The share of sound rows against the KL from theta, the mean of the draws, with the frontier of one draw's text each."""
+    """The share of sound rows against the KL from theta, the means of the draws, with their frontier."""
     figure, axes = plt.subplots(figsize=(9, 5))
     count = len(results.draws)
     places = {
@@ -62,21 +51,15 @@ def data(results: Results) -> plt.Figure:
     }
     axes.plot(*zip(*frontier(places), strict=True), color="#bbbbbb", linestyle="--", linewidth=1, zorder=0)
     right = max(x for x, _ in places.values())
+    lowest, highest = (limit(y for _, y in places.values()) for limit in (min, max))
     ordered = sorted(SOURCES, key=lambda name: places[name][1])
-    heights = spread([places[name][1] for name in ordered], 2.2)
-    for name, height in zip(ordered, heights, strict=True):
+    for place, name in enumerate(ordered):  # many lie close together: names in the order of the points, evenly apart
         x, y = places[name]
+        height = lowest + (highest - lowest) * place / (len(ordered) - 1)
         axes.plot(x, y, "o", color=colour(name))
-        axes.annotate(
-            SOURCES[name].label,
-            (x, y),
-            xytext=(1.08 * right, height),
-            color=colour(name),
-            fontsize=8,
-            va="center",
-            arrowprops={"arrowstyle": "-", "color": "#dddddd", "linewidth": 0.6, "shrinkB": 4},
-        )
-    axes.set_xlim(-0.05 * right, 1.45 * right)
+        axes.plot((x, 1.1 * right), (y, height), color="#dddddd", linewidth=0.6, zorder=0)
+        axes.text(1.12 * right, height, SOURCES[name].label, color=colour(name), fontsize=8, va="center")
+    axes.set_xlim(-0.05 * right, 1.7 * right)
     axes.set_xlabel("D_KL(q‖π_θ), nats a token: what a filter or a selection adds is not counted")
     axes.set_ylabel("sound rows, %")
     axes.set_title(f"Rows of {count} of {DRAWS} draws; dashed: nothing is both nearer to theta and sounder", fontsize=9)

@@ -11,7 +11,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from distillation import HERE, RESULTS
 from distillation.decision import Decision, Values, accuracy, decide, difference, holm, load_draws, primary_values
 from distillation.protocol import CONTROLS, DEFAULT, DRAWS, EPOCHS, RIVALS, SETS, SOURCES
 from distillation.student_t import Mean, mean_of
+from distillation.summary import summary
 
 PAGES = (HERE / "README.md", HERE / "TABLES.md")
 BEGIN = "<!-- {name}: written by report.py -->"
@@ -94,16 +95,22 @@ def number(value: float, digits: int = 1) -> str:
 
 def with_interval(found: Mean, digits: int = 1, sign: str = "") -> str:
     """A mean with its interval over draws; without one where there is a single draw."""
-    text = f"{found.value:{sign}.{digits}f}"
-    if math.isinf(found.low):
-        return text
-    return f"{text} ({found.low:{sign}.{digits}f} to {found.high:{sign}.{digits}f})"
+    texts = [f"{value:{sign}.{digits}f}" for value in (found.value, found.low, found.high) if not math.isinf(value)]
+    middle, *ends = (f"{'+' * bool(sign)}{0:.{digits}f}" if float(text) == 0 else text for text in texts)  # no "-0.0"
+    return f"{middle} ({' to '.join(ends)})" if ends else middle
 
 
 def points(found: Mean) -> str:
-    """A difference in points; bold where its interval leaves zero out."""
+    """A difference in points; bold where its interval leaves zero out, once all draws are there."""
     text = with_interval(found, sign="+")
-    return f"**{text}**" if found.low > 0 or found.high < 0 else text
+    return f"**{text}**" if found.count == DRAWS and (found.low > 0 or found.high < 0) else text
+
+
+def share(values: Sequence[float]) -> str:
+    """A share in per cent, whose interval of means may not pass what a share can be."""
+    found = mean_of(values)
+    ends = {} if math.isinf(found.low) else {"low": max(0.0, found.low), "high": min(100.0, found.high)}
+    return with_interval(replace(found, **ends))
 
 
 def gaps(ours: Sequence[float], theirs: Sequence[float]) -> Mean:
@@ -148,8 +155,7 @@ def main_table(results: Results) -> str:
         cells = ["", "", ""]
         if source is not None:
             cells = [
-                with_interval(mean_of(results.data(source, "right"))),
-                with_interval(mean_of(results.data(source, "sound"))),
+                *(share(results.data(source, one)) for one in ("right", "sound")),
                 number(sum(results.data(source, "kl")) / len(results.draws), 3),
             ]
         for held_out in SETS:
@@ -201,17 +207,13 @@ def data_table(results: Results) -> str:
     """All sources' rows."""
     rows = []
     for name, source in SOURCES.items():
-        means = {
-            one: mean_of(results.data(name, one))
-            for one in ("right", "sound", "kl", "entropy", "theta_logprob", "alpha")
-        }
+        means = {one: mean_of(results.data(name, one)) for one in ("kl", "entropy", "theta_logprob", "alpha")}
         problems = sum(results.data(name, "problems")) / len(results.draws)
         rows.append(
             [
                 source.label,
                 f"{problems:.0f}",
-                with_interval(means["right"]),
-                with_interval(means["sound"]),
+                *(share(results.data(name, one)) for one in ("right", "sound")),
                 *(with_interval(means[one], 4) for one in ("kl", "entropy", "theta_logprob")),
                 number(means["alpha"].value, 2),
             ]
@@ -278,21 +280,24 @@ def pilots_say(results: Results) -> str:
 
 
 def simulation_table(results: Results) -> str:
-    """How often the decision finds what."""
+    """How often the decision finds what, for each deviation over draws."""
     titles = {
         "entropy_passes": "entropy passes",
         "any_other_passes": "another passes",
         "teaches_better": "claimed to teach better",
         "covered": "interval covers",
     }
+    scenarios = results.simulation["scenarios"]
+    deviations = list(next(iter(scenarios.values())))
     rows = [
-        [scenario, deviation, *(f"{100 * found[name]:.1f}" for name in titles)]
-        for scenario, by_deviation in results.simulation["scenarios"].items()
-        for deviation, found in by_deviation.items()
+        [truth, *(" / ".join(f"{100 * found[deviation][name]:.1f}" for deviation in deviations) for name in titles)]
+        for truth, found in scenarios.items()
     ]
-    title = ["truth", "deviation over draws, points", *(f"{one}, %" for one in titles.values())]
-    said = f"{results.simulation['experiments']:,} experiments of {results.simulation['draws']} draws in each row."
-    return f"{table(title, rows)}\n\n{said}"
+    said = (
+        f"Where such a difference deviates by {' / '.join(deviations)} points over draws. "
+        f"{results.simulation['experiments']:,} experiments of {results.simulation['draws']} draws for each number."
+    )
+    return f"{table(['truth', *(f'{one}, %' for one in titles.values())], rows)}\n\n{said}"
 
 
 def cpu_seconds(pieces: Any) -> float:
@@ -367,10 +372,11 @@ def written_into(text: str, results: Results) -> str:
 
 
 def write(folder: Path = RESULTS) -> None:
-    """Put the results into the pages, and draw the plots."""
+    """Put the results into the pages and into summary.json, and draw the plots."""
     from distillation.plots import draw  # needs matplotlib, the tables do not
 
     results = Results.load(folder)
+    (folder / "summary.json").write_text(json.dumps(summary(results.draws), indent=1) + "\n")
     for page in PAGES:
         page.write_text(written_into(page.read_text(), results))
     if results.draws:

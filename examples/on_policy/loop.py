@@ -7,24 +7,22 @@ the engine. Runs differ in where the completions come from, and in nothing else.
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import measure
+import recording
 import task
 import torch
 from datasets import Dataset
-from distillation import student
-from distillation.generation import check_apart, draw_problems
-from distillation.run import piece
+from distillation.pieces import piece
 from transformers import AutoTokenizer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl.experimental.sdft import SDFTConfig
 
-from on_policy import PAIR
+from on_policy import PAIR, held_out
 from vllm_optimal_sampling import OptimalSampler
 from vllm_optimal_sampling.integrations.sdft import OptimalSamplingSDFTTrainer
 
@@ -130,7 +128,7 @@ class Evaluation(TrainerCallback):
 
     def __init__(self, recipe: Recipe, folder: Path, seed: int, tokenizer: Any) -> None:
         self.recipe, self.folder, self.seed, self.tokenizer = recipe, folder, seed, tokenizer
-        self.problems = student.held_out(recipe.held_out)
+        self.problems = held_out.problems(recipe.held_out)
 
     def forget_after(self, step: int) -> None:
         """Remove what an interrupted run judged after the checkpoint of this step."""
@@ -154,7 +152,7 @@ class Evaluation(TrainerCallback):
         names = list(self.problems) if number in (0, self.recipe.rounds) else ["stories"]
 
         def compute() -> dict[str, Any]:
-            return {name: student.evaluate(model, self.tokenizer, self.problems[name], self.seed) for name in names}
+            return {name: held_out.judged(model, self.tokenizer, self.problems[name], self.seed) for name in names}
 
         model.eval()
         piece(self.path(number), compute)
@@ -162,15 +160,9 @@ class Evaluation(TrainerCallback):
 
 
 def problems_of(recipe: Recipe, seed: int) -> list[dict[str, Any]]:
-    """The training problems of a seed, in the order in which they come.
-
-    Raises:
-        ValueError: a held-out problem is among them.
-
-    """
-    drawn = draw_problems("train", recipe.problem_seed + seed, recipe.rounds * recipe.problems)
-    check_apart(training=drawn, **student.held_out())
-    return drawn
+    """The training problems of a seed, in the order in which they come; no numbers of held-out ones are among them."""
+    drawn = task.distinct("story", "train", recipe.problem_seed + seed, recipe.rounds * recipe.problems)
+    return [problem.row() for problem in drawn]
 
 
 def run(name: str, seed: int, recipe: Recipe, folder: Path) -> dict[str, Any]:
@@ -215,7 +207,7 @@ def run(name: str, seed: int, recipe: Recipe, folder: Path) -> dict[str, Any]:
         "source": name,
         "seed": seed,
         "resumed_at_round": resumed,
-        "cpu_seconds": time.process_time(),
+        "commit": recording.commit(),
         "theta_version": sampler.theta_version,
         "rounds": [
             {

@@ -18,8 +18,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from on_policy import HERE
 
 # isort: split
-from distillation.intervals import bootstrap_difference
-from distillation.report import COLUMN_TITLES, COLUMNS, SETS, WAYS, percent, points, table
+from distillation.report import table
+
+from on_policy.held_out import FILES, WAYS, Interval, difference, share
+
+COUNTS = {"stories": 500, "longer": 300, "sorting": 300}
+COLUMNS = [(held_out, way) for held_out in FILES for way in WAYS]
+COLUMN_TITLES = [f"{held_out} ({COUNTS[held_out]}), {way}" for held_out, way in COLUMNS]
 
 README = HERE / "README.md"
 RESULTS = HERE / "results"
@@ -47,8 +52,8 @@ def summarised(result: dict[str, Any]) -> dict[str, Any]:
     shares = {
         name: {
             number: {
-                held_out: {way: interval(marks(name, number, held_out, way)) for way in WAYS}
-                for held_out in SETS
+                held_out: {way: share(marks(name, number, held_out, way)) for way in WAYS}
+                for held_out in FILES
                 if held_out in evaluation
             }
             for number, evaluation in runs[name][0]["evaluations"].items()
@@ -58,7 +63,7 @@ def summarised(result: dict[str, Any]) -> dict[str, Any]:
     end = str(result["recipe"]["rounds"])
     others = {name: (name, end) for name in runs if name != REFERENCE} | {"before": (REFERENCE, "0")}
     differences = {
-        label: [bootstrap_difference(marks(REFERENCE, end, *column), marks(*other, *column)) for column in COLUMNS]
+        label: [difference(marks(REFERENCE, end, *column), marks(*other, *column)) for column in COLUMNS]
         for label, other in others.items()
     }
     return result | {
@@ -68,12 +73,20 @@ def summarised(result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def interval(marks: Sequence[str]) -> tuple[float, float, float]:
-    """The share of ones in some runs' marks, with its interval."""
-    return bootstrap_difference(marks, ["0" * len(marks[0])])
+def percent(values: Interval) -> str:
+    """A share with its interval, in per cent."""
+    middle, low, high = (100 * value for value in values)
+    return f"{middle:.1f} ({low:.1f} to {high:.1f})"
 
 
-def students(result: dict[str, Any]) -> list[str]:
+def points(values: Interval) -> str:
+    """A difference of shares with its interval, in points; bold where the interval leaves zero out."""
+    middle, low, high = (100 * value for value in values)
+    text = f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def students(result: dict[str, Any]) -> str:
     """What is right at the end."""
     end = str(result["recipe"]["rounds"])
     rows = [("*theta, before training*", REFERENCE, "0")]
@@ -85,7 +98,7 @@ def students(result: dict[str, Any]) -> list[str]:
     return table(["completions", *COLUMN_TITLES], [[label, *shares(name, number)] for label, name, number in rows])
 
 
-def differences(result: dict[str, Any]) -> list[str]:
+def differences(result: dict[str, Any]) -> str:
     labels = {"before": "*theta, before training*"} | result["labels"]
     return table(
         [f"{labels[REFERENCE]}, minus", *COLUMN_TITLES],
@@ -93,7 +106,7 @@ def differences(result: dict[str, Any]) -> list[str]:
     )
 
 
-def drawn(result: dict[str, Any]) -> list[str]:
+def drawn(result: dict[str, Any]) -> str:
     """What was trained on: the share of right completions in the first and the last quarter of the rounds."""
     quarter = max(1, result["recipe"]["rounds"] // 4)
 
@@ -106,7 +119,7 @@ def drawn(result: dict[str, Any]) -> list[str]:
             result["labels"][name],
             right(runs, slice(quarter)),
             right(runs, slice(-quarter, None)),
-            f"{sum(one['tokens'] for run in runs for one in run['rounds']):,}",
+            f"{sum(one['tokens'] for run in runs for one in run['rounds']):,.0f}",
         ]
         for name, runs in result["runs"].items()
     ]
@@ -114,24 +127,23 @@ def drawn(result: dict[str, Any]) -> list[str]:
     return table(title, rows)
 
 
-def origin(result: dict[str, Any]) -> list[str]:
+def origin(result: dict[str, Any]) -> str:
     """Where the figures come from."""
     recipe, machine, versions = result["recipe"], result["machine"], result["versions"]
     every = [run for runs in result["runs"].values() for run in runs]
     whole = [run["cpu_seconds"] / 60 for run in every if run["resumed_at_round"] == 0]
     minutes = sum(whole) / len(whole) if whole else math.nan
-    return [
+    return (
         f"{recipe['rounds']} rounds of {recipe['problems']} completions with {recipe['updates']} steps each; "
         f"{len(result['seeds'])} seeds, each with its own training problems. {machine['cpu']}, {machine['cores']} cores, the "
         f"engine in {machine['kernels']}; vLLM {versions['vllm']}, torch {versions['torch']}, TRL {versions['trl']}; "
         f"{result['date']}; load {result['load_before'][0]:.1f} before and {result['load_after'][0]:.1f} after. A run takes "
         f"{minutes:.1f} minutes of one core (mean of the {len(whole)} that were not interrupted), so all {len(every)} need "
-        f"{minutes * len(every):.0f} of one core, half as many on two idle ones. `results/on-policy.json`.",
-        "",
-    ]
+        f"{minutes * len(every):.0f} of one core, half as many on two idle ones. `results/on-policy.json`."
+    )
 
 
-SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "students": students,
     "differences": differences,
     "drawn": drawn,
@@ -151,7 +163,7 @@ def written_into(text: str, result: dict[str, Any]) -> str:
         _, ended, after = rest.partition(end)
         if not found or not ended:
             raise ValueError(f"README has no place for {name}")
-        text = before + begin + "\n".join(section(result)).rstrip("\n") + "\n" + end + after
+        text = before + begin + f"{section(result)}\n" + end + after
     return text
 
 
@@ -201,7 +213,7 @@ def main() -> None:
         write()
         draw(result, RESULTS)
     else:
-        print("\n".join(line for section in SECTIONS.values() for line in section(result)))
+        print("\n\n".join(section(result) for section in SECTIONS.values()))
 
 
 if __name__ == "__main__":

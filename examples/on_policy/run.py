@@ -26,7 +26,7 @@ from on_policy import HERE  # first: it finds the modules that follow
 
 # isort: split
 import recording
-from distillation.run import piece
+from distillation.pieces import piece
 
 from on_policy import loop, report
 
@@ -41,7 +41,11 @@ def one(work: Path, name: str, seed: int, recipe: loop.Recipe) -> dict[str, Any]
     def compute() -> dict[str, Any]:
         return loop.run(name, seed, recipe, work / f"{name}-{seed}")
 
-    return piece(work / f"{name}-{seed}.json", compute)
+    return piece(path_of(work, name, seed), compute)
+
+
+def path_of(work: Path, name: str, seed: int) -> Path:
+    return work / f"{name}-{seed}.json"
 
 
 def all_runs(work: Path, recipe: loop.Recipe, seeds: tuple[int, ...], jobs: int) -> dict[str, list[dict[str, Any]]]:
@@ -56,9 +60,11 @@ def all_runs(work: Path, recipe: loop.Recipe, seeds: tuple[int, ...], jobs: int)
         raise ValueError(f"{work} was begun with another recipe; give another --work, or remove it")
     work.mkdir(parents=True, exist_ok=True)
     begun.write_text(json.dumps(asdict(recipe)))
+    left = [(name, seed) for seed in seeds for name in loop.SOURCES if not path_of(work, name, seed).exists()]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        futures = {(name, seed): pool.submit(one, work, name, seed, recipe) for seed in seeds for name in loop.SOURCES}
-        return {name: [futures[name, seed].result() for seed in seeds] for name in loop.SOURCES}
+        for future in [pool.submit(one, work, name, seed, recipe) for name, seed in left]:
+            future.result()
+    return {name: [one(work, name, seed, recipe) for seed in seeds] for name in loop.SOURCES}
 
 
 def main() -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import table
 import torch
+from engine_tables import losses
 from pairs import EXAMPLE, SHAPES, num_parameters, read_config, write_shapes
 from recording import Spread, rounded
+from table_words import SHOWN
 from transformers import AutoConfig, AutoModelForCausalLM
 
 RESULTS = sorted((table.HERE / "results").glob("*.json"))
@@ -45,9 +47,9 @@ def test_a_changed_figure_changes_the_table() -> None:
 def test_a_loss_is_said() -> None:
     speeds = {"teacher": 100.0, "optimal at 0.6": 90.0, "optimal at 0.9": 110.0, "draft_model at 0.6": 95.0}
     configuration = {"methods": {name: {"tokens_per_second": {"median": speed}} for name, speed in speeds.items()}}
-    said = " ".join(table.losses(configuration))
-    draft_model = f"{table.SHOWN['draft_model']}, drafts accepted at 0.6 (set)"
-    assert f"at acceptance 0.6 is slower here than: {table.SHOWN['teacher']}; {draft_model}." in said
+    said = " ".join(losses(configuration))
+    draft_model = f"{SHOWN['draft_model']}, drafts accepted at 0.6 (set)"
+    assert f"at acceptance 0.6 is slower here than: {SHOWN['teacher']}; {draft_model}." in said
     assert "0.9 is slower" not in said
 
 

@@ -21,12 +21,12 @@ def pair_of_rows(scale: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 5.0, 20.0])
-@pytest.mark.parametrize("rule", ["kl_symmetry", "entropy", "fixed"])
+@pytest.mark.parametrize("rule", ["kl_symmetry", "entropy", "fixed", "kl_budget"])
 def test_q_is_the_reference_of_the_kernels(rule: str, scale: float) -> None:
     theta, teacher = pair_of_rows(scale)
-    found = mixed(rule, theta, teacher, 0.3)
+    found = mixed(rule, theta, teacher, 0.3, 0.1)
     for row in range(ROWS):
-        expected = mix(teacher[row], theta[row], Method[rule.upper()], 0.3)
+        expected = mix(teacher[row], theta[row], Method[rule.upper()], 0.3, kl_budget=0.1)
         assert (found.log_q[row].exp() - expected.log_q.exp()).abs().sum() < 1e-10
     # log Z by its definition.
     weight = found.alpha[:, None]

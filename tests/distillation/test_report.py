@@ -13,6 +13,7 @@ from distillation import RESULTS, protocol, report, simulation
 from distillation.decision import load_draws
 from distillation.protocol import DRAWS, EPOCHS, SETS, SOURCES
 from distillation.report import PAGES, SECTIONS, Results
+from distillation.summary import summary
 
 MEASURES = {"rows": 900, "problems": 900, "tokens": 42000, "cut_off": 0, "right": 800, "sound": 700, "cpu_seconds": 5.0}
 
@@ -60,6 +61,22 @@ def test_the_pages_say_what_the_files_say() -> None:
         assert text == report.written_into(text, results), "run examples/distillation/report.py --write"
         markers += re.findall(r"<!-- ([a-z]+): written by report.py -->", text)
     assert sorted(markers) == sorted(SECTIONS), "each section once, and no marker that nothing fills"
+
+
+def test_the_summary_says_how_many_draws_there_are() -> None:
+    results = Results.load()
+    found = json.loads((RESULTS / "summary.json").read_text())
+    assert found == summary(results.draws), "run examples/distillation/report.py --write"
+    assert (found["draws"], found["draws_of_the_protocol"]) == (len(results.draws), DRAWS)
+    for count in (0, 1, 7, DRAWS):
+        made = summary(made_up(count, {"entropy": 6.0}).draws)
+        assert made["draws"] == count
+        assert (made["decision"] is not None) == (count == DRAWS)
+    assert made["decision"]["recommended"] == "entropy"
+    assert made["minus_controls"]["teacher"]["low"] > 0
+    single = summary(made_up(1).draws)["minus_default"]["entropy"]
+    assert single["mean"] is not None and single["low"] is None
+    assert json.loads(json.dumps(made)) == made
 
 
 def test_what_is_written_by_hand_has_no_result() -> None:
@@ -124,6 +141,11 @@ def test_the_tables_are_the_files_figures() -> None:
     assert float(row_of("greedy")[-2]) == pytest.approx(share("entropy", *SETS), abs=0.051)
 
 
+def test_an_interval_of_shares_stays_a_share() -> None:
+    assert report.share([99.0, 100.0, 100.0]) == "99.7 (98.2 to 100.0)"
+    assert report.share([3.0]) == "3.0"
+
+
 def test_a_changed_file_changes_the_page() -> None:
     results = made_up(4)
     before = {section: report.render(results, section) for section in SECTIONS}
@@ -146,8 +168,6 @@ def test_the_pictures_are_there_when_the_page_shows_them(tmp_path: Path) -> None
     assert shown == {path.name for path in RESULTS.glob("*.png")}
     places = {"a": (0.0, 50.0), "b": (0.1, 40.0), "c": (0.2, 60.0), "d": (0.1, 55.0)}
     assert plots.frontier(places) == [(0.0, 50.0), (0.1, 55.0), (0.2, 60.0)]
-    heights = plots.spread([1.0, 1.1, 5.0], 1.0)
-    assert heights[1] - heights[0] == pytest.approx(1.0) and sum(heights) == pytest.approx(7.1)
 
 
 def test_the_draws_are_whole_and_in_the_protocols_order() -> None:

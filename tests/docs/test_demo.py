@@ -21,5 +21,6 @@ def test_the_demo_prints_its_own_lines_alone(tmp_path: Path) -> None:
     results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert len(results) == 6
     for source in ("theta alone", "teacher", "q*"):
-        right = sum(result["right"] for result in results if result["source"] == source)
-        assert f"{source:<14}{f'{right} of 2':>10}" in done.stdout
+        right, sound = (sum(one[word] for one in results if one["source"] == source) for word in ("right", "sound"))
+        assert sound <= right
+        assert f"{source:<14}{f'{right} of 2':>10}{f'{sound} of 2':>10}" in done.stdout

@@ -34,6 +34,7 @@ NAMED = {
     "sequences.md": set(),
     "self-distillation.md": {"bash", "python"},
     "serving.md": {"bash", "python", "javascript", "yaml"},
+    "tokenizers.md": set(),
     "training.md": {"bash", "python"},
     "troubleshooting.md": {"python"},
 }

@@ -100,6 +100,7 @@ CALLED: dict[str, str] = {
         "self layer"
     ),
     "vllm.model_executor.layers.vocab_parallel_embedding:ParallelLMHead.tie_weights": "self embed_tokens",
+    "vllm.config.model:ModelConfig.try_get_generation_config": "self",
     "vllm.v1.engine.llm_engine:LLMEngine.get_num_unfinished_requests": "self",
     "vllm.v1.engine.llm_engine:LLMEngine.is_sleeping": "self",
     "vllm.v1.engine.core_client:InprocClient.collective_rpc": "self method timeout args kwargs",

@@ -14,7 +14,7 @@ from support.random_models import save_model
 from support.reference_models import Reference
 from support.row_audit import AuditError, RowAudit
 from vllm_optimal_sampling.argument_checks import ArgumentError
-from vllm_optimal_sampling.weights import update_theta
+from vllm_optimal_sampling.weights import reload_weights, update_theta
 
 
 def test_rows_of_quantised_models(tmp_path: Path) -> None:
@@ -30,6 +30,10 @@ def test_rows_of_quantised_models(tmp_path: Path) -> None:
             ArgumentError, match=r"theta \(.*\) is quantised \(compressed-tensors\), and an update brings floats"
         ):
             update_theta(llm, AutoModelForCausalLM.from_pretrained(floats[1]))
+        with pytest.raises(
+            ValueError, match=r"is quantised \(compressed-tensors\), and new weights cannot be loaded in"
+        ):
+            reload_weights(llm, paths[1])
     finally:
         stop_engine(llm)
     reference = EngineReference(*paths)

@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import inf
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from support.row_audit import AuditError, RowAudit
 from support.special_pairs import Pair, Running, prompts, start_pair
 from support.special_tokens import CHATTY, OTHER
 from vllm_optimal_sampling import OptimalSamplingParams
-from vllm_optimal_sampling.integrations.trl import completion_ids
+from vllm_optimal_sampling.integrations.theta_ids import teacher_token_ids, theta_token_ids
 
 PAIRS = [
     Pair(CHATTY, OTHER, (6, 3)),
@@ -70,8 +69,10 @@ def test_rows_and_ends(pair: Pair, engines: Callable[..., Running]) -> None:
     assert set(drawn) <= running.vocabularies.partners.keys()
     # A trainer of theta gets theta's ids.
     for output in outputs:
-        expected = [[running.vocabularies.read[token] for token in sample.token_ids] for sample in output.outputs]
-        assert completion_ids(SimpleNamespace(llm=llm), output.outputs) == expected  # type: ignore[arg-type]
+        for sample in output.outputs:
+            expected = [running.vocabularies.read[token] for token in sample.token_ids]
+            assert theta_token_ids(llm, sample.token_ids) == expected
+    assert teacher_token_ids(llm, [running.theta.eos_token_id]) == [running.teacher.eos_token_id]
 
     # What theta ends an answer with ends the text, by theta's probability of it: there are two tokens to draw from.
     few = {"allowed_token_ids": [end, *running.ids("the")], "ignore_eos": False}

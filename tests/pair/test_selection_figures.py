@@ -14,6 +14,8 @@ from measure import interval, load
 from transformers import AutoTokenizer
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "sequences.md"
+PARAMETERS = DOCUMENT.with_name("parameters.md")
+README = DOCUMENT.parents[1] / "README.md"
 METHODS = ("kl_symmetry", "entropy", "fixed")
 
 
@@ -56,6 +58,32 @@ def test_the_document_quotes_them(figures: dict) -> None:
                 kept = figures[method]["kept"][rule][size][word]
                 low, high = kept["interval_95"]
                 assert cells[2 * place + offset] == f"{100 * kept['rate']:.1f} ({100 * low:.0f} to {100 * high:.0f})"
+
+
+def test_one_draw_of_each_method_is_quoted(pair: Path, figures: dict) -> None:
+    """In docs/parameters.md, and in README with the models alone."""
+    text = PARAMETERS.read_text().split("<!-- methods: tests")[1].split("<!-- methods: end")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| `")]
+    assert len(rows) == len(METHODS)
+    for label, *cells in rows:
+        method = label.split("`")[1]
+        kept = figures[method]["kept"]["one draw"]["1"]
+        expected = []
+        for word in ("right", "sound"):
+            low, high = kept[word]["interval_95"]
+            expected.append(f"{100 * kept[word]['rate']:.1f} ({100 * low:.0f} to {100 * high:.0f})")
+        assert cells == [*expected, f"{figures[method]['kl_theta_per_token']:.3f}"]
+
+    readme = " ".join(README.read_text().split())
+    alone = json.loads((pair / "figures.json").read_text())["problems"]
+    one_draw = figures["kl_symmetry"]["kept"]["one draw"]["1"]
+    for said in (
+        f"on {100 * alone['theta']['rate']:.0f} % of problems",
+        f"q\\* on {100 * one_draw['right']['rate']:.0f} %",
+        f"on {100 * alone['teacher']['rate']:.1f} %",
+        f"right in every step on {100 * one_draw['sound']['rate']:.0f} %",
+    ):
+        assert said in readme, said
 
 
 def test_the_rows_drawn_have_the_record_that_selection_reads(pair: Path) -> None:

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from vllm.distributed.weight_transfer.base import WeightTransferEngine
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-from vllm_optimal_sampling.worker.theta.reloading import repack_tied_heads
+
+from vllm_optimal_sampling.worker.theta.loading import repack_tied_heads
 
 BACKEND = "files"
 

@@ -6,6 +6,7 @@ is the teacher itself and scores, with the row that is wrong then.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -120,9 +121,10 @@ def shift_positions_of_fused_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = scoring_pass.scoring_inputs
 
     def shifted(*args: Any) -> None:
-        *before, delta, all_token_ids, input_ids, positions, seq_lens, padded, first_theta_row, length, vocab = args
-        delta = delta + 1 if first_theta_row else delta
-        inputs(*before, delta, all_token_ids, input_ids, positions, seq_lens, padded, first_theta_row, length, vocab)
+        call = inspect.signature(inputs).bind(*args)
+        if call.arguments["first_theta_row"]:
+            call.arguments["delta"] = call.arguments["delta"] + 1
+        inputs(*call.args)
 
     monkeypatch.setattr(scoring_pass, "scoring_inputs", shifted)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,10 +48,17 @@ def sampler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OptimalSampler
         yield sampler
 
 
-def trainer_of(sampler: OptimalSampler, folder: Path, kind: type = OptimalSamplingSDFTTrainer, **options: Any) -> Any:
+def trainer_of(
+    sampler: OptimalSampler,
+    folder: Path,
+    kind: type = OptimalSamplingSDFTTrainer,
+    teacher: Any = None,
+    **options: Any,
+) -> Any:
     return kind(
         AutoModelForCausalLM.from_pretrained(sampler.model_theta, dtype=torch.float32),
         sampler=sampler,
+        teacher=teacher,
         args=SDFTConfig(
             output_dir=str(folder / "output"),
             per_device_train_batch_size=2,
@@ -58,7 +66,6 @@ def trainer_of(sampler: OptimalSampler, folder: Path, kind: type = OptimalSampli
             max_completion_length=8,
             learning_rate=1e-2,
             lr_scheduler_type="constant",
-            max_steps=3,
             save_strategy="no",
             logging_steps=1,
             report_to=[],
@@ -66,7 +73,7 @@ def trainer_of(sampler: OptimalSampler, folder: Path, kind: type = OptimalSampli
             bf16=False,
             gradient_checkpointing=False,
             disable_tqdm=True,
-            **options,
+            **{"max_steps": 3, **options},
         ),
         train_dataset=Dataset.from_list(ROWS),
         processing_class=AutoTokenizer.from_pretrained(sampler.model_theta),
@@ -108,6 +115,52 @@ def test_three_steps(sampler: OptimalSampler, tmp_path: Path) -> None:
                 )
                 expected = expected_log_q(*rows)[token].item()
                 assert abs(batch["old_per_token_logps"][number, at].item() - expected) < MAX_LOG_PROB_ERROR
+
+
+def test_a_teacher_of_its_own_is_in_the_loss(sampler: OptimalSampler, tmp_path: Path) -> None:
+    """The Jensen-Shannon divergence that TRL reports is the one from this teacher, in float64."""
+    path = save_model(tmp_path / "teacher", hidden_size=128, seed=91)
+    batches: list[dict[str, Any]] = []
+
+    class Watched(OptimalSamplingSDFTTrainer):
+        def sample_rollouts(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+            batches.append(super().sample_rollouts(inputs))
+            return batches[-1]
+
+    teacher = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    options = {"max_steps": 1, "distillation_mode": "full_logits", "distillation_is_clip": None}
+    trainer = trainer_of(sampler, tmp_path, Watched, teacher, **options)
+    trainer.train()
+    reference, tokens = Reference(path, sampler.model_theta), AutoTokenizer.from_pretrained(path)
+    answers = {tuple(tokens.encode(row["prompt"])): row for row in ROWS}
+    divergences = []
+    for number in range(2):
+        prompt, completion = (
+            batches[0][f"{name}_ids"][number][batches[0][f"{name}_mask"][number].bool()].tolist()
+            for name in ("prompt", "completion")
+        )
+        row = answers[tuple(prompt)]
+        told = tokens.encode(f"{row['prompt']}\n\n{row['privileged_context']}")
+        for at in range(len(completion)):
+            v = reference.logits(reference.teacher, [*told, *completion[:at]]).log_softmax(-1)
+            u = reference.logits(reference.theta, [*prompt, *completion[:at]]).log_softmax(-1)
+            middle = torch.logaddexp(u, v) - math.log(2)
+            divergences.append((u.exp() * (u - middle) + v.exp() * (v - middle)).sum().item() / 2)
+    found = trainer.state.log_history[0]["self_distillation/distillation_loss"]
+    assert found == pytest.approx(sum(divergences) / len(divergences), abs=MAX_LOG_PROB_ERROR)
+    assert found > 0.05
+    assert all(not parameter.requires_grad for parameter in trainer.teacher_model.parameters())
+
+
+def test_a_teacher_that_does_not_fit_is_refused(sampler: OptimalSampler, tmp_path: Path) -> None:
+    student = AutoModelForCausalLM.from_pretrained(sampler.model_theta)
+    with pytest.raises(
+        ArgumentError, match='in the place of the student as it was at first, teacher_model_kind="base"'
+    ):
+        trainer_of(sampler, tmp_path, teacher=student, teacher_model_kind="live")
+    wider = AutoModelForCausalLM.from_pretrained(save_model(tmp_path / "wider", vocab_size=640))
+    with pytest.raises(ArgumentError, match="the teacher's rows have 640 logits and the student's 512"):
+        trainer_of(sampler, tmp_path, teacher=wider)
 
 
 def test_other_completions_are_refused(sampler: OptimalSampler, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from trl.experimental.sdft import SDFTTrainer
 from trl.trainer.utils import pad
 
 from vllm_optimal_sampling.argument_checks import ArgumentError
-from vllm_optimal_sampling.integrations.trl import Student, completion_ids, draw, logprobs_drawn_from, token_ids
+from vllm_optimal_sampling.integrations.theta_ids import theta_token_ids
+from vllm_optimal_sampling.integrations.trl import Student, draw, logprobs_drawn_from, token_ids
 from vllm_optimal_sampling.offline.sampler import OptimalSampler
 
 
@@ -87,7 +88,7 @@ class OptimalSamplingSDFTTrainer(SDFTTrainer):
         self.student.bring_to_engine()
         completions = draw(self.sampler, self, self._teacher_prompts, prompt_ids)
         self._logprobs = [torch.tensor(logprobs_drawn_from(self.args, completion)) for completion in completions]
-        return prompt_ids, completion_ids(self.sampler, completions)
+        return prompt_ids, [theta_token_ids(self.sampler.llm, completion.token_ids) for completion in completions]
 
     def _compute_rollout_logps(
         self,

@@ -22,8 +22,8 @@ from vllm import CompletionOutput
 
 from vllm_optimal_sampling.argument_checks import ArgumentError
 from vllm_optimal_sampling.config.theta import theta_lora
-from vllm_optimal_sampling.config.vocabulary_pairs import VocabularyPairs
 from vllm_optimal_sampling.integrations.teacher_prompts import Privileged, Prompt, RowsByPrompt, TeacherPrompts
+from vllm_optimal_sampling.integrations.theta_ids import teacher_token_ids, theta_token_ids
 from vllm_optimal_sampling.offline.sampler import OptimalSampler
 
 RECORDED = {
@@ -81,7 +81,7 @@ class Rollout:
         records = [completion.optimal_sampling for completion in completions]
         return {
             "prompt_ids": theirs,
-            "completion_ids": completion_ids(self.sampler, completions),
+            "completion_ids": [theta_token_ids(self.sampler.llm, completion.token_ids) for completion in completions],
             "logprobs": [logprobs_drawn_from(trainer.args, completion) for completion in completions],
             **{field: [getattr(record, name) for record in records] for field, name in RECORDED.items()},
             "theta_version": [record.theta_version for record in records],
@@ -199,7 +199,7 @@ def draw(
     sampler: OptimalSampler, trainer: Any, prompts: list[list[int]], theta_prompts: list[list[int]]
 ) -> list[CompletionOutput]:
     """Completions as the trainer's arguments ask for them."""
-    arguments, pairs = trainer.args, VocabularyPairs.from_config(sampler.llm.llm_engine.vllm_config)
+    arguments = trainer.args
     return sampler.generate_from_tokens(
         prompts,
         theta_prompts,
@@ -209,18 +209,11 @@ def draw(
         top_k=arguments.top_k or -1,
         min_p=arguments.min_p or 0.0,
         repetition_penalty=arguments.repetition_penalty,
-        stop_token_ids=list(trainer.eos_token_ids) if pairs is None else pairs.teachers(trainer.eos_token_ids),
+        stop_token_ids=teacher_token_ids(sampler.llm, trainer.eos_token_ids),
         detokenize=False,
         logprobs=None if draws_as_recorded(arguments) else 0,
         **(arguments.generation_kwargs or {}),
     )
-
-
-def completion_ids(sampler: OptimalSampler, completions: list[CompletionOutput]) -> list[list[int]]:
-    """Completions in the ids of the trainer's model, which is theta."""
-    pairs = VocabularyPairs.from_config(sampler.llm.llm_engine.vllm_config)
-    ids = [list(completion.token_ids) for completion in completions]
-    return ids if pairs is None else [pairs.read_all(one) for one in ids]
 
 
 def draws_as_recorded(arguments: Any) -> bool:

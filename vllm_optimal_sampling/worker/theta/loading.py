@@ -54,7 +54,17 @@ def reload_theta(
         config: with theta's model configuration.
         model: theta.
         weights_iterator, weights_path, is_checkpoint_format: as vLLM's `reload_weights` takes them.
+
+    Raises:
+        ValueError: theta is quantised. Its weights are kept in another form than its checkpoint's, and vLLM's loader writes
+            the new ones into it: seen with int8 on a CPU, theta's rows are then not numbers.
+
     """
+    if config.model_config.quantization is not None:
+        raise ValueError(
+            f"theta ({config.model_config.model}) is quantised ({config.model_config.quantization}), and new weights cannot be "
+            "loaded in place; start the engine anew, or with a theta that is not quantised"
+        )
     reload_weights(config, model, weights_iterator, weights_path, is_checkpoint_format)
     if current_platform.is_cpu():
         repack_tied_heads(model)

@@ -125,8 +125,10 @@ class ScoringPass:
         np.cumsum(rows.lengths, out=query_start_loc_np[1 : num_reqs + 1])
         query_start_loc = buffers.query_start_loc[: num_reqs_padded + 1]
         async_tensor_h2d(query_start_loc_np, out=query_start_loc)
-        # One copy for the three of them.
-        slots, sources, firsts = async_tensor_h2d(np.stack((rows.slots, rows.sources, rows.firsts)), device=self.device)
+        # One copy for the three of them, each at an aligned address: another alignment is another compiled kernel.
+        where = np.zeros((3, num_reqs + num_reqs % 2), dtype=np.int64)
+        where[:, :num_reqs] = rows.slots, rows.sources, rows.firsts
+        slots, sources, firsts = async_tensor_h2d(where, device=self.device)[:, :num_reqs]
         self.block_tables.gather(slots, num_reqs_padded, rows.num_teacher_rows)
         scoring_inputs(
             slots,
