@@ -43,4 +43,4 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_the_index_has_every_page() -> None:
     index = (ROOT / "docs/README.md").read_text()
     linked = {target for target, _ in LINK.findall(index)}
-    assert linked >= {path.name for path in (ROOT / "docs").iterdir()} - {"README.md"}
+    assert linked >= {path.name for path in (ROOT / "docs").iterdir() if path.is_file()} - {"README.md"}
