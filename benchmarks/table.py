@@ -226,3 +226,7 @@ def main() -> None:
             document.write_text(wanted)
         elif text != wanted:
             sys.exit(f"{document.name} has not what the result files say; run benchmarks/table.py --write")
+
+
+if __name__ == "__main__":
+    main()

@@ -113,6 +113,7 @@ def test_the_engine_has_the_same_q(engine: LLM, models: Models, rule: str) -> No
     assert compared > 100
 
 
+@pytest.mark.full  # minutes; that q is the same at every row is the shorter test above
 def test_the_engine_has_the_same_texts_by_chance(engine: LLM, models: Models) -> None:
     """The first totals of one problem's texts, where theta errs: a two-sample chi-square with false alarms of 1 in 10,000.
 

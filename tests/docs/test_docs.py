@@ -89,7 +89,7 @@ def run_as_program(block: Block, folder: Path) -> None:
     [
         pytest.param(block, marks=pytest.mark.full if block.mark == "full" else (), id=block.name)
         for block in blocks("training.md", "python")
-        if "SERVER" not in block.text  # tests/training/test_server.py runs these
+        if "SERVER" not in block.text  # tests/training/test_server_weights.py runs these
     ],
 )
 def test_training(block: Block, tmp_path: Path) -> None:
