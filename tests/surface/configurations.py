@@ -1,11 +1,15 @@
 """Configurations of real engines, as vLLM builds them, without starting one: no weights, two models in a folder."""
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, PreTrainedTokenizerFast
+
+from vllm_optimal_sampling.config.errors import UnsupportedEngineError
 
 VOCAB_SIZE = 300
 MAX_MODEL_LEN = 128
@@ -67,3 +71,10 @@ def build(engine_args: Any) -> Any:
 
     create = inspect.unwrap(EngineArgs.create_engine_config)  # vLLM's own, where the plugin is installed
     return create_engine_config(engine_args, lambda: create(engine_args))
+
+
+def refusal(build_config: Callable[..., Any], **arguments: Any) -> str:
+    """Why an engine with these arguments may not start."""
+    with pytest.raises(UnsupportedEngineError) as caught:
+        build_config(**arguments)
+    return str(caught.value)

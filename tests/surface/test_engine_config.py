@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from configurations import build
+from configurations import build, refusal
 
 from vllm_optimal_sampling.config.engine_args import _looks_like_folder, prepare_engine_args
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError
@@ -17,18 +17,6 @@ from vllm_optimal_sampling.params import OptimalSamplingParams
 BuildConfig = Callable[..., Any]
 
 FIRST, LAST = ("{}.{}".format(*version) for version in SUPPORTED_VLLM)
-
-
-@pytest.fixture(scope="module")
-def supported(build_config: BuildConfig) -> Any:
-    """An engine that may start; tests change one thing about it, with monkeypatch."""
-    return build_config()
-
-
-def refusal(build_config: BuildConfig, **arguments: Any) -> str:
-    with pytest.raises(UnsupportedEngineError) as caught:
-        build_config(**arguments)
-    return str(caught.value)
 
 
 # Asking

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from configurations import MAX_MODEL_LEN, VOCAB_SIZE, save_model
+from configurations import MAX_MODEL_LEN, VOCAB_SIZE, refusal, save_model
 from vllm.config import ModelConfig
 
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError
@@ -26,12 +26,6 @@ FIRST, LAST = ("{}.{}".format(*version) for version in SUPPORTED_VLLM)
 def supported(build_config: BuildConfig) -> Any:
     """An engine that may start; tests change one thing about it, with monkeypatch."""
     return build_config()
-
-
-def refusal(build_config: BuildConfig, **arguments: Any) -> str:
-    with pytest.raises(UnsupportedEngineError) as caught:
-        build_config(**arguments)
-    return str(caught.value)
 
 
 # Configurations that are not supported

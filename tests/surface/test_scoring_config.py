@@ -7,10 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from configurations import MAX_MODEL_LEN, VOCAB_SIZE, save_model
+from configurations import MAX_MODEL_LEN, VOCAB_SIZE, refusal, save_model
 
 from vllm_optimal_sampling.config.engine_args import prepare_engine_args
-from vllm_optimal_sampling.config.errors import UnsupportedEngineError
 from vllm_optimal_sampling.config.settings import KEY, EngineSettings
 from vllm_optimal_sampling.config.theta import (
     max_request_loras,
@@ -27,12 +26,6 @@ NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
 
 def scoring(theta: str = "self", **settings: Any) -> dict[str, Any]:
     return {"speculative_config": None, "additional_config": {KEY: {"theta": theta, **settings}}}
-
-
-def refusal(build_config: BuildConfig, **arguments: Any) -> str:
-    with pytest.raises(UnsupportedEngineError) as caught:
-        build_config(**arguments)
-    return str(caught.value)
 
 
 @pytest.fixture
