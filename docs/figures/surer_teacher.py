@@ -6,7 +6,6 @@ python docs/figures/surer_teacher.py    # writes surer_teacher.png beside this f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -51,24 +50,32 @@ def main() -> None:
     teachers = [
         1 / (1 + math.exp(-log_odds(0.3) - step * (log_odds(0.9995) - log_odds(0.3)) / 120)) for step in range(121)
     ]
-    place: Callable[[float], float] = log_odds
     figure, axes = plt.subplots(figsize=(6.4, 3.4), constrained_layout=True)
-    axes.plot([place(p) for p in teachers], [place(p) for p in teachers], color="#777777", linestyle="--", linewidth=1)
+    axes.plot(
+        [log_odds(p) for p in teachers], [log_odds(p) for p in teachers], color="#777777", linestyle="--", linewidth=1
+    )
     axes.annotate(
-        "the teacher", (place(0.96), place(0.96)), xytext=(-66, 0), textcoords="offset points", color="#777777"
+        "the teacher", (log_odds(0.96), log_odds(0.96)), xytext=(-66, 0), textcoords="offset points", color="#777777"
     )
     for (name, arguments), color in zip(LINES.items(), COLORS, strict=True):
-        values = [place(mixed(teacher, **arguments)) for teacher in teachers]
-        axes.plot([place(p) for p in teachers], values, color=color)
+        values = [log_odds(mixed(teacher, **arguments)) for teacher in teachers]
+        axes.plot([log_odds(p) for p in teachers], values, color=color)
         axes.annotate(
-            name, (place(teachers[-1]), values[-1]), xytext=(5, 0), textcoords="offset points", color=color, va="center"
+            name,
+            (log_odds(teachers[-1]), values[-1]),
+            xytext=(5, 0),
+            textcoords="offset points",
+            color=color,
+            va="center",
         )
     ticks = (0.3, 0.5, 0.7, 0.9, 0.97, 0.99, 0.999)
-    axes.set_xticks([place(p) for p in ticks], [f"{p:g}" for p in ticks])
-    axes.set_yticks([place(p) for p in ticks], [f"{p:g}" for p in ticks])
-    axes.axhline(place(THETA), color="#cccccc", linewidth=0.8)
-    axes.annotate("theta", (place(0.985), place(THETA)), xytext=(0, 3), textcoords="offset points", color="#999999")
-    axes.set_xlim(place(0.3), place(0.99997))
+    axes.set_xticks([log_odds(p) for p in ticks], [f"{p:g}" for p in ticks])
+    axes.set_yticks([log_odds(p) for p in ticks], [f"{p:g}" for p in ticks])
+    axes.axhline(log_odds(THETA), color="#cccccc", linewidth=0.8)
+    axes.annotate(
+        "theta", (log_odds(0.985), log_odds(THETA)), xytext=(0, 3), textcoords="offset points", color="#999999"
+    )
+    axes.set_xlim(log_odds(0.3), log_odds(0.99997))
     axes.set_xlabel("probability of the token under the teacher (log-odds axis)")
     axes.set_ylabel("under q*")
     axes.spines[["top", "right"]].set_visible(False)

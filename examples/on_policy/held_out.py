@@ -59,10 +59,9 @@ def difference(ours: Sequence[Marks], theirs: Sequence[Marks], seed: int = 0) ->
     picked = rng.integers(a.shape[1], size=(RESAMPLES, a.shape[1]))
     means = []
     for side in (a, b):
-        runs = rng.multinomial(len(side), [1 / len(side)] * len(side), size=RESAMPLES) / len(
-            side
-        )  # how often each is drawn
-        means.append(np.take_along_axis(runs @ side, picked, axis=1).mean(1))
+        count = len(side)
+        weights = rng.multinomial(count, [1 / count] * count, size=RESAMPLES) / count  # how often each run is drawn
+        means.append(np.take_along_axis(weights @ side, picked, axis=1).mean(1))
     differences = means[0] - means[1]
     low, high = np.quantile(differences, (0.025, 0.975))
     return float(a.mean() - b.mean()), float(low), float(high)

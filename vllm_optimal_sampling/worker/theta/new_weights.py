@@ -161,13 +161,11 @@ class ThetaUpdates:
 
 
 def _files(path: str) -> list[Path]:
-    return (
-        sorted(Path(path).glob("*.safetensors"))
-        if Path(path).is_dir()
-        else [Path(path)]
-        if Path(path).is_file()
-        else []
-    )
+    """The files of safetensors in a folder, or the file itself; none where there is nothing."""
+    named = Path(path)
+    if named.is_dir():
+        return sorted(named.glob("*.safetensors"))
+    return [named] if named.is_file() else []
 
 
 def _shapes_in(path: Path) -> Shapes:
