@@ -22,7 +22,7 @@ def check_media(request: EngineCoreRequest, params: OptimalSamplingParams) -> No
     """
     if request.mm_features and params.optimal_sampling and params.theta_prompt_argument is None:
         raise ArgumentError(
-            "theta_prompt",
+            "prompt",
             f"the prompt has more than text ({request.mm_features[0].modality}), and theta, without a prompt of its own, would "
             f"read it too, which reads text only. Give one of {', '.join(THETA_PROMPTS)} in vllm_xargs (in Python: "
             "extra_args), or optimal_sampling=false for the teacher alone",
