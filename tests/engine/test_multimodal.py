@@ -27,8 +27,9 @@ from support.cases import (
 )
 from support.engines import engine_options, find_runner, scoring_options, stop_engine
 from support.multimodal_models import image_inputs, image_prompt, random_image, save_multimodal_model
-from support.reference_models import Reference
+from support.reference_models import Reference, model_class
 from support.row_audit import AuditError, Report, RowAudit
+from vllm_optimal_sampling.weights import update_theta
 from vllm_optimal_sampling.worker.theta.text_inputs import TextInputs
 
 TEXT = {"allowed_token_ids": list(range(1, 400))}
@@ -128,6 +129,10 @@ def test_theta_is_another_multimodal_model(teacher: str, theta: str, drafts: boo
         cases = [*images.cases(teacher), *mixed_batch(seed=41, long=70)[:6]]
         report = audited(llm, reference, cases, images, max_tokens=8)
         assert set(report.by_draft_position) == (set(range(4)) if drafts else {0})
+        # A trainer gives all of its model, what reads images too.
+        trained = save_multimodal_model(tmp_path / "trained", theta, seed=3)
+        update_theta(llm, model_class(trained).from_pretrained(trained))
+        audited(llm, Reference(models[0], trained), cases[:3], images, max_tokens=4)
     finally:
         stop_engine(llm)
 
