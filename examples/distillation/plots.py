@@ -11,8 +11,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from distillation.means import mean_of
 from distillation.protocol import DRAWS, SETS, SOURCES
-from distillation.student_t import mean_of
 
 if TYPE_CHECKING:
     from distillation.report import Results

@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from distillation import HERE, RESULTS
 from distillation.decision import Decision, Values, accuracy, decide, difference, holm, load_draws, primary_values
+from distillation.means import Mean, mean_of
 from distillation.protocol import CONTROLS, DEFAULT, DRAWS, EPOCHS, RIVALS, SETS, SOURCES
-from distillation.student_t import Mean, mean_of
 from distillation.summary import summary
 
 PAGES = (HERE / "README.md", HERE / "TABLES.md")
