@@ -181,6 +181,8 @@ def test_the_draws_are_whole_and_in_the_protocols_order() -> None:
         assert draw["epsilons"] == results.pilot["epsilons"]
         assert set(draw["students"]) == set(draw["data"]) == set(SOURCES)
         assert all(one["rows"] == sizes.rows for one in draw["data"].values())
+        measures = [tuple(one[name] for name in MEASURES if name != "cpu_seconds") for one in draw["data"].values()]
+        assert len(set(measures)) == len(SOURCES), "two sources have the same rows"
         for name, by_epochs in draw["students"].items():
             for epochs, one in by_epochs.items():
                 assert one["learning_rate"] == results.pilot["learning_rates"][name][epochs]
