@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import measure
@@ -95,11 +96,16 @@ def likeliest_temperature(
         for problem in worked
     ]
     logits, labels = completion_logits(model, *tensors(examples, tokenizer.pad_token_id))
-    losses = {
-        temperature: torch.nn.functional.cross_entropy(logits.double() / temperature, labels).item()
-        for temperature in TEMPERATURES
-    }
-    return min(losses, key=losses.__getitem__)
+
+    @cache
+    def loss(place: int) -> float:
+        return torch.nn.functional.cross_entropy(logits.double() / TEMPERATURES[place], labels).item()
+
+    low, high = 0, len(TEMPERATURES) - 1
+    while low < high:  # the loss is convex in 1 / temperature, so it falls to its least value and rises from there
+        middle = (low + high) // 2
+        low, high = (low, middle) if loss(middle) <= loss(middle + 1) else (middle + 1, high)
+    return TEMPERATURES[low]
 
 
 def answers(
