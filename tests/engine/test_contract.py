@@ -79,6 +79,7 @@ CALLED: dict[str, str] = {
         "self input_ids multimodal_embeddings is_multimodal"
     ),
     "vllm.model_executor.models.interfaces:SupportsMRoPE.get_mrope_input_positions": "self input_tokens mm_features",
+    "vllm.model_executor.models.interfaces:supports_mrope": "model",
     "vllm.model_executor.models.interfaces:supports_realtime": "model",
     "vllm.v1.worker.gpu.mm.rope:RopeState.get_positions": "self num_tokens",
     "vllm.v1.worker.gpu.model_states.default:DefaultModelState.prepare_inputs": "self input_batch req_states",

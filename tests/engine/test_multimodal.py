@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from vllm import LLM, RequestOutput
 
 from support.adapters import save_adapter, save_merged
@@ -29,6 +31,7 @@ from support.engines import engine_options, find_runner, scoring_options, stop_e
 from support.multimodal_models import image_inputs, image_prompt, random_image, save_multimodal_model
 from support.reference_models import Reference, model_class
 from support.row_audit import AuditError, Report, RowAudit
+from vllm_optimal_sampling.config.errors import UnsupportedEngineError
 from vllm_optimal_sampling.weights import update_theta
 from vllm_optimal_sampling.worker.theta.text_inputs import TextInputs
 
@@ -139,6 +142,21 @@ def test_theta_is_another_multimodal_model(teacher: str, theta: str, drafts: boo
 
 @pytest.mark.full
 @pytest.mark.parametrize("family", ["gemma3", "qwen2_5_vl"])
+def test_theta_drafts_with_the_teachers_weights(family: str, tmp_path: Path) -> None:
+    model = save_multimodal_model(tmp_path / "model", family)
+    llm = LLM(**engine_options(model, model, max_num_batched_tokens=64, limit_mm_per_prompt={"video": 0}))
+    try:
+        assert find_runner(llm).theta.shares_weights
+        images = Images(model)
+        cases = [*images.cases(family), *mixed_batch(seed=41, long=70)[:6]]
+        report = audited(llm, Reference(model, model), cases, images, max_tokens=8)
+        assert set(report.by_draft_position) == {0, 1, 2, 3}
+    finally:
+        stop_engine(llm)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("family", ["gemma3", "qwen2_5_vl"])
 def test_an_adapter_as_theta(family: str, tmp_path: Path) -> None:
     model = save_multimodal_model(tmp_path / "model", family)
     adapter = save_adapter(tmp_path / "adapter", model, seed=4)
@@ -150,3 +168,31 @@ def test_an_adapter_as_theta(family: str, tmp_path: Path) -> None:
         assert find_runner(llm).theta.steps.fused > 0
     finally:
         stop_engine(llm)
+
+
+class Model:
+    """Of M-RoPE, and of which vLLM says where its text is."""
+
+    supports_mrope = True
+    supports_realtime = False
+
+    def __init__(self, first: int = 0, delta: int = 0):
+        self.first, self.delta = first, delta
+
+    def get_mrope_input_positions(self, tokens: list[int], images: list[Any]) -> tuple[torch.Tensor, int]:
+        return torch.arange(self.first, self.first + len(tokens)).expand(3, -1), self.delta
+
+
+def test_what_theta_cannot_read_as_text_is_refused() -> None:
+    config: Any = SimpleNamespace(supports_multimodal_inputs=True, uses_mrope=True, mrope_num_dims=3)
+    inputs = TextInputs(config, 8, torch.device("cpu"))
+    inputs.check(Model())
+    for model in (Model(first=1), Model(delta=2), object()):
+        with pytest.raises(
+            UnsupportedEngineError, match=r"vLLM does not say of .* that text is at the positions 0, 1, 2"
+        ):
+            inputs.check(model)
+    hearing = Model()
+    hearing.supports_realtime = True
+    with pytest.raises(UnsupportedEngineError, match="Model reads audio while it generates, which theta does not"):
+        inputs.check(hearing)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from vllm.config import ModelConfig
-from vllm.model_executor.models.interfaces import supports_realtime
+from vllm.model_executor.models.interfaces import supports_mrope, supports_realtime
 
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError
 
@@ -78,9 +78,9 @@ class TextInputs:
             )
         if self.rope_positions is None:
             return
-        positions, delta = model.get_mrope_input_positions([1] * 5, [])
-        if delta != 0 or not (positions.cpu() == torch.arange(5)).all():
+        text = model.get_mrope_input_positions([1] * 5, []) if supports_mrope(model) else None
+        if text is None or text[1] != 0 or not (text[0].cpu() == torch.arange(5)).all():
             raise UnsupportedEngineError(
-                f"optimal sampling cannot start: vLLM's {type(model).__name__} places text at the positions "
-                f"{positions.tolist()}, and theta would read it at 0, 1, 2, ...; use another model"
+                f"optimal sampling cannot start: vLLM does not say of {type(model).__name__} that text is at the positions "
+                "0, 1, 2, ... in every dimension, where theta reads it; use another model"
             )
