@@ -61,6 +61,10 @@ def completion_logits(model: PreTrainedModel, tokens: torch.Tensor, labels: torc
     return model.lm_head(model.model(tokens).last_hidden_state[:, :-1][learnable]), targets[learnable]
 
 
+def _on(model: PreTrainedModel, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(tensor.to(model.device) for tensor in given)
+
+
 def train(
     model: PreTrainedModel, examples: Sequence[Example], epochs: int, learning_rate: float, seed: int, pad: int
 ) -> float:
@@ -71,7 +75,7 @@ def train(
     model.train()
     for step, batch in enumerate(stream):
         optimizer.param_groups[0]["lr"] = learning_rate * rate_at(step, len(stream))
-        loss = torch.nn.functional.cross_entropy(*completion_logits(model, *tensors(batch, pad)))
+        loss = torch.nn.functional.cross_entropy(*completion_logits(model, *_on(model, tensors(batch, pad))))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -2,7 +2,7 @@
 
     python examples/real_model/gate.py              SmolLM2 as its own teacher, a small sample; results/gate.json
 
-Theta reads the problem; as its own teacher the same model reads the answer too (`told`), or the whole worked solution (`shown`).
+Theta reads the problem. As its own teacher the same model also reads the answer (`told`), or the worked solution (`shown`).
 """
 
 from __future__ import annotations

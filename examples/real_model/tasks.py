@@ -1,9 +1,7 @@
-"""Three tasks of reasoning-gym whose worked solutions are long: their problems, solutions, prompts, and who is right.
-
-    python examples/real_model/tasks.py FOLDER      all problems of the experiment, a file for each draw
+"""Three tasks of reasoning-gym whose worked solutions are long: their problems, solutions, prompts, and what is right.
 
 A problem is what the package gives (`question`, `answer`, `metadata`), with its task's name. The worked solution is ours, from
-the metadata. Only this command needs the package (`pip install reasoning-gym==0.1.25`); what reads the files does not.
+the metadata. Only `make` needs the package (`pip install reasoning-gym==0.1.25`).
 """
 
 from __future__ import annotations
@@ -144,7 +142,9 @@ def make(task: str, seed: int, count: int) -> list[dict[str, Any]]:
         made.setdefault(problem["question"], problem)
         if len(made) == count:
             return list(made.values())
-    raise ValueError(f"{task} has {len(made)} different problems from seed {seed} on, {count} are wanted; ask for fewer")
+    raise ValueError(
+        f"{task} has {len(made)} different problems from seed {seed} on, {count} are wanted; ask for fewer"
+    )
 
 
 def read(path: Path) -> list[dict[str, Any]]:
