@@ -51,7 +51,7 @@ def tensors(batch: Sequence[Example], pad: int) -> tuple[torch.Tensor, torch.Ten
 def rate_at(step: int, steps: int) -> float:
     """The factor on the learning rate: a linear rise over the first part of the steps, then a linear fall to zero."""
     rising = max(1, round(WARM_UP * steps))
-    return min(1.0, (step + 1) / rising, (steps - step) / (steps - rising))
+    return min(1.0, (step + 1) / rising, (steps - step) / max(1, steps - rising))
 
 
 def completion_logits(model: PreTrainedModel, tokens: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:

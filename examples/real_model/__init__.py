@@ -15,6 +15,7 @@ ENVIRONMENT = {
     "VLLM_USE_FLASHINFER_SAMPLER": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
+    "TVM_FFI_DISABLE_TORCH_C_DLPACK": "1",
 }
 """Of a machine with a GPU and without internet; what is set stays."""
 

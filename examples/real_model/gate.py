@@ -65,8 +65,9 @@ def counts(texts: Sequence[str], problems: Sequence[tasks.Problem]) -> dict[str,
 
 def passes(theta: Mapping[str, Any], teacher: Mapping[str, Any]) -> bool:
     """The gate, of two models' counts."""
-    ours, theirs = (one["right"] / one["problems"] for one in (theta, teacher))
-    return theirs >= RATE and theirs >= RATIO * ours
+    is_good = teacher["right"] >= RATE * teacher["problems"]
+    is_better = teacher["right"] * theta["problems"] >= RATIO * theta["right"] * teacher["problems"]
+    return is_good and is_better
 
 
 def main() -> None:

@@ -23,12 +23,12 @@ class Job:
     """Files that have to exist before."""
 
 
-def work_through(jobs: Sequence[Job], processes: int, deadline: float, done: Callable[[], None]) -> list[Job]:
+def work_through(jobs: Sequence[Job], processes: int, deadline: float, goes_on: Callable[[], bool]) -> list[Job]:
     """Do the jobs in their order, as far as what they need is there.
 
     Args:
         deadline: of `time.monotonic`. What runs then is ended and leaves nothing; it is done anew by the next call.
-        done: called after each job.
+        goes_on: called after each job; if it says no, nothing more is done.
 
     Returns:
         The jobs that are not done.
@@ -53,7 +53,8 @@ def work_through(jobs: Sequence[Job], processes: int, deadline: float, done: Cal
             for future in finished:
                 del running[future]
                 future.result()
-                done()
+            if not goes_on():
+                break
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for child in multiprocessing.active_children():  # an engine may be in the middle of a batch

@@ -34,28 +34,18 @@ PROCESSES = 3
 """On one GPU, each with an engine and at times a student in training."""
 
 
-def models_jobs(place: Place) -> list[Job]:
-    """The two models and the gate."""
+def pilot_jobs(place: Place, processes: int) -> list[Job]:
+    """The two models, the engines, the gate and the pilot."""
+    drawn = tuple(dict.fromkeys((*OF_FAMILY.values(), "fixed_0.5")))
+    tuned = [(source, rate) for source in OF_FAMILY.values() for rate in LEARNING_RATES]
+    found = (*(place.tuned(*one) for one in tuned), *(place.rows(PILOT, name) for name in drawn))
     return [
         Job(place.prepared, work.prepare, (place,)),
         Job(place.gate, work.hold_to_the_gate, (place,), (place.prepared,)),
-    ]
-
-
-def pilot_jobs(place: Place) -> list[Job]:
-    """The pilot."""
-    ready = (place.gate,)
-    drawn = tuple(dict.fromkeys((*OF_FAMILY.values(), "fixed_0.5")))
-    tuned = [(source, rate) for source in OF_FAMILY.values() for rate in LEARNING_RATES]
-    return [
-        *(Job(place.rows(PILOT, name), work.make_rows, (place, PILOT, name), ready) for name in drawn),
+        *(Job(place.started(one), work.start, (place, one), (place.prepared,)) for one in range(1, processes)),
+        *(Job(place.rows(PILOT, name), work.make_rows, (place, PILOT, name), (place.gate,)) for name in drawn),
         *(Job(place.tuned(*one), work.tune, (place, *one), (place.rows(PILOT, one[0]),)) for one in tuned),
-        Job(
-            place.fixed,
-            work.fix,
-            (place,),
-            (*(place.tuned(*one) for one in tuned), *(place.rows(PILOT, name) for name in drawn)),
-        ),
+        Job(place.fixed, work.fix, (place,), found),
     ]
 
 
@@ -100,30 +90,27 @@ def keep_finished(place: Place, results: Path) -> list[int]:
     return finished
 
 
-def in_time(place: Place, results: Path, processes: int, seconds: float, goes_on: bool) -> list[int]:
-    """As many draws as the seconds allow; the finished ones.
-
-    Args:
-        goes_on: although the gate is closed, as a trial does.
-    """
+def in_time(place: Place, results: Path, processes: int, seconds: float, is_trial: bool) -> list[int]:
+    """As many draws as the seconds allow; the finished ones. A closed gate ends it, but not a trial."""
     begin = time.monotonic()
 
-    def say() -> None:
+    def goes_on() -> bool:
         files = sum(1 for _ in place.state.rglob("*.json"))
-        print(
-            f"[{time.monotonic() - begin:.0f} s] {files} parts, {len(keep_finished(place, results))} draws", flush=True
-        )
+        draws = len(keep_finished(place, results))
+        print(f"[{time.monotonic() - begin:.0f} s] {files} parts, {draws} draws", flush=True)
+        if not place.gate.exists() or read(place.gate)["passes"] or is_trial:
+            return True
+        closed = results / "closed.json"
+        recording.write(closed, recording.header("real-model") | read(place.prepared) | read(place.gate))
+        print("the gate is closed: nothing is drawn", flush=True)
+        return False
 
-    deadline = begin + seconds
-    if work_through(models_jobs(place), processes, deadline, say):
-        return []
-    opened = read(place.gate)
-    print(f"gate: {opened}", flush=True)
-    if not opened["passes"] and not goes_on:
-        recording.write(results / "closed.json", recording.header("real-model") | read(place.prepared) | opened)
-        return []
-    jobs = [*pilot_jobs(place), *(job for draw in range(place.sizes.draws) for job in draw_jobs(place, draw))]
-    work_through(jobs, processes, deadline, say)
+    jobs = [
+        *pilot_jobs(place, processes),
+        *(job for draw in range(place.sizes.draws) for job in draw_jobs(place, draw)),
+    ]
+    if not place.gate.exists() or goes_on():
+        work_through(jobs, processes, begin + seconds, goes_on)
     return keep_finished(place, results)
 
 
@@ -156,7 +143,7 @@ def main() -> None:
     elif problems is None:
         parser.error("--problems is missing; give the folder that problem_files.py wrote")
     place = Place(given.state.resolve(), problems.resolve(), model.resolve(), sizes)
-    finished = in_time(place, results, given.processes, given.seconds, goes_on=given.small)
+    finished = in_time(place, results, given.processes, given.seconds, is_trial=given.small)
     missing = [draw for draw in range(sizes.draws) if draw not in finished]
     print(f"draws finished: {finished or 'none'}; not reached: {missing or 'none'}")
 

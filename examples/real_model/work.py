@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,6 +20,7 @@ from distillation.tuning import best
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from real_model import gate, problem_files, tasks
+from real_model.analysis import primary
 from real_model.engine import Engine, measures
 from real_model.protocol import (
     EPOCHS,
@@ -67,6 +68,9 @@ class Place:
     def fixed(self) -> Path:
         """What the pilot fixed."""
         return self.state / "fixed.json"
+
+    def started(self, process: int) -> Path:
+        return self.state / f"started-{process}.json"
 
     def rows(self, draw: int, source: str) -> Path:
         return self.state / f"draw-{draw:04d}" / "rows" / f"{source}.json"
@@ -171,6 +175,16 @@ def in_stages(
     return found
 
 
+def start(place: Place, number: int) -> None:
+    """Start this process's engine, so that all start side by side."""
+
+    def compute() -> dict[str, Any]:
+        engine_of(place)
+        return {}
+
+    piece(place.started(number), compute)
+
+
 def hold_to_the_gate(place: Place) -> None:
     """Theta and the teacher on the gate's problems, and whether the teacher passes."""
 
@@ -254,12 +268,6 @@ def evaluate_theta(place: Place, draw: int) -> None:
         return {"tasks": engine.answers(problem_files.read(place.problems, problem_files.held_out(draw)))}
 
     piece(place.untrained(draw), compute)
-
-
-def primary(evaluated: Mapping[str, Any]) -> float | None:
-    """The mean of the tasks' shares of right answers in per cent; None where there is no student."""
-    counts = evaluated["tasks"]
-    return counts and sum(100 * one["right"] / one["problems"] for one in counts.values()) / len(counts)
 
 
 def fix(place: Place) -> None:
