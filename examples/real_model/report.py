@@ -62,7 +62,9 @@ def state(results: Results) -> str:
         return (
             f"{said} SmolLM2-135M as its own teacher passes the gate with {' and with '.join(passing)} in its prompt."
         )
-    best = max((results.gate["ways"][way] for way in ("told", "shown")), key=lambda one: one["right"])
+    best = max(
+        (results.gate["ways"][way] for way in results.gate["passes"]), key=lambda one: one["right"] / one["problems"]
+    )
     return (
         f"{said} What is measured is the gate: SmolLM2-135M as its own teacher fails it, with "
         f"{best['right']} of {best['problems']} texts right at best where {RATE:.0%} are asked for."
@@ -72,8 +74,8 @@ def state(results: Results) -> str:
 def gate_table(results: Results) -> str:
     """SmolLM2 by what it reads."""
     rows = []
-    for way, title in WAYS.items():
-        one = results.gate["ways"][way]
+    for way, one in results.gate["ways"].items():
+        title = WAYS[way]
         low, high = (100 * end for end in one["interval_95"])
         by_task = [f"{one['tasks'][task]['right']} of {one['tasks'][task]['problems']}" for task in TRAINED]
         rows.append(
