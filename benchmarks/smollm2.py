@@ -29,5 +29,6 @@ def load(file: Path, dtype: Any) -> tuple[Any, Any]:
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     model = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype).eval()
     model.hf_quantizer = None
-    del model.config.quantization_config
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
     return model, AutoTokenizer.from_pretrained(**where)

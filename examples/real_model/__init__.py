@@ -15,6 +15,7 @@ ENVIRONMENT = {
     "VLLM_USE_FLASHINFER_SAMPLER": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "2",  # several engines start side by side
     "TVM_FFI_DISABLE_TORCH_C_DLPACK": "1",
 }
 """Of a machine with a GPU and without internet; what is set stays."""
@@ -25,5 +26,6 @@ import distillation  # noqa: E402, F401
 import recording  # noqa: E402
 
 IS_CPU_BUILD = recording.set_cpu_environment()
-for name, value in ENVIRONMENT.items():
-    os.environ.setdefault(name, value)
+if not IS_CPU_BUILD:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)

@@ -16,7 +16,7 @@ import json
 import shutil
 import sys
 import tarfile
-from importlib.util import find_spec
+from importlib.metadata import distribution
 from pathlib import Path
 
 PART_MIB = 50
@@ -28,7 +28,7 @@ def pack(folder: Path, files: dict[str, Path], part_bytes: int) -> list[Path]:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=1) as archive:
         for name, path in files.items():
-            archive.add(path, name, filter=lambda info: None if "__pycache__" in info.name else info)
+            archive.add(path, name)
     content = packed.getbuffer()
     folder.mkdir(parents=True, exist_ok=True)
     parts, sums = [], {}
@@ -64,6 +64,12 @@ def unpack(folder: Path, target: Path) -> list[str]:
     return missing
 
 
+def gguf_files() -> dict[str, Path]:
+    """The package gguf with its metadata, by which transformers knows its version."""
+    listed = distribution("gguf").files or []
+    return {f"site/{file}": Path(file.locate()) for file in listed if ".." not in file.parts and file.suffix != ".pyc"}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -82,10 +88,10 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
     import smollm2
 
-    model, gguf = smollm2.packaged(), find_spec("gguf")
-    if model is None or gguf is None or gguf.origin is None:
+    model = smollm2.packaged()
+    if model is None:
         raise SystemExit(smollm2.MISSING)
-    files = {model.name: model, "problems": given.problems, "site/gguf": Path(gguf.origin).parent}
+    files = {model.name: model, "problems": given.problems} | gguf_files()
     for part in pack(given.folder, files, given.part_mib << 20):
         print(f"{part}: {part.stat().st_size / 2**20:.1f} MiB")
 

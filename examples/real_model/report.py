@@ -76,7 +76,7 @@ def gate_table(results: Results) -> str:
     rows = []
     for way, one in results.gate["ways"].items():
         title = WAYS[way]
-        low, high = (100 * end for end in one["interval_95"])
+        low, high = (max(0.0, 100 * end) for end in one["interval_95"])
         by_task = [f"{one['tasks'][task]['right']} of {one['tasks'][task]['problems']}" for task in TRAINED]
         rows.append(
             [title, f"{one['right']} of {one['problems']}", f"{low:.0f} to {high:.0f} %", *by_task, f"{one['sound']}"]

@@ -50,16 +50,18 @@ def pilot_jobs(place: Place, processes: int) -> list[Job]:
 
 
 def draw_jobs(place: Place, draw: int) -> list[Job]:
-    """A draw's rows and students, and theta itself."""
-    ready = (place.fixed,)
-    return [
-        *(Job(place.rows(draw, name), work.make_rows, (place, draw, name), ready) for name in SOURCES),
-        Job(place.untrained(draw), work.evaluate_theta, (place, draw), ready),
-        *(
-            Job(place.student(draw, name), work.evaluate_student, (place, draw, name), (place.rows(draw, name),))
-            for name in SOURCES
-        ),
-    ]
+    """A draw's rows and students, and theta itself. Only what needs the pilot waits for it."""
+
+    def rows(name: str) -> Job:
+        waits = place.fixed if SOURCES[name].alpha_method == "kl_budget" else place.gate
+        return Job(place.rows(draw, name), work.make_rows, (place, draw, name), (waits,))
+
+    def evaluated(name: str) -> Job:
+        needs = (place.rows(draw, name), place.fixed)
+        return Job(place.student(draw, name), work.evaluate_student, (place, draw, name), needs)
+
+    theta = Job(place.untrained(draw), work.evaluate_theta, (place, draw), (place.gate,))
+    return [*map(rows, SOURCES), theta, *map(evaluated, SOURCES)]
 
 
 def result_of(place: Place, draw: int) -> dict[str, Any]:
