@@ -51,15 +51,16 @@ class Text:
 class Engine:
     """The engine of one process."""
 
-    def __init__(self, teacher: Path, theta: Path, sizes: Sizes) -> None:
+    def __init__(self, teacher: Path, theta: Path, sizes: Sizes, eager: bool) -> None:
         self.sizes = sizes
         self.tokenizer = AutoTokenizer.from_pretrained(theta)
         self.theta = theta
         self.is_student = False
         """Whether theta has a student's weights at the moment."""
-        self.sampler = OptimalSampler(
-            model=str(teacher), theta=str(theta), **(ON_GPU if torch.cuda.is_available() else ON_CPU)
-        )
+        settings = ON_GPU if torch.cuda.is_available() else ON_CPU
+        if eager:
+            settings = settings | {"enforce_eager": True, "compilation_config": {"mode": 0}}
+        self.sampler = OptimalSampler(model=str(teacher), theta=str(theta), **settings)
 
     def load(self, weights: torch.nn.Module | None) -> None:
         """Give theta a student's weights; None: its own again."""

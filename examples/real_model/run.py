@@ -95,11 +95,14 @@ def keep_finished(place: Place, results: Path) -> list[int]:
 def in_time(place: Place, results: Path, processes: int, seconds: float, is_trial: bool) -> list[int]:
     """As many draws as the seconds allow; the finished ones. A closed gate ends it, but not a trial."""
     begin = time.monotonic()
+    jobs = [
+        *pilot_jobs(place, processes),
+        *(job for draw in range(place.sizes.draws) for job in draw_jobs(place, draw)),
+    ]
 
     def goes_on() -> bool:
-        files = sum(1 for _ in place.state.rglob("*.json"))
-        draws = len(keep_finished(place, results))
-        print(f"[{time.monotonic() - begin:.0f} s] {files} parts, {draws} draws", flush=True)
+        parts, draws = sum(job.path.exists() for job in jobs), len(keep_finished(place, results))
+        print(f"[{time.monotonic() - begin:.0f} s] {parts} of {len(jobs)} parts, {draws} draws", flush=True)
         if not place.gate.exists() or read(place.gate)["passes"] or is_trial:
             return True
         closed = results / "closed.json"
@@ -107,10 +110,6 @@ def in_time(place: Place, results: Path, processes: int, seconds: float, is_tria
         print("the gate is closed: nothing is drawn", flush=True)
         return False
 
-    jobs = [
-        *pilot_jobs(place, processes),
-        *(job for draw in range(place.sizes.draws) for job in draw_jobs(place, draw)),
-    ]
     if not place.gate.exists() or goes_on():
         work_through(jobs, processes, begin + seconds, goes_on)
     return keep_finished(place, results)
@@ -132,6 +131,9 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for everything (default: {SECONDS})")
     parser.add_argument("--processes", type=int, default=1 if IS_CPU_BUILD else PROCESSES)
+    parser.add_argument(
+        "--eager", action="store_true", help="without CUDA graphs, should an engine not start with them"
+    )
     parser.add_argument("--small", action="store_true", help="a trial with the shipped problems")
     given = parser.parse_args()
     model = given.model or smollm2.packaged()
@@ -144,7 +146,7 @@ def main() -> None:
         shipped(problems, sizes)
     elif problems is None:
         parser.error("--problems is missing; give the folder that problem_files.py wrote")
-    place = Place(given.state.resolve(), problems.resolve(), model.resolve(), sizes)
+    place = Place(given.state.resolve(), problems.resolve(), model.resolve(), sizes, given.eager)
     finished = in_time(place, results, given.processes, given.seconds, is_trial=given.small)
     missing = [draw for draw in range(sizes.draws) if draw not in finished]
     print(f"draws finished: {finished or 'none'}; not reached: {missing or 'none'}")

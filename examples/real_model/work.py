@@ -47,6 +47,8 @@ class Place:
     model: Path
     """SmolLM2: its GGUF file, or a model's folder."""
     sizes: Sizes
+    eager: bool = False
+    """Engines without CUDA graphs."""
 
     @property
     def theta(self) -> Path:
@@ -101,7 +103,7 @@ def arithmetic() -> contextlib.AbstractContextManager[Any]:
 @cache
 def engine_of(place: Place) -> Engine:
     """This process's engine."""
-    return Engine(place.teacher, place.theta, place.sizes)
+    return Engine(place.teacher, place.theta, place.sizes, place.eager)
 
 
 def load(folder: Path) -> PreTrainedModel:
