@@ -57,17 +57,21 @@ def state(results: Results) -> str:
         said = "Nothing is known yet of students of a real model: no draw has been made."
     else:
         said = f"{len(results.draws)} of {DRAWS} draws. {' '.join(sentences(results.draws))}"
-    passing = [WAYS[way].removeprefix("and ") for way, passes in results.gate["passes"].items() if passes]
+    ways, outcome = results.gate["ways"], results.gate.get("passes", {})
+    if not outcome:
+        theta = ways["theta"]
+        return (
+            f"{said} What is measured is SmolLM2-135M alone: {theta['right']} of {theta['problems']} texts are right."
+        )
+    passing = [WAYS[way].removeprefix("and ") for way, passes in outcome.items() if passes]
     if passing:
         return (
             f"{said} SmolLM2-135M as its own teacher passes the gate with {' and with '.join(passing)} in its prompt."
         )
-    best = max(
-        (results.gate["ways"][way] for way in results.gate["passes"]), key=lambda one: one["right"] / one["problems"]
-    )
+    best = max((ways[way] for way in outcome), key=lambda one: one["right"] / one["problems"])
     return (
         f"{said} What is measured is the gate: SmolLM2-135M as its own teacher fails it, with "
-        f"{best['right']} of {best['problems']} texts right at best where {RATE:.0%} are asked for."
+        f"{best['right']} of {best['problems']} texts right at best where {100 * RATE:.0f} % are asked for."
     )
 
 
