@@ -52,7 +52,7 @@ def tensors(batch: Sequence[Example], pad: int) -> tuple[torch.Tensor, torch.Ten
 def rate_at(step: int, steps: int) -> float:
     """The factor on the learning rate: a linear rise over the first part of the steps, then a linear fall to zero."""
     rising = max(1, round(WARM_UP * steps))
-    return min(1.0, (step + 1) / rising, (steps - step) / (steps - rising))
+    return min(1.0, (step + 1) / rising, (steps - step) / max(1, steps - rising))
 
 
 def completion_logits(model: PreTrainedModel, tokens: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -60,6 +60,10 @@ def completion_logits(model: PreTrainedModel, tokens: torch.Tensor, labels: torc
     targets = labels[:, 1:]
     learnable = targets != -100
     return model.lm_head(model.model(tokens).last_hidden_state[:, :-1][learnable]), targets[learnable]
+
+
+def _on(model: PreTrainedModel, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(tensor.to(model.device) for tensor in given)
 
 
 def train(
@@ -72,7 +76,7 @@ def train(
     model.train()
     for step, batch in enumerate(stream):
         optimizer.param_groups[0]["lr"] = learning_rate * rate_at(step, len(stream))
-        loss = torch.nn.functional.cross_entropy(*completion_logits(model, *tensors(batch, pad)))
+        loss = torch.nn.functional.cross_entropy(*completion_logits(model, *_on(model, tensors(batch, pad))))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
