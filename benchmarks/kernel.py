@@ -42,6 +42,8 @@ from vllm_optimal_sampling.kernels import (  # noqa: E402
     mix_,
     reference,
 )
+from vllm_optimal_sampling.kernels.mix import INTERPRETED, Rows, launches  # noqa: E402
+from vllm_optimal_sampling.kernels.scratch import LaunchShape  # noqa: E402
 
 from vllm_optimal_sampling.worker.relaxed_top_p_kernel import relax_top_p_  # noqa: E402
 
@@ -108,16 +110,16 @@ class Case:
         return num_rows * vocab * (4 + 4 + self.theta.element_size())
 
     def mix(self, rows: torch.Tensor) -> None:
-        mix_(
-            rows,
-            self.theta,
-            self.slots,
-            self.draft_positions,
-            self.token_positions,
-            self.settings,
-            self.record,
-            self.scratch,
-        )
+        mix_(*self.tensors(rows), self.settings, self.record, self.scratch)
+
+    def mix_as_triton_launches(self, rows: torch.Tensor) -> None:
+        """The same without what the scratch remembers of calls before."""
+        shape = LaunchShape.choose(*self.teacher.shape, interpreted=INTERPRETED)
+        for launch in launches(self.tensors(rows), self.settings, self.record, self.scratch, shape):
+            launch()
+
+    def tensors(self, rows: torch.Tensor) -> Rows:
+        return Rows(rows, self.theta, self.slots, self.draft_positions, self.token_positions)
 
 
 def errors(case: Case, log_q: torch.Tensor, sample: int = 4) -> tuple[float, float]:
@@ -134,9 +136,12 @@ def errors(case: Case, log_q: torch.Tensor, sample: int = 4) -> tuple[float, flo
 
 
 def check(case: Case) -> tuple[float, float]:
-    """`errors` of the kernel; raises if they are larger than allowed."""
-    rows = case.teacher.clone()
+    """`errors` of the kernel; raises if they are larger than allowed, or if the same call gives something else again."""
+    rows, again = case.teacher.clone(), case.teacher.clone()
     case.mix(rows)
+    case.mix(again)
+    if not torch.equal(rows, again):
+        raise RuntimeError(f"{list(rows.shape)}: a second call, whose launches are prepared, gave other rows")
     gap, variation = errors(case, rows)
     if gap > KL_GAP or variation > TOTAL_VARIATION:
         raise RuntimeError(
@@ -301,6 +306,7 @@ def measure(case: Case, seconds: float, peer_seconds: float, peers_asked: Sequen
         "floor_bytes": case.floor_bytes,
         "microseconds": {name: asdict(time) for name, time in times.items()},
         "host_microseconds": host_microseconds(lambda: case.mix(rows)),
+        "host_microseconds_as_triton_launches": host_microseconds(lambda: case.mix_as_triton_launches(rows)),
         "gigabytes_per_second": {name: gigabytes / times[name].median for name in ("copy", "kernel")},
         "times_floor": times["kernel"].median / floor,
         "graph_equals_eager": torch.equal(eager, rows),

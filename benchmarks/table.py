@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from engine_tables import example_pair, fit, growth, heavy, memory, model, published, ratios, roofline
-from table_words import SHOWN, compilation, is_on_gpu, machine_line, millions, number, shown_pair
+from table_words import SHOWN, compilation, is_on_gpu, machine_line, millions, number, shown_pair, spread
 
 HERE = Path(__file__).parent
 
@@ -68,6 +68,21 @@ def calls(result: dict[str, Any]) -> list[str]:
         f"Single calls from Python at {found['rows']} rows of {found['vocab']:,}, us, launches included: {said}.",
         "",
     ]
+
+
+def host_time(result: dict[str, Any]) -> list[str]:
+    """What a call of the mix costs the host, with what is counted."""
+    lines = [
+        f"**The host's time of a call of the mix.** {machine_line(result)}. Counted: {result['counted']}; not counted: "
+        f"{result['not_counted']}. {result['clock']}.",
+        "",
+        "| rows | launches | us | as Triton launches, us |",
+        "| --- | --- | --- | --- |",
+    ]
+    for line in result["lines"]:
+        times = (spread(line["microseconds"][name]) for name in ("prepared", "as_triton_launches"))
+        lines.append(f"| {line['rows']} | {line['launches']} | {' | '.join(times)} |")
+    return [*lines, ""]
 
 
 def speed(result: dict[str, Any]) -> list[str]:
@@ -144,6 +159,7 @@ SECTIONS = {
     "speed": speed,
     "example-pair": example_pair,
     "kernel": kernel,
+    "host-time": host_time,
     "model": model,
     "growth": growth,
     "weight-updates": weight_updates,

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .record import MixRecord
 
 THETA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SLOT_DTYPES = (torch.int32, torch.int64)
 
 
 def check_tensor(
@@ -73,6 +74,6 @@ def check_rows(
     )
     rows = teacher_logits.shape[0]
     num_slots, num_positions, _ = theta_logits.shape
-    check_tensor("slots", slots, dtypes=(torch.int32,), shape=(rows,), device=device)
+    check_tensor("slots", slots, dtypes=SLOT_DTYPES, shape=(rows,), device=device)
     check_tensor("draft_positions", draft_positions, dtypes=(torch.int32,), shape=(rows,), device=device)
     check_tensor("record.alpha", record.alpha, dtypes=(torch.float32,), shape=(num_slots, num_positions), device=device)

@@ -12,6 +12,9 @@ The passes (rows x splits programs each, five launches, no atomics, no host sync
     write   log q*, and the record; rows in reverse, so that what `read` touched last is still in L2 (`write.py`)
     `refine` and `settle` of a row that is solved, and has no divergence to compare, return at once.
 
+What it costs the host: the first call of a kind launches the kernels as Triton does and keeps what that compiled; calls after
+it launch that (`prepared_launch.py`), and check only that nothing but contents, addresses and the number of rows has changed.
+
 What it costs, per element of an ordinary row: 6 bytes and 6 exponentials to read (theta in bf16; about 45
 instructions), 10 bytes and no exponential to write: 16 bytes against the floor of 10 (teacher read and written once,
 theta read once). The second reading costs 6 bytes and 9 exponentials. Rows whose teacher and theta differ by noise of 1.4
@@ -32,11 +35,14 @@ A row's tokens, and what happens to a row that cannot be mixed
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 
 from .checks import check_rows, check_tensor
 from .plan import plan_kernel
+from .prepared_launch import Launch, PreparedLaunch, current_device, current_stream
 from .read import read_kernel
 from .record import MixRecord
 from .refine import refine_kernel
@@ -45,6 +51,206 @@ from .settings import MixSettings
 from .settle import settle_kernel
 from .solution import NODES, PAD
 from .write import write_kernel
+
+INTERPRETED = not isinstance(read_kernel, triton.runtime.JITFunction)
+
+CHANGING = (
+    "teacher_ptr",
+    "theta_ptr",
+    "slots_ptr",
+    "draft_positions_ptr",
+    "token_positions_ptr",
+    "num_rows",
+    "split_size",
+    "splits",
+)
+"""Arguments of the kernels in which calls of the same `Variant` differ."""
+DIVISIBLE = ("teacher_ptr", "theta_ptr", "split_size")
+"""Those of them that Triton asks whether 16 divides them, as the variant's key does."""
+MOST_FORMS, MOST_VARIANTS = 16384, 64
+"""How many a scratch remembers. A form for each number of rows and a few variants are usual."""
+
+
+class Rows(NamedTuple):
+    """The tensors of a call that its `settings`, `record` and `scratch` do not hold; `mix_` describes them."""
+
+    teacher_logits: torch.Tensor
+    theta_logits: torch.Tensor
+    slots: torch.Tensor
+    draft_positions: torch.Tensor
+    token_positions: torch.Tensor
+
+
+def launches(
+    rows: Rows, settings: MixSettings, record: MixRecord, scratch: MixScratch, shape: LaunchShape
+) -> list[Launch]:
+    """The five kernels, at a given launch shape."""
+    num_rows, teacher_vocab = rows.teacher_logits.shape
+    num_slots, num_positions, theta_vocab = rows.theta_logits.shape
+    blocks = -(-num_rows // shape.rows)
+    of_rows, of_parts = (blocks, 1, 1), (blocks, shape.splits, 1)
+    splits = triton.next_power_of_2(shape.splits)
+    first, second = scratch.partials.chunk(READINGS)
+    common = {
+        "teacher_ptr": rows.teacher_logits,
+        "teacher_stride": rows.teacher_logits.stride(0),
+        "theta_ptr": rows.theta_logits,
+        "theta_offset_ptr": scratch.theta_offset,
+        "plan_ptr": scratch.plan,
+        "num_rows": num_rows,
+        "vocab": min(teacher_vocab, theta_vocab),
+    }
+    plan = common | {
+        "theta_slot_stride": rows.theta_logits.stride(0),
+        "theta_position_stride": rows.theta_logits.stride(1),
+        "slots_ptr": rows.slots,
+        "draft_positions_ptr": rows.draft_positions,
+        "token_positions_ptr": rows.token_positions,
+        **{f"{name}_ptr": tensor for name, tensor in vars(settings).items()},
+        "entry_ptr": scratch.entry,
+        "num_slots": num_slots,
+        "num_positions": num_positions,
+        "ROWS": shape.rows,
+        "NODES": NODES.value,
+        "PAD": PAD.value,
+        "LANES": shape.lanes,
+    }
+    read = common | {
+        "partials_ptr": first,
+        "split_size": shape.split_size,
+        "ROWS": shape.rows,
+        "SUB": shape.sub,
+        "LANES": shape.lanes,
+        "JOIN": shape.join,
+    }
+    refine = common | {
+        "read_ptr": first,
+        "partials_ptr": second,
+        "solution_ptr": scratch.solutions,
+        "split_size": shape.split_size,
+        "splits": shape.splits,
+        "ROWS": shape.rows,
+        "SPLITS": splits,
+        "SUB": shape.refine_sub,
+        "LANES": shape.lanes,
+        "JOIN": shape.join,
+    }
+    settle = common | {
+        "read_ptr": second,
+        "solution_ptr": scratch.solutions,
+        "splits": shape.splits,
+        "ROWS": shape.rows,
+        "LANES": shape.lanes,
+        "SPLITS": splits,
+    }
+    write = common | {
+        "entry_ptr": scratch.entry,
+        "compared_ptr": second,
+        "solution_ptr": scratch.solutions,
+        "alpha_ptr": record.alpha,
+        "kl_theta_ptr": record.kl_theta,
+        "kl_teacher_ptr": record.kl_teacher,
+        "fallback_ptr": record.fallback,
+        "kind_ptr": record.kind,
+        "log_z_ptr": record.log_z,
+        "floor_ptr": record.floor,
+        "mixed_teacher_lse_ptr": record.mixed_teacher_lse,
+        "mixed_theta_lse_ptr": record.mixed_theta_lse,
+        "teacher_lse_ptr": record.teacher_lse,
+        "theta_lse_ptr": record.theta_lse,
+        "teacher_vocab": teacher_vocab,
+        "split_size": shape.split_size,
+        "splits": shape.splits,
+        "ROWS": shape.rows,
+        "BLOCK": shape.block,
+        "SPLITS": splits,
+    }
+    return [
+        Launch(plan_kernel, of_rows, plan, shape.plan_warps),
+        Launch(read_kernel, of_parts, read, shape.num_warps),
+        Launch(refine_kernel, of_parts, refine, shape.num_warps),
+        Launch(settle_kernel, of_rows, settle, shape.plan_warps),
+        Launch(write_kernel, of_parts, write, shape.num_warps),
+    ]
+
+
+class Variant:
+    """Calls that are alike but for `CHANGING`: the same compiled kernels on the same settings, record and scratch."""
+
+    def __init__(self, settings: MixSettings, record: MixRecord):
+        self.settings = settings
+        self.record = record
+        self.is_new = True
+        self.prepared: list[PreparedLaunch] = []
+
+    def run(self, rows: Rows, scratch: MixScratch, shape: LaunchShape, device: int | None) -> None:
+        """Launch the kernels of a call. Checks nothing."""
+        if self.prepared and device is not None:
+            teacher_logits, theta_logits, slots, draft_positions, token_positions = rows
+            num_rows = teacher_logits.shape[0]
+            values = {
+                "teacher_ptr": teacher_logits.data_ptr(),
+                "theta_ptr": theta_logits.data_ptr(),
+                "slots_ptr": slots.data_ptr(),
+                "draft_positions_ptr": draft_positions.data_ptr(),
+                "token_positions_ptr": token_positions.data_ptr(),
+                "num_rows": num_rows,
+                "split_size": shape.split_size,
+                "splits": shape.splits,
+            }
+            stream = current_stream(device)
+            blocks = -(-num_rows // shape.rows)
+            of_rows, of_parts = (blocks, 1, 1), (blocks, shape.splits, 1)
+            plan, read, refine, settle, write = self.prepared
+            plan.run(of_rows, stream, values)
+            read.run(of_parts, stream, values)
+            refine.run(of_parts, stream, values)
+            settle.run(of_rows, stream, values)
+            write.run(of_parts, stream, values)
+            return
+        steps = launches(rows, self.settings, self.record, scratch, shape)
+        compiled = [step() for step in steps]
+        if self.is_new:
+            self.is_new = False
+            prepared = [PreparedLaunch.of(*pair, CHANGING, DIVISIBLE) for pair in zip(steps, compiled, strict=True)]
+            self.prepared = [one for one in prepared if one is not None]
+            if len(self.prepared) < len(steps):
+                self.prepared = []
+
+
+class Form(NamedTuple):
+    """Calls of one form, which has been checked: the same shapes, strides, dtypes, devices and alignments."""
+
+    shape: LaunchShape
+    variant: Variant
+
+
+def variant_of(
+    rows: Rows, settings: MixSettings, record: MixRecord, scratch: MixScratch, shape: LaunchShape, device: int | None
+) -> Variant:
+    """The variant of a call, new if there was none like it."""
+    teacher_logits, theta_logits, slots, _, _ = rows
+    key = (
+        device,
+        id(settings),
+        id(record),
+        teacher_logits.shape[1],
+        teacher_logits.stride(0),
+        teacher_logits.data_ptr() % 16,
+        theta_logits.shape,
+        theta_logits.stride(),
+        theta_logits.dtype,
+        theta_logits.data_ptr() % 16,
+        slots.dtype,
+        shape.compiled_for,
+    )
+    variant = scratch.variants.get(key)
+    if variant is None:
+        if len(scratch.variants) >= MOST_VARIANTS:
+            scratch.variants.clear()
+            scratch.forms.clear()
+        variant = scratch.variants[key] = Variant(settings, record)
+    return variant
 
 
 def launch(
@@ -58,98 +264,21 @@ def launch(
     scratch: MixScratch,
     shape: LaunchShape,
 ) -> None:
-    """The five kernels, at a given launch shape. Checks nothing; `mix_` does."""
-    num_rows, teacher_vocab = teacher_logits.shape
-    num_slots, num_positions, theta_vocab = theta_logits.shape
-    vocab = min(teacher_vocab, theta_vocab)
-    blocks = -(-num_rows // shape.rows)
-    grid = (blocks, shape.splits)
-    splits = triton.next_power_of_2(shape.splits)
-    partials = [scratch.partials[reading * num_rows * shape.splits :] for reading in range(READINGS)]
-    rows = {
-        "teacher_ptr": teacher_logits,
-        "teacher_stride": teacher_logits.stride(0),
-        "theta_ptr": theta_logits,
-        "theta_offset_ptr": scratch.theta_offset,
-        "plan_ptr": scratch.plan,
-        "num_rows": num_rows,
-        "vocab": vocab,
-    }
-    plan_kernel[(blocks,)](
-        **rows,
-        theta_slot_stride=theta_logits.stride(0),
-        theta_position_stride=theta_logits.stride(1),
-        slots_ptr=slots,
-        draft_positions_ptr=draft_positions,
-        token_positions_ptr=token_positions,
-        **{f"{name}_ptr": tensor for name, tensor in vars(settings).items()},
-        entry_ptr=scratch.entry,
-        num_slots=num_slots,
-        num_positions=num_positions,
-        ROWS=shape.rows,
-        NODES=NODES.value,
-        PAD=PAD.value,
-        LANES=shape.lanes,
-        num_warps=shape.plan_warps,
-    )
-    read_kernel[grid](
-        **rows,
-        partials_ptr=partials[0],
-        split_size=shape.split_size,
-        ROWS=shape.rows,
-        SUB=shape.sub,
-        LANES=shape.lanes,
-        JOIN=shape.join,
-        num_warps=shape.num_warps,
-    )
-    refine_kernel[grid](
-        **rows,
-        read_ptr=partials[0],
-        partials_ptr=partials[1],
-        solution_ptr=scratch.solutions,
-        split_size=shape.split_size,
-        splits=shape.splits,
-        ROWS=shape.rows,
-        SPLITS=splits,
-        SUB=shape.refine_sub,
-        LANES=shape.lanes,
-        JOIN=shape.join,
-        num_warps=shape.num_warps,
-    )
-    settle_kernel[(blocks,)](
-        **rows,
-        read_ptr=partials[1],
-        solution_ptr=scratch.solutions,
-        splits=shape.splits,
-        ROWS=shape.rows,
-        LANES=shape.lanes,
-        SPLITS=splits,
-        num_warps=shape.plan_warps,
-    )
-    write_kernel[grid](
-        **rows,
-        entry_ptr=scratch.entry,
-        compared_ptr=partials[1],
-        solution_ptr=scratch.solutions,
-        alpha_ptr=record.alpha,
-        kl_theta_ptr=record.kl_theta,
-        kl_teacher_ptr=record.kl_teacher,
-        fallback_ptr=record.fallback,
-        kind_ptr=record.kind,
-        log_z_ptr=record.log_z,
-        floor_ptr=record.floor,
-        mixed_teacher_lse_ptr=record.mixed_teacher_lse,
-        mixed_theta_lse_ptr=record.mixed_theta_lse,
-        teacher_lse_ptr=record.teacher_lse,
-        theta_lse_ptr=record.theta_lse,
-        teacher_vocab=teacher_vocab,
-        split_size=shape.split_size,
-        splits=shape.splits,
-        ROWS=shape.rows,
-        BLOCK=shape.block,
-        SPLITS=splits,
-        num_warps=shape.num_warps,
-    )
+    """What `mix_` does, at a given launch shape. Checks nothing."""
+    rows = Rows(teacher_logits, theta_logits, slots, draft_positions, token_positions)
+    device = None if INTERPRETED else current_device()
+    variant_of(rows, settings, record, scratch, shape, device).run(rows, scratch, shape, device)
+
+
+def check_call(rows: Rows, settings: MixSettings, record: MixRecord, scratch: MixScratch) -> None:
+    """Raise what `mix_` raises."""
+    teacher_logits, theta_logits, slots, draft_positions, token_positions = rows
+    check_rows(teacher_logits, theta_logits, slots, draft_positions, record, teacher_dtypes=(torch.float32,))
+    num_rows, device = teacher_logits.shape[0], teacher_logits.device
+    check_tensor("token_positions", token_positions, dtypes=(torch.int64,), shape=(num_rows,), device=device)
+    num_slots = theta_logits.shape[0]
+    check_tensor("settings.alpha", settings.alpha, dtypes=(torch.float32,), shape=(num_slots,), device=device)
+    scratch.check(num_rows, teacher_logits.shape[1], device)
 
 
 def mix_(
@@ -167,7 +296,7 @@ def mix_(
     Args:
         teacher_logits: `[rows, V_t]` float32, changed in place; any row stride, the last dimension contiguous.
         theta_logits: `[slots, K + 1, V_theta]` bf16, fp16 or fp32; any outer strides, the last dimension contiguous.
-        slots: `[rows]` int32, the request slot of each row; a row whose slot is out of range is skipped.
+        slots: `[rows]` int32 or int64, the request slot of each row; a row whose slot is out of range is skipped.
         draft_positions: `[rows]` int32, which of theta's rows belongs to it, 0..K; out of range is skipped.
         token_positions: `[rows]` int64, the teacher position of each row's input token.
         settings: what each slot asks for.
@@ -178,14 +307,45 @@ def mix_(
         TypeError: a tensor has the wrong dtype.
         ValueError: a tensor has the wrong device, shape or strides, or the scratch is too small.
     """
-    check_rows(teacher_logits, theta_logits, slots, draft_positions, record, teacher_dtypes=(torch.float32,))
-    num_rows, device = teacher_logits.shape[0], teacher_logits.device
-    check_tensor("token_positions", token_positions, dtypes=(torch.int64,), shape=(num_rows,), device=device)
-    num_slots = theta_logits.shape[0]
-    check_tensor("settings.alpha", settings.alpha, dtypes=(torch.float32,), shape=(num_slots,), device=device)
-    scratch.check(num_rows, teacher_logits.shape[1], device)
-    if num_rows == 0:
-        return
-    vocab = min(teacher_logits.shape[1], theta_logits.shape[2])
-    shape = LaunchShape.choose(num_rows, vocab, interpreted=teacher_logits.is_cpu)
-    launch(teacher_logits, theta_logits, slots, draft_positions, token_positions, settings, record, scratch, shape)
+    device = None if INTERPRETED else current_device()
+    key = (
+        device,
+        id(settings),
+        id(record),
+        teacher_logits.shape,
+        teacher_logits.stride(),
+        teacher_logits.dtype,
+        teacher_logits.device,
+        teacher_logits.data_ptr() % 16,
+        theta_logits.shape,
+        theta_logits.stride(),
+        theta_logits.dtype,
+        theta_logits.device,
+        theta_logits.data_ptr() % 16,
+        slots.shape,
+        slots.stride(),
+        slots.dtype,
+        slots.device,
+        draft_positions.shape,
+        draft_positions.stride(),
+        draft_positions.dtype,
+        draft_positions.device,
+        token_positions.shape,
+        token_positions.stride(),
+        token_positions.dtype,
+        token_positions.device,
+    )
+    rows = Rows(teacher_logits, theta_logits, slots, draft_positions, token_positions)
+    form = scratch.forms.get(key)
+    if form is None:
+        check_call(rows, settings, record, scratch)
+        num_rows = teacher_logits.shape[0]
+        if num_rows == 0:
+            return
+        vocab = min(teacher_logits.shape[1], theta_logits.shape[2])
+        shape = LaunchShape.choose(num_rows, vocab, interpreted=INTERPRETED)
+        form = Form(shape, variant_of(rows, settings, record, scratch, shape, device))
+        if len(scratch.forms) >= MOST_FORMS:
+            scratch.forms.clear()
+        scratch.forms[key] = form
+    form.variant.run(rows, scratch, form.shape, device)

@@ -95,7 +95,7 @@ def plan_kernel(
     theta_ptr,  # [slots, K + 1, V_theta] bf16, fp16 or fp32
     theta_slot_stride,
     theta_position_stride,
-    slots_ptr,  # [rows] int32
+    slots_ptr,  # [rows] int32 or int64
     draft_positions_ptr,  # [rows] int32
     token_positions_ptr,  # [rows] int64
     first_position_ptr,  # [slots] int64

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import triton
@@ -54,6 +55,12 @@ class LaunchShape:
         return self.lanes <= 256
 
     @property
+    def compiled_for(self) -> tuple[int, ...]:
+        """What Triton compiles for: of the parts their number, rounded up, and whether 16 divides their size."""
+        splits = triton.next_power_of_2(self.splits)
+        return self.rows, splits, self.split_size % 16, self.sub, self.lanes, self.num_warps
+
+    @property
     def block(self) -> int:
         """Tokens that the last pass, which keeps no sums, takes a step."""
         return 4 * self.lanes if self.sub > 1 else self.lanes
@@ -99,6 +106,10 @@ class MixScratch:
     """[max_rows, SOLUTION_WIDTH] float32."""
     partials: torch.Tensor
     """[READINGS * max over calls of rows * splits, PARTIAL_WIDTH] float32."""
+    forms: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False, compare=False)
+    """Calls that were made with this scratch, by their form: see `mix.Form`."""
+    variants: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False, compare=False)
+    """What they launched, by what tells it apart: see `mix.Variant`."""
 
     @classmethod
     def allocate(cls, max_rows: int, vocab_size: int, device: torch.device | str) -> MixScratch:

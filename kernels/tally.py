@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .checks import check_tensor
+from .checks import SLOT_DTYPES, check_tensor
 from .record import Kind, MixRecord
 from .settings import NEVER
 
@@ -32,7 +32,7 @@ TEACHER = tl.constexpr(int(Kind.TEACHER))
 
 @triton.jit(do_not_specialize=["num_requests"])
 def tally_kernel(
-    slots_ptr,  # [requests] int32
+    slots_ptr,  # [requests] int32 or int64
     num_sampled_ptr,  # [requests] int32
     first_position_ptr,  # [slots] int64
     alpha_ptr,  # [slots, K + 1] fp32
@@ -98,7 +98,7 @@ def tally(
     """Count the tokens of one step.
 
     Args:
-        slots: `[requests]` int32, the request slots of the step, each once.
+        slots: `[requests]` int32 or int64, the request slots of the step, each once.
         num_sampled: `[requests]` int32, how many tokens each request drew, 0..K + 1.
         first_position: `[slots]` int64, of `MixSettings`.
         edges: `[2, NUM_EDGES]` float32, rising: upper bounds of the buckets of alpha, and of the divergence in nats.
@@ -116,7 +116,7 @@ def tally(
     num_slots, num_positions = record.alpha.shape
     device = record.alpha.device
     num_requests = slots.shape[0]
-    check_tensor("slots", slots, dtypes=(torch.int32,), shape=(None,), device=device)
+    check_tensor("slots", slots, dtypes=SLOT_DTYPES, shape=(None,), device=device)
     check_tensor("num_sampled", num_sampled, dtypes=(torch.int32,), shape=(num_requests,), device=device)
     check_tensor("first_position", first_position, dtypes=(torch.int64,), shape=(num_slots,), device=device)
     check_tensor("edges", edges, dtypes=(torch.float32,), shape=(2, NUM_EDGES), device=device)

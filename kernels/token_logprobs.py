@@ -38,7 +38,7 @@ def token_logprobs_kernel(
     theta_ptr,  # [slots, K + 1, V_theta] bf16, fp16 or fp32
     theta_slot_stride,
     theta_position_stride,
-    slots_ptr,  # [rows] int32
+    slots_ptr,  # [rows] int32 or int64
     draft_positions_ptr,  # [rows] int32
     alpha_ptr,  # [slots, K + 1] fp32; so are the following
     kind_ptr,  # int32
@@ -111,7 +111,7 @@ def token_logprobs(
         token_ids: `[rows]` int32 or int64; negative where the row has no token, whose entries are left as they are.
         teacher_logits: `[rows, V_t]` float32, bf16 or fp16, as they were before `mix_`; any row stride.
         theta_logits: `[slots, K + 1, V_theta]`, as they were given to `mix_`.
-        slots: `[rows]` int32, the request slot of each row.
+        slots: `[rows]` int32 or int64, the request slot of each row.
         draft_positions: `[rows]` int32, 0..K.
         record: as `mix_` left it; slots that opted out have no entry to build on, and get nothing of use.
 

@@ -2,7 +2,7 @@
 
 A launch shape depends on the number of rows only through the number of splits, and a kernel on that only through its power
 of two: at 151,936 tokens three variants serve 1 to any number of rows. Each is launched on one row without a slot, which
-every kernel skips: nothing is read, written or recorded.
+every kernel skips: nothing is read, written or recorded. The scratch remembers them, so that calls launch what is compiled.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ def warm_up(
     record: MixRecord,
     scratch: MixScratch,
     raw_teacher_dtype: torch.dtype | None = None,
+    slots_dtype: torch.dtype = torch.int64,
 ) -> None:
     """Compile `mix_` for 1 to `scratch.max_rows` rows, and `token_logprobs` if `raw_teacher_dtype` is given.
 
@@ -32,17 +33,19 @@ def warm_up(
         theta_logits: `[slots, K + 1, V_theta]`, as the calls will pass it.
         settings, record, scratch: as the calls will pass them; left as they are.
         raw_teacher_dtype: dtype of the teacher's logits in calls of `token_logprobs`.
+        slots_dtype: dtype of the slots in calls of both.
     """
     device = theta_logits.device
     teacher_logits = torch.zeros(1, teacher_vocab, device=device)
-    no_slot = torch.full((1,), -1, dtype=torch.int32, device=device)
+    no_slot = torch.full((1,), -1, dtype=slots_dtype, device=device)
+    position = no_slot.int()
     vocab = min(teacher_vocab, theta_logits.shape[2])
     variants: dict[int, LaunchShape] = {}
     for num_rows in range(scratch.max_rows, 0, -1):
         shape = LaunchShape.choose(num_rows, vocab, interpreted=theta_logits.is_cpu)
         variants[triton.next_power_of_2(shape.splits)] = shape
     for shape in variants.values():
-        launch(teacher_logits, theta_logits, no_slot, no_slot, no_slot.long(), settings, record, scratch, shape)
+        launch(teacher_logits, theta_logits, no_slot, position, no_slot.long(), settings, record, scratch, shape)
     if raw_teacher_dtype is not None:
         raw = teacher_logits.to(raw_teacher_dtype)
-        token_logprobs(no_slot.long(), raw, theta_logits, no_slot, no_slot, record)
+        token_logprobs(no_slot.long(), raw, theta_logits, no_slot, position, record)

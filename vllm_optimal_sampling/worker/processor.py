@@ -67,14 +67,12 @@ class OptimalSamplingLogitsProcessor(LogitsProcessor):
     def apply(self, logits: torch.Tensor, ctx: LogitsContext) -> torch.Tensor:
         if self.theta is None:
             return logits
-        import torch
-
         from vllm_optimal_sampling.kernels import mix_
 
         mix_(
             logits,
             self.theta.rows,
-            ctx.expanded_idx_mapping.to(torch.int32),
+            ctx.expanded_idx_mapping,
             ctx.expanded_local_pos,
             ctx.pos,
             self.theta.requests.settings,

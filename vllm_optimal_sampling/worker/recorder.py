@@ -104,7 +104,7 @@ class Recorder:
             token_ids,
             teacher_logits,
             self.theta_logits,
-            slots.to(torch.int32),
+            slots,
             draft_positions.to(torch.int32),
             self.record,
         )
@@ -143,7 +143,7 @@ class Recorder:
             input_batch: vLLM's batch of the step.
             num_sampled: `[requests]`, the tokens that each request drew; 0 in the middle of a prompt.
         """
-        slots = input_batch.idx_mapping.to(torch.int32)
+        slots = input_batch.idx_mapping
         counts = tally(slots, num_sampled.to(torch.int32), self.first_position, self.edges, self.record)
         wanted = np.flatnonzero(self.wanted[input_batch.idx_mapping_np]).tolist()
         if not wanted:

@@ -1,0 +1,147 @@
+"""Launch kernels without a GPU, as Triton does it and as they were prepared; print what reached CUDA's driver as JSON.
+
+Run without TRITON_INTERPRET.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+import json
+import sys
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from driver_without_device import DriverWithoutDevice, types_of
+from vllm_optimal_sampling.kernels import MixRecord, MixScratch, MixSettings, mix_
+from vllm_optimal_sampling.kernels.mix import INTERPRETED, Rows, launches, variant_of
+from vllm_optimal_sampling.kernels.prepared_launch import Launch, PreparedLaunch, current_device
+from vllm_optimal_sampling.kernels.scratch import LaunchShape
+
+# Nothing is read or written, so memory is only promised. The kernels are those that compile_for_hopper.py compiles.
+SLOTS, POSITIONS, VOCAB, MOST_ROWS = 8, 5, 151_936, 12
+
+
+def rows(
+    num_rows: int,
+    *,
+    teacher_offset: int = 0,
+    theta_offset: int = 0,
+    theta_dtype: torch.dtype = torch.bfloat16,
+    slots_dtype: torch.dtype = torch.int64,
+) -> Rows:
+    """The tensors of a call; logits begin so many elements after an address that 16 divides."""
+    teacher = torch.empty(num_rows * VOCAB + teacher_offset)
+    theta = torch.empty(SLOTS * POSITIONS * VOCAB + theta_offset, dtype=theta_dtype)
+    assert teacher.data_ptr() % 16 == theta.data_ptr() % 16 == 0
+    return Rows(
+        teacher_logits=teacher[teacher_offset:].view(num_rows, VOCAB),
+        theta_logits=theta[theta_offset:].view(SLOTS, POSITIONS, VOCAB),
+        slots=torch.zeros(num_rows, dtype=slots_dtype),
+        draft_positions=torch.zeros(num_rows, dtype=torch.int32),
+        token_positions=torch.zeros(num_rows, dtype=torch.int64),
+    )
+
+
+class Calls:
+    """Calls of `mix_` with one scratch, and what they launched."""
+
+    def __init__(self, driver: DriverWithoutDevice) -> None:
+        self.driver = driver
+        self.scratch = MixScratch.allocate(MOST_ROWS, VOCAB, "cpu")
+        self.settings = MixSettings.allocate(SLOTS, "cpu")
+        self.record = MixRecord.allocate(SLOTS, POSITIONS, "cpu")
+        self.types: dict[int, list[str]] = {}
+
+    def variant(self, call: Rows) -> Any:
+        shape = LaunchShape.choose(len(call.slots), VOCAB, interpreted=INTERPRETED)
+        return variant_of(call, self.settings, self.record, self.scratch, shape, current_device())
+
+    def launched(self, call: Rows) -> dict[str, Any]:
+        """A call made three times: by Triton's launches alone, then twice by `mix_`."""
+        rest = (self.settings, self.record, self.scratch)
+        steps = launches(call, *rest, LaunchShape.choose(len(call.slots), VOCAB, interpreted=INTERPRETED))
+        for step in steps:
+            compiled = step()
+            self.types[compiled.function] = types_of(compiled)
+        variant = self.variant(call)
+        was_new = variant.is_new
+        plain = self.driver.launches_of(lambda: [step() for step in steps], self.types)
+        first = self.driver.launches_of(lambda: mix_(*call, *rest), self.types)
+        again = self.driver.launches_of(lambda: mix_(*call, *rest), self.types)
+        assert self.variant(call) is variant
+        return {
+            "was_new": was_new,
+            "prepared": len(variant.prepared),
+            "plain": plain,
+            "first": first,
+            "again": again,
+        }
+
+
+def calls_of_mix(driver: DriverWithoutDevice) -> dict[str, Any]:
+    calls = Calls(driver)
+    found = {"three rows": calls.launched(rows(3))}
+    driver.stream = 0x5EED
+    found["more rows, elsewhere, in another stream"] = calls.launched(rows(MOST_ROWS))
+    kept = calls.settings, calls.record
+    calls.settings, calls.record = MixSettings.allocate(SLOTS, "cpu"), MixRecord.allocate(SLOTS, POSITIONS, "cpu")
+    found["other settings and another record"] = calls.launched(rows(3))
+    calls.settings, calls.record = kept
+    driver.device = 1
+    found["another device"] = calls.launched(rows(3))
+    driver.device = 0
+    return found
+
+
+def new_variants(driver: DriverWithoutDevice) -> dict[str, bool]:
+    """Whether a call is told apart from one that was made, so that Triton is asked about it. Nothing is launched."""
+    calls = Calls(driver)
+    calls.variant(rows(3)).is_new = False
+    others = {
+        "as before": rows(3),
+        "other rows": rows(MOST_ROWS),
+        "teacher's rows that 16 does not divide": rows(3, teacher_offset=1),
+        "theta's rows that 16 does not divide": rows(3, theta_offset=1),
+        "theta in float16": rows(3, theta_dtype=torch.float16),
+        "slots of 32 bits": rows(3, slots_dtype=torch.int32),
+        "teacher's rows in wider ones": rows(6)._replace(teacher_logits=torch.empty(3, VOCAB + 1)[:, :VOCAB]),
+    }
+    return {name: calls.variant(call).is_new for name, call in others.items()}
+
+
+@triton.jit(do_not_specialize=["free"])
+def small_kernel(x_ptr, size, free, BLOCK: tl.constexpr):
+    lane = tl.arange(0, BLOCK)
+    tl.store(x_ptr + lane * size, tl.load(x_ptr + lane + free))
+
+
+def refusals() -> dict[str, bool]:
+    """Whether a launch can be made again with other values of some arguments."""
+    memory = torch.empty(64)
+
+    def can_change(changing: list[str], divisible: list[str], **arguments: Any) -> bool:
+        given = {"x_ptr": memory, "size": 16, "free": 1, "BLOCK": 16} | arguments
+        launch = Launch(small_kernel, (1, 1, 1), given, 1)
+        return PreparedLaunch.of(launch, launch(), changing, divisible) is not None
+
+    return {
+        "an address that 16 divides": can_change(["x_ptr"], []),
+        "an address that stays divisible": can_change(["x_ptr"], ["x_ptr"]),
+        "an address that was not": can_change(["x_ptr"], [], x_ptr=memory[1:]),
+        "a size that 16 divides": can_change(["size"], []),
+        "a size that stays divisible": can_change(["size"], ["size"]),
+        "a size that was 3": can_change(["size"], [], size=3),
+        "a size that was 1": can_change(["size"], ["size"], size=1),
+        "a number that Triton does not look at": can_change(["free"], []),
+        "a constant": can_change(["BLOCK"], []),
+    }
+
+
+def main() -> None:
+    driver = DriverWithoutDevice.install()
+    json.dump({"mix": calls_of_mix(driver), "new": new_variants(driver), "can_change": refusals()}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
