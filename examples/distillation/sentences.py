@@ -41,17 +41,31 @@ def status(results: Results) -> str:
             f"**{label} is recommended for training data:** its students are {gain} points better than KL symmetry's."
         )
     if found.teaches_better:
-        claim = f"Students of {label} are better than those of the teacher's own text and of theta's own right answers."
+        claim = "**Mixing token by token helps training here:**"
     else:
-        claim = (
-            "**Mixing token by token is not shown to help training:** against the teacher's own text, the best of four, or "
-            "theta's own right answers, a difference cannot be told from zero or is below it."
-        )
+        claim = "**Mixing token by token is not shown to help training:**"
+    claim = f"{claim} {against_controls(results, found.recommended)}."
     return f"{first} {claim} {DRAWS} draws, by [a rule written down first](PROTOCOL.md)."
 
 
 def listed(items: Sequence[str]) -> str:
-    return f"{', '.join(items[:-1])} and {items[-1]}"
+    return f"{', '.join(items[:-1])} and {items[-1]}" if len(items) > 1 else items[0]
+
+
+def against_controls(results: Results, source: str) -> str:
+    """Whether a source's students are better than those of each control, with the differences in points."""
+    gains = {name: difference(results.primary, source, name) for name in CONTROLS}
+    verbs = {
+        "are better than": [name for name, gain in gains.items() if gain.low > 0],
+        "cannot be told from": [name for name, gain in gains.items() if gain.low <= 0 <= gain.high],
+        "are worse than": [name for name, gain in gains.items() if gain.high < 0],
+    }
+    said = {
+        name: f"{CONTROL_NAMES[name]} ({gain.value:+.1f}, {gain.low:+.1f} to {gain.high:+.1f})"
+        for name, gain in gains.items()
+    }
+    clauses = [f"{verb} those of {listed([said[name] for name in names])}" for verb, names in verbs.items() if names]
+    return f"students of {SOURCES[source].label} {'; they '.join(clauses)}"
 
 
 def evidence(results: Results) -> str:
@@ -63,17 +77,12 @@ def evidence(results: Results) -> str:
             f"teacher's own text, or on theta's own right answers, is not decided: {experiment} has {len(results.draws)} of "
             f"{DRAWS} draws. Nothing is known about large models."
         )
-    best = results.decision.recommended
-    gains = {name: difference(results.primary, best, name) for name in CONTROLS}
-    figures = listed([f"{CONTROL_NAMES[name]} {with_interval(gain, sign='+')}" for name, gain in gains.items()])
-    if results.decision.teaches_better:
-        first, said = "**Shown to help training, on one pair of small models:**", "better than all"
-    else:
-        first, said = "**Not shown to help training:**", "not better than each of those"
+    first = "**Shown to help training, on one pair of small models:**"
+    if not results.decision.teaches_better:
+        first = "**Not shown to help training:**"
     return (
-        f"{first} in {experiment}, students trained on q\\* ({SOURCES[best].label}) were {said} that they were compared with. "
-        f"Points of accuracy more than with {figures} (95 % intervals over {DRAWS} draws, one pair of small models). "
-        "Nothing is known about large models."
+        f"{first} in {experiment}, {against_controls(results, results.decision.recommended)}. In points of accuracy, with 95 % "
+        f"intervals over {DRAWS} draws of one pair of small models. Nothing is known about large models."
     )
 
 

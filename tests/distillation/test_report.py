@@ -111,14 +111,23 @@ def test_a_finished_one_says_what_the_rule_says() -> None:
     entropy = made_up(DRAWS, {"entropy": 6.0})
     said = report.render(entropy, "status")
     assert said.startswith("**entropy is recommended for training data:**")
-    assert "are better than those of the teacher's own text" in said
+    assert (
+        "**Mixing token by token helps training here:** students of entropy are better than those of the teacher's own"
+        in said
+    )
+    assert "told from" not in said and "worse" not in said
+    worse = report.render(made_up(DRAWS, {"teacher": 6.0}), "status")
+    assert (
+        "are worse than those of the teacher's own text (-" in worse
+        and "cannot be told from those of the best of" in worse
+    )
     assert "yes" in report.render(entropy, "rivals")
     assert report.render(made_up(DRAWS), "evidence").startswith("**Not shown to help training:**")
     assert report.render(entropy, "evidence").startswith("**Shown to help training, on one pair of small models:**")
     assert "none was shown to be better" in report.render(made_up(DRAWS), "recommendation")
     assert "**entropy is recommended**" in report.render(entropy, "recommendation")
     gain = difference(entropy.primary, "entropy", "teacher")
-    assert f"the teacher's own text +{gain.value:.1f} (" in report.render(entropy, "evidence")
+    assert f"the teacher's own text ({gain.value:+.1f}, {gain.low:+.1f} to" in report.render(entropy, "evidence")
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, DRAWS])
