@@ -52,6 +52,10 @@ def listed(items: Sequence[str]) -> str:
     return f"{', '.join(items[:-1])} and {items[-1]}" if len(items) > 1 else items[0]
 
 
+def signed(points: float) -> str:
+    return f"{round(points, 1) + 0.0:+.1f}"  # no "-0.0"
+
+
 def against_controls(results: Results, source: str) -> str:
     """Whether a source's students are better than those of each control, with the differences in points."""
     gains = {name: difference(results.primary, source, name) for name in CONTROLS}
@@ -61,7 +65,7 @@ def against_controls(results: Results, source: str) -> str:
         "are worse than": [name for name, gain in gains.items() if gain.high < 0],
     }
     said = {
-        name: f"{CONTROL_NAMES[name]} ({gain.value:+.1f}, {gain.low:+.1f} to {gain.high:+.1f})"
+        name: f"{CONTROL_NAMES[name]} ({signed(gain.value)}, {signed(gain.low)} to {signed(gain.high)})"
         for name, gain in gains.items()
     }
     clauses = [f"{verb} those of {listed([said[name] for name in names])}" for verb, names in verbs.items() if names]
