@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distillation.decision import holm
-from distillation.student_t import Mean, mean_of
+from distillation.means import Mean, mean_of
 
 from real_model import RESULTS
 from real_model.protocol import CONTROLS, DEFAULT, FEWEST_DRAWS, LEVEL, RIVALS, SOURCES

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from real_model import HERE, RESULTS  # first: it finds the modules that follow
 
 # isort: split
-from distillation.student_t import Mean
+from distillation.means import Mean
 
 from real_model.analysis import controls, load_draws, rivals, sentences
 from real_model.cost import Assumed, extrapolated, predicted
