@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy import special
-
 
 @dataclass(frozen=True)
 class Mean:
@@ -28,6 +26,8 @@ def mean_of(values: Sequence[float], level: float = 0.05) -> Mean:
     mean = math.fsum(values) / count
     if count == 1:
         return Mean(mean, -math.inf, math.inf, 1.0, math.nan, 1)
+    from scipy import special  # the pages need it; a machine that only makes draws may not have it
+
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
     error = deviation / math.sqrt(count)
     half = float(special.stdtrit(count - 1, 1 - level / 2)) * error
