@@ -18,10 +18,10 @@ def test_the_page_is_what_the_results_say() -> None:
 
 def test_another_result_makes_another_page() -> None:
     results = Results.load()
-    gate = results.gate | {"passes": {"told": True, "shown": False}}
+    gate = results.gate | {"passes": {"told": True}}
     assert "passes the gate with the answer" in state(replace(results, gate=gate))
-    way = results.gate["ways"]["shown"]
-    gate = results.gate | {"ways": results.gate["ways"] | {"shown": way | {"right": way["right"] + 1}}}
+    way = results.gate["ways"]["theta"]
+    gate = results.gate | {"ways": results.gate["ways"] | {"theta": way | {"right": way["right"] + 1}}}
     assert written_into(PAGE.read_text(), replace(results, gate=gate)) != PAGE.read_text()
     cost = results.cost | {"cpu_seconds_a_token": 3 * results.cost["cpu_seconds_a_token"]}
     assert written_into(PAGE.read_text(), replace(results, cost=cost)) != PAGE.read_text()
