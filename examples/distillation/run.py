@@ -10,13 +10,15 @@ A finished draw is results/draw-NN.json. What is unfinished is under work/.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import itertools
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,24 @@ def in_processes(jobs: int) -> Starmap:
     return starmap
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder of unfinished work.
+
+    Raises:
+        SystemExit: one is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit(
+                f"another run is at work in {folder}; wait for it, or give this one another --work"
+            ) from None
+        yield
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=1, help="how many of the missing draws to make (default: 1)")
@@ -82,6 +102,12 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the finished draws")
     given = parser.parse_args()
 
+    with alone_in(given.work):
+        make_draws(given)
+
+
+def make_draws(given: argparse.Namespace) -> None:
+    """What the command line asks for."""
     starmap, sizes = in_processes(given.jobs), Sizes()
     fixed = recorded(given.results / "pilot.json", lambda: pilot(given.work, starmap, sizes))
     paths = {number: given.results / f"draw-{number:02d}.json" for number in range(DRAWS)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import measure
@@ -51,7 +52,7 @@ def tensors(batch: Sequence[Example], pad: int) -> tuple[torch.Tensor, torch.Ten
 def rate_at(step: int, steps: int) -> float:
     """The factor on the learning rate: a linear rise over the first part of the steps, then a linear fall to zero."""
     rising = max(1, round(WARM_UP * steps))
-    return min(1.0, (step + 1) / rising, (steps - step) / (steps - rising))
+    return min(1.0, (step + 1) / rising, (steps - step) / max(1, steps - rising))
 
 
 def completion_logits(model: PreTrainedModel, tokens: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -59,6 +60,10 @@ def completion_logits(model: PreTrainedModel, tokens: torch.Tensor, labels: torc
     targets = labels[:, 1:]
     learnable = targets != -100
     return model.lm_head(model.model(tokens).last_hidden_state[:, :-1][learnable]), targets[learnable]
+
+
+def _on(model: PreTrainedModel, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(tensor.to(model.device) for tensor in given)
 
 
 def train(
@@ -71,7 +76,7 @@ def train(
     model.train()
     for step, batch in enumerate(stream):
         optimizer.param_groups[0]["lr"] = learning_rate * rate_at(step, len(stream))
-        loss = torch.nn.functional.cross_entropy(*completion_logits(model, *tensors(batch, pad)))
+        loss = torch.nn.functional.cross_entropy(*completion_logits(model, *_on(model, tensors(batch, pad))))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -95,11 +100,16 @@ def likeliest_temperature(
         for problem in worked
     ]
     logits, labels = completion_logits(model, *tensors(examples, tokenizer.pad_token_id))
-    losses = {
-        temperature: torch.nn.functional.cross_entropy(logits.double() / temperature, labels).item()
-        for temperature in TEMPERATURES
-    }
-    return min(losses, key=losses.__getitem__)
+
+    @cache
+    def loss(place: int) -> float:
+        return torch.nn.functional.cross_entropy(logits.double() / TEMPERATURES[place], labels).item()
+
+    low, high = 0, len(TEMPERATURES) - 1
+    while low < high:  # the loss is convex in 1 / temperature, so it falls to its least value and rises from there
+        middle = (low + high) // 2
+        low, high = (low, middle) if loss(middle) <= loss(middle + 1) else (middle + 1, high)
+    return TEMPERATURES[low]
 
 
 def answers(

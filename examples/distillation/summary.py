@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from distillation.decision import decide, difference, primary_values
+from distillation.means import Mean, mean_of
 from distillation.protocol import CONTROLS, DEFAULT, DRAWS, RIVALS, SOURCES
-from distillation.student_t import Mean, mean_of
 
 
 def as_numbers(found: Mean) -> dict[str, float | None]:

@@ -62,19 +62,24 @@ def make_rows(draw: Draw, epsilons: dict[str, float], names: tuple[str, ...]) ->
     asked = draw.training_problems()
     drawn = sources_of_draw(models(), asked, draw.number, epsilons, missing, draw.sizes.rows)
 
-    def following() -> dict[str, Any]:
-        name, texts = next(drawn)
+    def rows_of(name: str) -> dict[str, Any]:
+        texts = next(texts for found, texts in drawn if found == name)  # not those that came from elsewhere meanwhile
         kept = [[text.problem, text.token_ids, text.is_finished, vars(text.sums)] for text in texts]
         return {"source": name, "measures": data_measures.measures(models(), name, texts, asked), "rows": kept}
 
     for name in missing:
-        made = piece(draw.rows_of(name), following)
+        made = piece(draw.rows_of(name), lambda name=name: rows_of(name))
         print(f"  draw {draw.number}, rows of {name}: {made['cpu_seconds']:.0f} s", flush=True)
 
 
 def texts_of(draw: Draw, source: str) -> list[Text]:
     """The rows of a source, once they are made."""
-    rows = read(draw.rows_of(source))["rows"]
+    found = read(draw.rows_of(source))
+    if found["source"] != source:
+        raise ValueError(
+            f"{draw.rows_of(source)} has the rows of {found['source']}; remove it and what was trained on it"
+        )
+    rows = found["rows"]
     return [Text(number, ids, is_finished, Sums(**sums)) for number, ids, is_finished, sums in rows]
 
 

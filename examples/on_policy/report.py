@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from on_policy import HERE
 
 # isort: split
-from distillation.report import table
+from distillation.tables import table
 
 from on_policy.held_out import FILES, WAYS, Interval, difference, share
 

@@ -5,43 +5,51 @@ from __future__ import annotations
 import math
 import random
 import re
+import statistics
 
 import pytest
-from distillation import HERE, decision, protocol, simulation, student_t
+from distillation import HERE, decision, protocol, simulation
 from distillation.decision import decide, holm
+from distillation.means import mean_of
 from distillation.protocol import CONTROLS, DEFAULT, DRAWS, RIVALS, SOURCES
 
 
 @pytest.mark.parametrize(
-    ("degrees", "level", "expected"),
+    ("count", "level", "quantile"),
     [
-        (1, 0.05, 12.7062),
-        (2, 0.05, 4.3027),
-        (4, 0.01, 4.6041),
-        (19, 0.05, 2.0930),
-        (19, 0.01, 2.8609),
-        (120, 0.05, 1.9799),
+        (2, 0.05, 12.7062),
+        (3, 0.05, 4.3027),
+        (5, 0.01, 4.6041),
+        (20, 0.05, 2.0930),
+        (20, 0.01, 2.8609),
+        (121, 0.05, 1.9799),
     ],
 )
-def test_t_is_the_printed_tables(degrees: int, level: float, expected: float) -> None:
-    assert student_t.quantile(degrees, level) == pytest.approx(expected, abs=5e-5)
-    assert student_t.two_sided_p(expected, degrees) == pytest.approx(level, rel=1e-4)
+def test_an_interval_is_that_of_the_printed_tables(count: int, level: float, quantile: float) -> None:
+    rng = random.Random(count)
+    values = [rng.gauss(1, 2) for _ in range(count)]
+    found = mean_of(values, level)
+    error = statistics.stdev(values) / math.sqrt(count)
+    assert found.value == pytest.approx(statistics.mean(values)) and found.deviation == pytest.approx(
+        statistics.stdev(values)
+    )
+    assert (found.high - found.value) / error == pytest.approx(quantile, abs=5e-5)
+    assert found.high - found.value == pytest.approx(found.value - found.low)
+    shifted = mean_of([value - found.low for value in values])
+    if level == 0.05:
+        assert shifted.p == pytest.approx(level), "the end of an interval is what is just not rejected"
 
 
-def test_t_with_one_and_two_degrees_has_closed_forms() -> None:
+def test_p_with_one_degree_has_a_closed_form() -> None:
     for t in (0.01, 0.5, 3.0, 80.0):
-        assert student_t.two_sided_p(t, 1) == pytest.approx(1 - 2 / math.pi * math.atan(t), rel=1e-9)
-        assert student_t.two_sided_p(t, 2) == pytest.approx(1 - t / math.sqrt(2 + t * t), rel=1e-9)
-        assert student_t.two_sided_p(-t, 2) == student_t.two_sided_p(t, 2)
+        for sign in (1, -1):  # two values around their mean: t is the mean over half their distance
+            assert mean_of([sign * t - 1, sign * t + 1]).p == pytest.approx(1 - 2 / math.pi * math.atan(t), rel=1e-9)
 
 
-def test_a_mean_and_its_interval() -> None:
-    found = student_t.mean_of([1.0, 2.0, 3.0, 4.0])
-    assert (found.value, found.count) == (2.5, 4)
-    assert found.deviation == pytest.approx(1.29099, abs=1e-5)
-    assert found.high - found.value == pytest.approx(3.18245 * 1.29099 / 2, abs=1e-4)
-    alone = student_t.mean_of([3.0])
-    assert (alone.low, alone.high, alone.p) == (-math.inf, math.inf, 1.0)
+def test_a_mean_without_spread() -> None:
+    assert (mean_of([2.0, 2.0]).p, mean_of([0.0, 0.0]).p) == (0.0, 1.0)
+    alone = mean_of([3.0])
+    assert (alone.low, alone.high, alone.p, alone.count) == (-math.inf, math.inf, 1.0, 1)
 
 
 def test_holm_is_stepwise() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from distillation import pilot, run
+from distillation import pilot, run, work
 from distillation.decision import primary
 from distillation.pieces import piece
 from distillation.protocol import EPOCHS, LEARNING_RATES, SETS, SOURCES, Sizes
@@ -40,6 +42,40 @@ def test_a_piece_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         piece(tmp_path / "b.json", lambda: {"x": 1 / 0})
     assert not list(tmp_path.iterdir())
+
+
+def test_rows_that_another_run_makes_meanwhile_move_no_others(
+    tmp_path: Path, fixed: dict[str, Any], monkeypatch
+) -> None:
+    """Each file has the rows of its own source, whatever appeared while the others were drawn."""
+    names = ("theta_cold", "teacher", "entropy")
+    alone, beside = Draw(tmp_path / "alone", 3, SMALL), Draw(tmp_path / "beside", 3, SMALL)
+    work.make_rows(alone, fixed["epsilons"], names)
+
+    def piece_beside_another(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        if path == beside.rows_of("teacher"):
+            path.write_bytes(alone.rows_of("teacher").read_bytes())
+        return piece(path, compute)
+
+    monkeypatch.setattr(work, "piece", piece_beside_another)
+    work.make_rows(beside, fixed["epsilons"], names)
+    for name in names:
+        assert [vars(text) for text in work.texts_of(beside, name)] == [
+            vars(text) for text in work.texts_of(alone, name)
+        ]
+    beside.rows_of("entropy").write_bytes(alone.rows_of("teacher").read_bytes())
+    with pytest.raises(ValueError, match="has the rows of teacher"):
+        work.texts_of(beside, "entropy")
+
+
+def test_a_folder_has_one_run(tmp_path: Path) -> None:
+    with run.alone_in(tmp_path / "work"):
+        command = [sys.executable, run.__file__, "--work", str(tmp_path / "work"), "--results", str(tmp_path)]
+        other = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert other.returncode == 1
+    assert f"another run is at work in {tmp_path / 'work'}" in other.stderr
+    with run.alone_in(tmp_path / "work"):
+        pass
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from distillation import RESULTS, protocol, report, simulation
-from distillation.decision import load_draws
+from distillation import RESULTS, protocol, report, simulation, tables
+from distillation.decision import difference, load_draws
+from distillation.findings import Results
 from distillation.protocol import DRAWS, EPOCHS, SETS, SOURCES
-from distillation.report import PAGES, SECTIONS, Results
+from distillation.report import PAGES, QUOTING, SECTIONS
 from distillation.summary import summary
 
 MEASURES = {"rows": 900, "problems": 900, "tokens": 42000, "cut_off": 0, "right": 800, "sound": 700, "cpu_seconds": 5.0}
@@ -56,7 +57,7 @@ def made_up(count: int, effects: dict[str, float] | None = None) -> Results:
 def test_the_pages_say_what_the_files_say() -> None:
     results = Results.load()
     markers = []
-    for page in PAGES:
+    for page in PAGES + QUOTING:
         text = page.read_text()
         assert text == report.written_into(text, results), "run examples/distillation/report.py --write"
         markers += re.findall(r"<!-- ([a-z]+): written by report.py -->", text)
@@ -92,6 +93,11 @@ def test_an_unfinished_experiment_says_so_first() -> None:
         said = report.render(made_up(count), "status")
         assert said.startswith(f"**{count} of {DRAWS} draws: no decision yet.**")
         assert "recommended" not in said and "teach" not in said
+        assert (
+            f"is not decided: [an experiment by a rule written down first](examples/distillation/README.md) has {count} of"
+            in (report.render(made_up(count), "evidence"))
+        )
+        assert f"has {count} of {DRAWS} draws" in report.render(made_up(count), "recommendation")
     text = PAGES[0].read_text()
     count = len(load_draws())
     if count < DRAWS:
@@ -105,8 +111,23 @@ def test_a_finished_one_says_what_the_rule_says() -> None:
     entropy = made_up(DRAWS, {"entropy": 6.0})
     said = report.render(entropy, "status")
     assert said.startswith("**entropy is recommended for training data:**")
-    assert "are better than those of the teacher's own text" in said
+    assert (
+        "**Mixing token by token helps training here:** students of entropy are better than those of the teacher's own"
+        in said
+    )
+    assert "told from" not in said and "worse" not in said
+    worse = report.render(made_up(DRAWS, {"teacher": 6.0}), "status")
+    assert (
+        "are worse than those of the teacher's own text (-" in worse
+        and "cannot be told from those of the best of" in worse
+    )
     assert "yes" in report.render(entropy, "rivals")
+    assert report.render(made_up(DRAWS), "evidence").startswith("**Not shown to help training:**")
+    assert report.render(entropy, "evidence").startswith("**Shown to help training, on one pair of small models:**")
+    assert "none was shown to be better" in report.render(made_up(DRAWS), "recommendation")
+    assert "**entropy is recommended**" in report.render(entropy, "recommendation")
+    gain = difference(entropy.primary, "entropy", "teacher")
+    assert f"the teacher's own text ({gain.value:+.1f}, {gain.low:+.1f} to" in report.render(entropy, "evidence")
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, DRAWS])
@@ -142,8 +163,8 @@ def test_the_tables_are_the_files_figures() -> None:
 
 
 def test_an_interval_of_shares_stays_a_share() -> None:
-    assert report.share([99.0, 100.0, 100.0]) == "99.7 (98.2 to 100.0)"
-    assert report.share([3.0]) == "3.0"
+    assert tables.share([99.0, 100.0, 100.0]) == "99.7 (98.2 to 100.0)"
+    assert tables.share([3.0]) == "3.0"
 
 
 def test_a_changed_file_changes_the_page() -> None:
@@ -181,6 +202,8 @@ def test_the_draws_are_whole_and_in_the_protocols_order() -> None:
         assert draw["epsilons"] == results.pilot["epsilons"]
         assert set(draw["students"]) == set(draw["data"]) == set(SOURCES)
         assert all(one["rows"] == sizes.rows for one in draw["data"].values())
+        measures = [tuple(one[name] for name in MEASURES if name != "cpu_seconds") for one in draw["data"].values()]
+        assert len(set(measures)) == len(SOURCES), "two sources have the same rows"
         for name, by_epochs in draw["students"].items():
             for epochs, one in by_epochs.items():
                 assert one["learning_rate"] == results.pilot["learning_rates"][name][epochs]

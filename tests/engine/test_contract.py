@@ -74,6 +74,21 @@ CALLED: dict[str, str] = {
         "attn_metadata vllm_config num_tokens num_tokens_across_dp cudagraph_runtime_mode batch_descriptor ubatch_slices "
         "slot_mapping ..."
     ),
+    # What a model that takes images is called with.
+    "vllm.model_executor.models.interfaces:SupportsMultiModal.embed_input_ids": (
+        "self input_ids multimodal_embeddings is_multimodal"
+    ),
+    "vllm.model_executor.models.interfaces:SupportsMRoPE.get_mrope_input_positions": "self input_tokens mm_features",
+    "vllm.model_executor.models.interfaces:supports_mrope": "model",
+    "vllm.model_executor.models.interfaces:supports_realtime": "model",
+    "vllm.v1.worker.gpu.mm.rope:RopeState.get_positions": "self num_tokens",
+    "vllm.v1.worker.gpu.model_states.default:DefaultModelState.prepare_inputs": "self input_batch req_states",
+    "vllm.config.model:ModelConfig.get_model_arch_config": "self",
+    "vllm.config.multimodal:MultiModalConfig.is_multimodal_pruning_enabled": "self",
+    "vllm.renderers.hf:resolve_chat_template": "tokenizer chat_template tools model_config",
+    "vllm.renderers.hf:resolve_chat_template_content_format": (
+        "chat_template tools given_format tokenizer model_config"
+    ),
     "vllm.v1.worker.utils:get_uniform_decode_token_count": "num_reqs num_tokens max_query_len decode_graph_eligible",
     "vllm.v1.worker.utils:clear_layer_kv_caches": "layers",
     "vllm.v1.worker.gpu.input_batch:InputBatch.make_dummy": "cls num_reqs num_tokens input_buffers max_query_len ...",
@@ -171,6 +186,9 @@ OVERRIDDEN: dict[str, str] = {
 }
 
 FIELDS: dict[str, str] = {
+    "vllm.config.model:ModelConfig": "multimodal_config",
+    "vllm.config.multimodal:MultiModalConfig": "language_model_only",
+    "vllm.config.lora:LoRAConfig": "enable_tower_connector_lora",
     "vllm.v1.worker.gpu.sample.logits_processor.interface:LogitsContext": (
         "expanded_idx_mapping idx_mapping idx_mapping_np expanded_local_pos input_ids pos seq_lens_upper_bound_np"
     ),

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+
+from support.reference_models import model_class
 
 TARGETS = ("q_proj", "v_proj", "down_proj")
 
@@ -14,9 +15,9 @@ def save_adapter(path: Path, model: str, *, seed: int, rank: int = 8, scale: flo
     """Save an adapter of a model by `save_model` that changes every row it makes."""
     weights = {}
     torch.manual_seed(seed)
-    for name, weight in AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).named_parameters():
+    for name, weight in model_class(model).from_pretrained(model, dtype=torch.float32).named_parameters():
         module = name.removesuffix(".weight")
-        if module.rpartition(".")[2] in TARGETS:
+        if "vis" not in module and module.rpartition(".")[2] in TARGETS:
             outputs, inputs = weight.shape
             weights[f"base_model.model.{module}.lora_A.weight"] = torch.randn(rank, inputs) * scale
             weights[f"base_model.model.{module}.lora_B.weight"] = torch.randn(outputs, rank) * scale
@@ -40,7 +41,7 @@ def save_merged(path: Path, model: str, adapter: str) -> str:
     from safetensors.torch import load_file
 
     weights = load_file(Path(adapter) / "adapter_model.safetensors")
-    merged = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    merged = model_class(model).from_pretrained(model, dtype=torch.float32)
     with torch.no_grad():
         for name, weight in merged.named_parameters():
             prefix = f"base_model.model.{name.removesuffix('.weight')}"

@@ -18,6 +18,8 @@ class Case:
     prompt: list[int]
     theta_prompt: list[int] | None  # None: the teacher's
     arguments: dict[str, Any] = field(default_factory=dict)
+    image: Any = None
+    """Of PIL's, in the teacher's prompt."""
 
     def extra_args(self) -> dict[str, Any]:
         theta_prompt = {} if self.theta_prompt is None else {"theta_prompt_token_ids": self.theta_prompt}
@@ -84,7 +86,11 @@ def generate(
         )
         for i, case in enumerate(cases)
     ]
-    prompts = [{"prompt_token_ids": case.prompt} for case in cases]
+    prompts = [
+        {"prompt_token_ids": case.prompt}
+        | ({"multi_modal_data": {"image": case.image}} if case.image is not None else {})
+        for case in cases
+    ]
     return llm.generate(prompts, params, use_tqdm=False, lora_request=lora_request)
 
 

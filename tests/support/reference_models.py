@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, DynamicCache
 from vllm_optimal_sampling.kernels import Method
 
 from support.cases import Case
@@ -34,23 +34,43 @@ class Reference:
         self.float8_cache = float8_cache
         # Experts one by one: torch's grouped multiplication knows no float64.
         options = {"dtype": torch.float64, "experts_implementation": "eager"}
-        self.teacher = AutoModelForCausalLM.from_pretrained(teacher, **options).eval()
-        self.theta = AutoModelForCausalLM.from_pretrained(theta, **options).eval()
-        self._known: dict[tuple[int, tuple[int, ...]], torch.Tensor] = {}
+        self.teacher = model_class(teacher).from_pretrained(teacher, **options).eval()
+        self.theta = model_class(theta).from_pretrained(theta, **options).eval()
+        self._known: dict[tuple[int, int | None, tuple[int, ...]], torch.Tensor] = {}
 
     @torch.inference_mode()
-    def logits(self, model: Any, tokens: Sequence[int]) -> torch.Tensor:
-        """Logits [vocab] after `tokens`, in float64. A sequence's prefixes are kept, so trajectories cost one pass."""
-        key = (id(model), tuple(tokens))
+    def logits(
+        self, model: Any, tokens: Sequence[int], image: Mapping[str, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Logits [vocab] after `tokens`, in float64. A sequence's prefixes are kept, so trajectories cost one pass.
+
+        Args:
+            model: one of the two.
+            tokens: with those that stand for `image`.
+            image: as `multimodal_models.image_inputs` gives it, one object for all calls with it.
+        """
+        source = (id(model), None if image is None else id(image))
+        key = (*source, tuple(tokens))
         if key not in self._known:
-            cache = {"past_key_values": Float8Cache()} if self.float8_cache else {}
-            rows = model(torch.tensor([list(tokens)]), **cache).logits[0]
+            ids = torch.tensor([list(tokens)])
+            options: dict[str, Any] = {"past_key_values": Float8Cache()} if self.float8_cache else {}
+            if image is not None:
+                options |= image
+                if model.config.get_text_config().rope_parameters.get("mrope_section"):
+                    options["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
+            rows = model(ids, **options).logits[0]
             for length in range(len(tokens), 0, -1):
-                prefix = (id(model), tuple(tokens[:length]))
+                prefix = (*source, tuple(tokens[:length]))
                 if prefix in self._known:
                     break
                 self._known[prefix] = rows[length - 1]
         return self._known[key]
+
+
+def model_class(model: str) -> Any:
+    """The class of transformers that loads a model, which reads text, or images too."""
+    has_images = hasattr(AutoConfig.from_pretrained(model), "vision_config")
+    return AutoModelForImageTextToText if has_images else AutoModelForCausalLM
 
 
 def expected_log_q(

@@ -13,7 +13,7 @@ float64, by transformers alone. Rows of drafts that were rejected later are audi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, isinf, isnan, nan
 from typing import Any
@@ -107,6 +107,7 @@ class AuditedRows:
         reference: Reference,
         theta_prompts: dict[str, Sequence[int] | None] | None = None,
         vocabularies: Vocabularies | None = None,
+        images: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
     ) -> Report:
         """Compare every row kept with float64.
 
@@ -115,6 +116,7 @@ class AuditedRows:
             theta_prompts: per request id, theta's prompt as the *caller* gave it (None: the teacher's). Without it
                 the audit trusts the prompt that reached the worker.
             vocabularies: of a teacher and a theta that have different ones.
+            images: what the teacher's prompt has beside its tokens, per request id as in `theta_prompts`.
 
         Raises:
             AuditError: of the rows beyond the tolerances the one by most, saying which and by how much.
@@ -123,15 +125,16 @@ class AuditedRows:
         # Longest first, so that one forward serves all prefixes of a trajectory.
         for row in sorted(self.rows, key=lambda row: -len(row.tokens)):
             theta_prompt = row.theta_prompt
+            # One of several samples has its number before the request's id: 3_17-ab12.
+            request_id = row.request.rpartition("_")[2]
             if theta_prompts is not None:
-                # One of several samples has its number before the request's id: 3_17-ab12.
-                request_id = row.request.rpartition("_")[2]
                 (given,) = (prompt for request, prompt in theta_prompts.items() if request_id.startswith(request))
                 theta_prompt = None if given is None else list(given)
             prompt = row.tokens[: row.prompt_len] if theta_prompt is None else theta_prompt
-            teacher = reference.logits(reference.teacher, row.tokens)
+            image = next((image for name, image in (images or {}).items() if request_id.startswith(name)), None)
+            teacher = reference.logits(reference.teacher, row.tokens, image)
             # Theta has no embedding for the padding ids of a teacher that is padded further: its last id stands in.
-            last_id = reference.theta.config.vocab_size - 1
+            last_id = reference.theta.config.get_text_config().vocab_size - 1
             generated = row.tokens[row.prompt_len :]
             if vocabularies is not None:
                 generated = [vocabularies.read[token] for token in generated]

@@ -126,6 +126,11 @@ ENGINE = [
         True,
         "prompt embeddings are not supported, since theta cannot read them; drop --enable-prompt-embeds",
     ),
+    (
+        "model_config.multimodal_config",
+        SimpleNamespace(is_multimodal_pruning_enabled=lambda: True),
+        "pruning of videos is not shown exact; drop --video-pruning-rate",
+    ),
     ("model_config.enable_trace_replay", True, "trace replay is not supported; drop --enable-trace-replay"),
     (
         "model_config.return_sampling_mask",
@@ -163,14 +168,15 @@ def test_experts_on_several_ranks_are_refused(supported: Any, monkeypatch: pytes
 
 
 MODELS = [
-    ("is_multimodal_model", True, "it is multimodal"),
+    ("is_multimodal_raw_input_only_model", True, "it takes images as they are, and not as embeddings"),
+    ("requires_raw_input_tokens", True, "it reads token ids beside embeddings"),
     ("is_encoder_decoder", True, "it is an encoder-decoder"),
     ("is_diffusion", True, "it generates by diffusion"),
     ("is_hybrid", True, "it has state-space or linear-attention layers"),
     ("has_inner_state", True, "it has state-space or linear-attention layers"),
     ("is_attention_free", True, "it has no attention"),
     ("use_mla", True, "its attention keeps latents (MLA)"),
-    ("uses_mrope", True, "its positions have several dimensions (M-RoPE)"),
+    ("mrope_num_dims", 4, "its positions have more than three dimensions"),
     ("runner_type", "pooling", "it does not generate text (pooling)"),
 ]
 
@@ -181,8 +187,8 @@ def test_models_that_are_not_shown_exact_are_refused(
     supported: Any, monkeypatch: pytest.MonkeyPatch, role: str, name: str, value: Any, reason: str
 ) -> None:
     models = {"the teacher": supported.model_config, "theta": supported.speculative_config.draft_model_config}
-    if isinstance(value, bool):
-        monkeypatch.setattr(ModelConfig, name, property(lambda self: self is models[role]))
+    if isinstance(getattr(ModelConfig, name, None), property):
+        monkeypatch.setattr(ModelConfig, name, property(lambda self: value if self is models[role] else type(value)()))
     else:
         monkeypatch.setattr(models[role], name, value)
     with pytest.raises(UnsupportedEngineError) as caught:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_optimal_sampling.config.engine_args import check_engine_args, prepare_engine_args
 from vllm_optimal_sampling.config.graph_sizes import choose_graph_sizes, has_own_sizes
 from vllm_optimal_sampling.config.refusals import check_supported
+from vllm_optimal_sampling.config.theta import read_text_only, scores, theta_model_config
 
 if TYPE_CHECKING:
     from vllm.config import SpeculativeConfig, VllmConfig
@@ -37,6 +38,8 @@ def create_engine_config(engine_args: EngineArgs, create: Callable[[], VllmConfi
         with _builds_with_theta():
             vllm_config = create()
     check_supported(vllm_config)
+    if not scores(vllm_config):
+        read_text_only(theta_model_config(vllm_config))
     if vllm_config.speculative_config is not None:
         vars(vllm_config.speculative_config)["drafts_with_theta"] = True
     if not has_own_sizes(engine_args):

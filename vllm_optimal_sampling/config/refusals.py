@@ -146,6 +146,10 @@ def _engine_problems(config: VllmConfig) -> Iterator[str]:
             model.enable_prompt_embeds,
             "prompt embeddings are not supported, since theta cannot read them; drop --enable-prompt-embeds",
         ),
+        (
+            model.multimodal_config is not None and model.multimodal_config.is_multimodal_pruning_enabled(),
+            "pruning of videos is not shown exact; drop --video-pruning-rate",
+        ),
         (model.enable_trace_replay, "trace replay is not supported; drop --enable-trace-replay"),
         (model.return_sampling_mask, "sampling masks in the output are not supported; drop --return-sampling-mask"),
     )
@@ -169,6 +173,8 @@ def _engine_problems(config: VllmConfig) -> Iterator[str]:
 
 
 def _one_model_problems(config: VllmConfig) -> Iterator[str]:
+    if config.lora_config is not None and config.lora_config.enable_tower_connector_lora:
+        yield "adapters of what reads images are not shown exact; drop --enable-tower-connector-lora"
     scheduler = config.scheduler_config
     needed = 2 * scheduler.max_num_seqs * (config.num_speculative_tokens + 1)
     if config.lora_config is not None and scheduler.max_num_batched_tokens < needed:
@@ -185,14 +191,15 @@ def _model_problems(role: str, model: ModelConfig) -> Iterator[str]:
     generates = model.runner_type in ("generate", "draft")
     table = {
         "it does not generate text (pooling)": not generates,
-        "it is multimodal": model.is_multimodal_model,
+        "it takes images as they are, and not as embeddings": model.is_multimodal_raw_input_only_model,
+        "it reads token ids beside embeddings": model.requires_raw_input_tokens,
         "it is an encoder-decoder": model.is_encoder_decoder,
         "it generates by diffusion": model.is_diffusion,
         "it has state-space or linear-attention layers": model.is_hybrid or model.has_inner_state,
         "it has no attention": model.is_attention_free,
         "its attention sees chunks": windows,
         "its attention keeps latents (MLA)": model.use_mla,
-        "its positions have several dimensions (M-RoPE)": model.uses_mrope,
+        "its positions have more than three dimensions": model.mrope_num_dims > 3,
     }
     reasons = [what for what, is_so in table.items() if is_so]
     if reasons:

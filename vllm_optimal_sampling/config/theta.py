@@ -103,6 +103,18 @@ def theta_model_config(vllm_config: VllmConfig) -> ModelConfig:
         max_logprobs=teacher.max_logprobs,
         hf_overrides=SpeculativeConfig.compose_draft_hf_overrides(teacher.hf_overrides),
         config_format=teacher.config_format,
+        language_model_only=True,  # a multimodal theta reads text, see `read_text_only`
     )
     config.max_model_len = min(config.max_model_len, teacher.max_model_len)
     return config
+
+
+def read_text_only(theta: ModelConfig) -> None:
+    """Let a multimodal theta that drafts take no images, and so have no memory for what reads them.
+
+    vLLM takes `language_model_only` for the teacher, and has no such argument for a draft model.
+    """
+    if theta.multimodal_config is None:
+        return
+    theta.multimodal_config.language_model_only = True
+    theta.model_arch_config = theta.get_model_arch_config()  # vLLM too makes it anew once it knows

@@ -50,6 +50,12 @@ class VocabularyPairs:
             reads[token_id] = text[0]
         return reads
 
+    @cached_property
+    def partners_of_theta(self) -> Mapping[int, int]:
+        """The teacher's id for each of theta's that has one."""
+        paired = np.flatnonzero(self.partners != NO_PARTNER)
+        return dict(zip(self.partners[paired].tolist(), paired.tolist(), strict=True))
+
     def read_all(self, token_ids: Sequence[int]) -> list[int]:
         """What theta reads for generated tokens, one id each."""
         reads, last = self.reads, len(self.partners) - 1
@@ -57,8 +63,7 @@ class VocabularyPairs:
 
     def teachers(self, theta_ids: Sequence[int]) -> list[int]:
         """The teacher's ids of theta's tokens, without those that have no partner."""
-        places = {int(partner): token_id for token_id, partner in enumerate(self.partners)}
-        return [places[token_id] for token_id in theta_ids if token_id in places]
+        return [self.partners_of_theta[token_id] for token_id in theta_ids if token_id in self.partners_of_theta]
 
     def read_prompt(self, token_ids: Sequence[int]) -> list[int]:
         """The teacher's prompt in theta's ids; a token without a partner becomes its text."""

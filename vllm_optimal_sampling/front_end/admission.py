@@ -17,6 +17,8 @@ from vllm_optimal_sampling.config.settings import EngineSettings
 from vllm_optimal_sampling.config.theta import max_request_loras, scores, theta_model_config
 from vllm_optimal_sampling.config.tokenizers import load_theta_tokenizer
 from vllm_optimal_sampling.config.vocabulary_pairs import VocabularyPairs
+from vllm_optimal_sampling.front_end.media import check_media, check_no_placeholder, placeholders
+from vllm_optimal_sampling.front_end.theta_chat import template_and_messages
 from vllm_optimal_sampling.params import (
     ARGUMENTS,
     THETA_PROMPTS,
@@ -49,6 +51,7 @@ class RequestResolver:
         self.theta_version = 0
         """How often theta's weights were replaced (see `weights`)."""
         self._pairs = VocabularyPairs.from_config(vllm_config)
+        self._placeholders = placeholders(self.theta_config)
         self._theta_tokenizer: TokenizerLike | None = None
         self._lock = threading.Lock()  # a fast tokenizer is not to be used by two threads at once
 
@@ -89,6 +92,7 @@ class RequestResolver:
                     "this engine has no room for adapters of requests; start it with --enable-lora, which makes some",
                 )
             params = self._params(extra_args)
+            check_media(request, params)
             if request.resumable:
                 self._check_streaming(params)
             if self.settings.require_theta_prompt:
@@ -102,6 +106,8 @@ class RequestResolver:
             prompt_name = (params.theta_prompt_argument or "theta_prompt") if has_name else "prompt"
             if own or self._pairs is None:
                 self._check_vocabulary(prompt_name, ids)
+            if has_name:
+                check_no_placeholder(prompt_name, ids, self._placeholders)
             max_tokens = self._max_tokens(
                 prompt_name,
                 len(ids),
@@ -231,7 +237,9 @@ class RequestResolver:
         if system is not None and messages[0]["role"] not in ("system", "developer"):
             messages = [{"role": "system", "content": system}, *messages]
         tokenizer = self._tokenizer(name)
-        template = self.settings.theta_chat_template
+        template, messages = template_and_messages(
+            tokenizer, self.settings.theta_chat_template, messages, self.theta_config
+        )
         if template is None and getattr(tokenizer, "chat_template", "unknown") is None:
             raise ArgumentError(
                 name,

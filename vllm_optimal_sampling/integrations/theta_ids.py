@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from vllm_optimal_sampling.config.vocabulary_pairs import VocabularyPairs
 
 if TYPE_CHECKING:
     from vllm import LLM
+
+_PAIRS: WeakKeyDictionary[LLM, VocabularyPairs | None] = WeakKeyDictionary()
+"""Of each engine, once read: a loop asks for every completion."""
+
+
+def _pairs_of(llm: LLM) -> VocabularyPairs | None:
+    if llm not in _PAIRS:
+        _PAIRS[llm] = VocabularyPairs.from_config(llm.llm_engine.vllm_config)
+    return _PAIRS[llm]
 
 
 def theta_token_ids(llm: LLM, token_ids: Iterable[int]) -> list[int]:
@@ -23,7 +33,7 @@ def theta_token_ids(llm: LLM, token_ids: Iterable[int]) -> list[int]:
         llm: the engine (`OptimalSampler.llm`).
         token_ids: of the engine's, which are the teacher's.
     """
-    pairs = VocabularyPairs.from_config(llm.llm_engine.vllm_config)
+    pairs = _pairs_of(llm)
     return list(token_ids) if pairs is None else pairs.read_all(list(token_ids))
 
 
@@ -34,5 +44,5 @@ def teacher_token_ids(llm: LLM, theta_ids: Iterable[int]) -> list[int]:
         llm: the engine.
         theta_ids: theta's.
     """
-    pairs = VocabularyPairs.from_config(llm.llm_engine.vllm_config)
+    pairs = _pairs_of(llm)
     return list(theta_ids) if pairs is None else pairs.teachers(list(theta_ids))

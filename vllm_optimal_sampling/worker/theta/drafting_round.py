@@ -19,6 +19,7 @@ from vllm_optimal_sampling.worker.theta.block_tables import ThetaBlockTables
 from vllm_optimal_sampling.worker.theta.inputs import advance_round, keep_rows, round_inputs
 from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
 from vllm_optimal_sampling.worker.theta.round_graphs import RoundGraphs
+from vllm_optimal_sampling.worker.theta.text_inputs import TextInputs
 from vllm_optimal_sampling.worker.theta.vocabulary import ThetaVocabulary
 from vllm_optimal_sampling.worker.verification_memory import chunk_rows_in_float32
 
@@ -53,6 +54,7 @@ class RoundSpeculator(DraftModelSpeculator):
             device=device,
         )
         self.vocabulary = ThetaVocabulary(vllm_config, device)
+        self.inputs = TextInputs(self.draft_model_config, self.max_num_tokens, device)
         self.drafts_by_batch_size = self._scheduled_drafts()
         self.slots = torch.full((self.max_num_reqs,), -1, dtype=torch.int64, device=device)
         self.sample_positions = torch.zeros(self.max_num_reqs, dtype=torch.int64, device=device)
@@ -231,7 +233,8 @@ class RoundSpeculator(DraftModelSpeculator):
             slot_mapping=slot_mappings,
             batch_descriptor=BatchDescriptor(num_tokens=num_tokens),
         ):
-            hidden_states = self.model(input_ids=input_ids, positions=positions)
+            self.inputs.set_positions(positions)
+            hidden_states = self.model(**self.inputs.arguments(self.model, input_ids, positions))
         return hidden_states[0] if isinstance(hidden_states, tuple) else hidden_states
 
     def _slot_mappings(self, num_tokens: int) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from vllm_optimal_sampling.config.errors import first_line
 from vllm_optimal_sampling.config.theta import theta_model_config
@@ -37,8 +37,10 @@ class ThetaUpdates:
     @cached_property
     def _model(self) -> torch.nn.Module:
         """Theta as transformers builds it, without memory for its weights: the names and shapes of a checkpoint."""
+        has_images = self.model_config.is_multimodal_model
+        model_class = AutoModelForImageTextToText if has_images else AutoModelForCausalLM
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
+            return model_class.from_config(
                 self.model_config.hf_config, trust_remote_code=self.model_config.trust_remote_code
             )
 

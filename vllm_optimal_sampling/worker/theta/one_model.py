@@ -54,6 +54,7 @@ class OneModelScorer(ThetaScorer):
     # Set-up
 
     def load(self, runner: Any) -> None:
+        self.scoring.inputs.check(runner.model)
         self._lora_ids: np.ndarray = runner.lora_state.lora_ids
         self.layers = self.vllm_config.compilation_config.static_forward_context
         self.twins = add_twin_layers(self.vllm_config, getattr(runner.speculator, "draft_attn_layer_names", set()))
@@ -157,7 +158,10 @@ class OneModelScorer(ThetaScorer):
         """The teacher's output of the step, from one forward with theta's."""
         rows, batch = self._fused, self._batch
         assert rows is not None and batch is not None
-        output = self.scoring.run(model, rows, batch, self._num_active_loras(runner, batch))
+        # Of requests that follow images, in a model with M-RoPE; `prepare_inputs` has laid them out.
+        rope = runner.model_state.rope_state
+        positions = None if rope is None else rope.get_positions(batch.num_tokens)
+        output = self.scoring.run(model, rows, batch, self._num_active_loras(runner, batch), positions)
         self._want(hidden_states_of(output), rows, rows.num_teacher_rows)
         self.steps.fused += 1
         # Padded as vLLM expects it; what is in the padding is never read.

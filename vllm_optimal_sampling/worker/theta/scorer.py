@@ -92,8 +92,7 @@ class ThetaScorer(ABC):
             self.rows_per_request * self.max_num_reqs,
             req_states,
             self.requests,
-            self.model_config.max_model_len,
-            self.model_config.get_vocab_size(),
+            self.model_config,
             self.vocabulary.ids,
         )
         self.steps = ScorerSteps()
@@ -265,6 +264,7 @@ class TwoModelsScorer(ThetaScorer):
         config = replace_config(self.vllm_config, model_config=self.model_config, quant_config=None)
         self._theta_config = config
         self.model = load_theta(config, prefix="theta")
+        self.scoring.inputs.check(self.model)
         self.layer_names = {name: name for name in set(self._layers()) - teachers}
         weights = weight_bytes(self.model)
         runner.model_memory_usage += weights

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from vllm.config import VllmConfig
+from vllm.config import ModelConfig, VllmConfig
 from vllm.config.compilation import CUDAGraphMode
 from vllm.forward_context import BatchDescriptor, set_forward_context
 from vllm.utils.torch_utils import async_tensor_h2d
@@ -24,6 +24,7 @@ from vllm_optimal_sampling.worker.theta.block_tables import ThetaBlockTables, wi
 from vllm_optimal_sampling.worker.theta.inputs import scoring_inputs
 from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
 from vllm_optimal_sampling.worker.theta.rows import Rows
+from vllm_optimal_sampling.worker.theta.text_inputs import TextInputs
 
 
 class ScoringPass:
@@ -34,8 +35,7 @@ class ScoringPass:
         max_num_reqs: most rows in one forward.
         req_states: the model runner's.
         requests: theta's.
-        model_max_len: the positions that theta's model has.
-        vocab_size: theta's.
+        model_config: theta's.
         theta_ids: [teacher's ids], what theta reads; None where both read the same.
     """
 
@@ -45,8 +45,7 @@ class ScoringPass:
         max_num_reqs: int,
         req_states: RequestState,
         requests: ThetaRequests,
-        model_max_len: int,
-        vocab_size: int,
+        model_config: ModelConfig,
         theta_ids: torch.Tensor | None,
     ):
         # Metadata builders and graphs size their buffers by the number of requests.
@@ -58,11 +57,12 @@ class ScoringPass:
         self.decode_query_len = vllm_config.num_speculative_tokens + 1
         self.req_states = req_states
         self.requests = requests
-        self.model_max_len = model_max_len
-        self.vocab_size = vocab_size
+        self.model_max_len = model_config.max_model_len
+        self.vocab_size = model_config.get_vocab_size()
         self.theta_ids = theta_ids
         self.device = req_states.device
         self.buffers = InputBuffers(max_num_reqs, self.max_num_tokens, self.device)
+        self.inputs = TextInputs(model_config, self.max_num_tokens, self.device)
         self.graphs: ScoringGraphs | None = None
 
     def set_attn(
@@ -106,14 +106,22 @@ class ScoringPass:
             lora_capture_cases=lora_capture_cases,
         )
 
-    def run(self, model: Callable[..., Any], rows: Rows, batch: InputBatch, num_active_loras: int = 0) -> Any:
+    def run(
+        self,
+        model: Callable[..., Any],
+        rows: Rows,
+        batch: InputBatch,
+        num_active_loras: int = 0,
+        teachers_positions: torch.Tensor | None = None,
+    ) -> Any:
         """The model's output for the rows' tokens; rows follow one another as `Rows.lengths` says.
 
         Args:
-            model: called with `input_ids` and `positions`.
+            model: called as vLLM's model runner calls it.
             rows: what to compute.
             batch: vLLM's batch of the step.
             num_active_loras: adapters among the rows.
+            teachers_positions: [dimensions, at least the teacher's tokens], of a model with M-RoPE.
         """
         num_reqs, num_tokens = len(rows), rows.num_tokens
         desc = self._dispatch(rows, num_active_loras)
@@ -150,6 +158,8 @@ class ScoringPass:
             self.vocab_size,
             self.theta_ids,
         )
+        num_teacher_tokens = int(rows.lengths[: rows.num_teacher_rows].sum())
+        self.inputs.set_positions(buffers.positions[:num_tokens_padded], teachers_positions, num_teacher_tokens)
         self.block_tables.null_before_windows(query_start_loc, buffers.positions, num_reqs)
         slot_mappings = self.block_tables.compute_slot_mappings(
             query_start_loc, buffers.positions, num_reqs, num_tokens_padded
@@ -277,7 +287,8 @@ class ScoringPass:
             ),
             slot_mapping={name: by_cache[cache] for name, cache in self.layer_names.items()},
         ):
-            return model(input_ids=self.buffers.input_ids[:num_tokens], positions=self.buffers.positions[:num_tokens])
+            tokens, positions = self.buffers.input_ids[:num_tokens], self.buffers.positions[:num_tokens]
+            return model(**self.inputs.arguments(model, tokens, positions))
 
 
 class ScoringGraphs(CudaGraphManager):

@@ -54,13 +54,18 @@ class ThetaSpeculator(RoundSpeculator):
             self.max_num_reqs,
             req_states,
             self.requests,
-            self.draft_model_config.max_model_len,
-            self.vocab_size,
+            self.draft_model_config,
             self.vocabulary.ids,
         )
         self.shares_weights = False
 
     # Set-up
+
+    def load_model(self, target_model: nn.Module) -> None:
+        super().load_model(target_model)
+        self.inputs.check(self.model)
+        # Theta reads nothing of the teacher's prompt, so vLLM need not gather its images.
+        self.supports_mm_inputs = False
 
     def load_draft_model(self, target_model: nn.Module, target_attn_layer_names: set[str]) -> nn.Module:
         """Load theta, or share the teacher's weights where both are the same model."""

@@ -1,0 +1,197 @@
+"""The page's tables, from the files in results/ and nothing else.
+
+python examples/real_model/report.py             prints them
+python examples/real_model/report.py --write     puts them between the markers of README.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from real_model import HERE, RESULTS  # first: it finds the modules that follow
+
+# isort: split
+from distillation.means import Mean
+
+from real_model.analysis import controls, load_draws, rivals, sentences
+from real_model.cost import Assumed, extrapolated, predicted
+from real_model.gate import RATE
+from real_model.protocol import DEFAULT, DRAWS, SOURCES, TRAINED, UNTRAINED, Sizes
+
+PAGE = HERE / "README.md"
+BEGIN = "<!-- {name}: written by report.py -->"
+END = "<!-- {name}: end -->"
+WAYS = {"theta": "the problem", "told": "and the answer", "shown": "and the worked solution"}
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that the page is made of."""
+
+    draws: list[dict[str, Any]]
+    gate: dict[str, Any]
+    cost: dict[str, Any]
+
+    @classmethod
+    def load(cls, folder: Path = RESULTS) -> Results:
+        return cls(
+            load_draws(folder), *(json.loads((folder / f"{name}.json").read_text()) for name in ("gate", "cost"))
+        )
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def state(results: Results) -> str:
+    """The page's first words."""
+    if not results.draws:
+        said = "Nothing is known yet of students of a real model: no draw has been made."
+    else:
+        said = f"{len(results.draws)} of {DRAWS} draws. {' '.join(sentences(results.draws))}"
+    ways, outcome = results.gate["ways"], results.gate.get("passes", {})
+    if not outcome:
+        theta = ways["theta"]
+        return (
+            f"{said} What is measured is SmolLM2-135M alone: {theta['right']} of {theta['problems']} texts are right."
+        )
+    passing = [WAYS[way].removeprefix("and ") for way, passes in outcome.items() if passes]
+    if passing:
+        return (
+            f"{said} SmolLM2-135M as its own teacher passes the gate with {' and with '.join(passing)} in its prompt."
+        )
+    best = max((ways[way] for way in outcome), key=lambda one: one["right"] / one["problems"])
+    return (
+        f"{said} What is measured is the gate: SmolLM2-135M as its own teacher fails it, with "
+        f"{best['right']} of {best['problems']} texts right at best where {100 * RATE:.0f} % are asked for."
+    )
+
+
+def gate_table(results: Results) -> str:
+    """SmolLM2 by what it reads."""
+    rows = []
+    for way, one in results.gate["ways"].items():
+        title = WAYS[way]
+        low, high = (max(0.0, 100 * end) for end in one["interval_95"])
+        by_task = [f"{one['tasks'][task]['right']} of {one['tasks'][task]['problems']}" for task in TRAINED]
+        rows.append(
+            [title, f"{one['right']} of {one['problems']}", f"{low:.0f} to {high:.0f} %", *by_task, f"{one['sound']}"]
+        )
+    return table(["SmolLM2 reads", "right", "95 % interval", *(f"`{task}`" for task in TRAINED), "sound"], rows)
+
+
+def prediction_table(results: Results) -> str:
+    """Seconds of each part on a GPU."""
+    parts = predicted(Sizes(), Assumed())
+    rows = [[name, f"{seconds:.0f}"] for name, seconds in parts.items()]
+    return table(["part", "predicted seconds"], [*rows, ["together", f"{sum(parts.values()):.0f}"]])
+
+
+def cost_table(results: Results) -> str:
+    """Core hours of a draw on a CPU."""
+    parts = extrapolated(results.gate, results.cost, Sizes())
+    rows = [[name, f"{hours:.1f}"] for name, hours in parts.items()]
+    return table(["part of one draw", "extrapolated core hours"], [*rows, ["together", f"{sum(parts.values()):.1f}"]])
+
+
+def shown(gap: Mean | None) -> str:
+    return "-" if gap is None else f"{gap.value:+.1f} ({gap.low:+.1f} to {gap.high:+.1f})"
+
+
+def draws_table(results: Results) -> str:
+    """The sources: their rows, their students, and the differences that the protocol names."""
+    draws = results.draws
+    if not draws:
+        return "No draw has been made."
+
+    def accuracy(evaluated: dict[str, Any], names: tuple[str, ...]) -> float | None:
+        counts = evaluated["tasks"]
+        return counts and sum(100 * counts[name]["right"] / counts[name]["problems"] for name in names) / len(names)
+
+    def mean(values: list[float | None]) -> str:
+        known = [value for value in values if value is not None]
+        return f"{sum(known) / len(known):.1f}" if known else "-"
+
+    gaps = {name: shown(gap) for name, gap in rivals(draws).items()}
+    gaps |= {
+        name: shown(gap and Mean(-gap.value, -gap.high, -gap.low, gap.p, gap.deviation, gap.count))
+        for name, gap in controls(draws).items()
+    }
+    rows = [
+        [
+            "theta itself",
+            "",
+            "",
+            *(mean([accuracy(draw["theta"], one) for draw in draws]) for one in (TRAINED, (UNTRAINED,))),
+            "",
+        ]
+    ]
+    for name, source in SOURCES.items():
+        data = [draw["data"][name] for draw in draws]
+        right = [100 * one["right"] / one["rows"] if one["rows"] else None for one in data]
+        students = [draw["students"][name] for draw in draws]
+        rows.append(
+            [
+                source.label,
+                mean(right),
+                f"{sum(one.get('kl', 0.0) for one in data) / len(data):.3f}",
+                *(mean([accuracy(one, names) for one in students]) for names in (TRAINED, (UNTRAINED,))),
+                "" if name == DEFAULT else gaps[name],
+            ]
+        )
+    head = [
+        "source",
+        "rows right, %",
+        "KL a token",
+        "student, trained tasks, %",
+        "untrained task, %",
+        f"minus {SOURCES[DEFAULT].label}",
+    ]
+    return table(head, rows)
+
+
+SECTIONS: dict[str, Callable[[Results], str]] = {
+    "state": state,
+    "gate": gate_table,
+    "prediction": prediction_table,
+    "cost": cost_table,
+    "draws": draws_table,
+}
+
+
+def written_into(text: str, results: Results) -> str:
+    """The page with each of its marked sections as the results say it.
+
+    Raises:
+        ValueError: a section has no marker, or a marker no end.
+    """
+    for name, section in SECTIONS.items():
+        begin, end = BEGIN.format(name=name), END.format(name=name)
+        if begin not in text or end not in text.split(begin, 1)[1]:
+            raise ValueError(f"the page has not both {begin!r} and {end!r} after it; add what is missing")
+        head, rest = text.split(begin, 1)
+        text = f"{head}{begin}\n{section(results)}\n{end}{rest.split(end, 1)[1]}"
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true")
+    results = Results.load()
+    if parser.parse_args().write:
+        PAGE.write_text(written_into(PAGE.read_text(), results))
+        return
+    for name, section in SECTIONS.items():
+        print(f"{name}\n\n{section(results)}\n")
+
+
+if __name__ == "__main__":
+    main()
