@@ -22,7 +22,7 @@ import argparse
 import itertools
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -42,7 +42,7 @@ from vllm_optimal_sampling.kernels import (  # noqa: E402
     mix_,
     reference,
 )
-from vllm_optimal_sampling.kernels.mix import INTERPRETED, Rows, launches  # noqa: E402
+from vllm_optimal_sampling.kernels.mix import INTERPRETED, Rows, launch, launches  # noqa: E402
 from vllm_optimal_sampling.kernels.scratch import LaunchShape  # noqa: E402
 
 from vllm_optimal_sampling.worker.relaxed_top_p_kernel import relax_top_p_  # noqa: E402
@@ -51,6 +51,8 @@ ROWS = (1, 8, 32, 64, 160, 320, 1280)
 VOCABULARIES = (32_000, 128_256, 151_936, 262_144)
 NUM_POSITIONS = 5
 SEED = 0
+QUICK_EACH = 8
+"""Tokens side by side of a lane of the quick first reading: 16 bytes of theta's row."""
 PEERS = ("original", "batched", "compiled")
 
 KL_GAP = 1e-3
@@ -115,8 +117,13 @@ class Case:
     def mix_as_triton_launches(self, rows: torch.Tensor) -> None:
         """The same without what the scratch remembers of calls before."""
         shape = LaunchShape.choose(*self.teacher.shape, interpreted=INTERPRETED)
-        for launch in launches(self.tensors(rows), self.settings, self.record, self.scratch, shape):
-            launch()
+        for one in launches(self.tensors(rows), self.settings, self.record, self.scratch, shape):
+            one()
+
+    def mix_quickly(self, rows: torch.Tensor) -> None:
+        """With the quick first reading (`kernels/quick_sums.py`), which is off until a GPU has timed it."""
+        shape = LaunchShape.choose(*self.teacher.shape, interpreted=INTERPRETED)
+        launch(*self.tensors(rows), self.settings, self.record, self.scratch, replace(shape, each=QUICK_EACH))
 
     def tensors(self, rows: torch.Tensor) -> Rows:
         return Rows(rows, self.theta, self.slots, self.draft_positions, self.token_positions)
@@ -273,6 +280,13 @@ def measure(case: Case, seconds: float, peer_seconds: float, peers_asked: Sequen
         "kernel": timed(replay, seconds, prepare=lambda: rows.copy_(case.teacher)),
         "eager": timed(lambda: case.mix(rows), seconds, prepare=lambda: rows.copy_(case.teacher)),
     }
+    quick = case.teacher.clone()
+    times["quick"] = timed(
+        graph_of(lambda: case.mix_quickly(quick)), seconds, prepare=lambda: quick.copy_(case.teacher)
+    )
+    quick.copy_(case.teacher)
+    case.mix_quickly(quick)
+    quick_gap, quick_variation = errors(case, quick[:8])
     eager = case.teacher.clone()
     case.mix(eager)
     rows.copy_(case.teacher)
@@ -310,6 +324,8 @@ def measure(case: Case, seconds: float, peer_seconds: float, peers_asked: Sequen
         "gigabytes_per_second": {name: gigabytes / times[name].median for name in ("copy", "kernel")},
         "times_floor": times["kernel"].median / floor,
         "graph_equals_eager": torch.equal(eager, rows),
+        "quick_kl_gap": quick_gap,
+        "quick_total_variation": quick_variation,
         "left_out": left_out,
     }
 

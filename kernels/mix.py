@@ -46,7 +46,7 @@ from .prepared_launch import Launch, PreparedLaunch, current_device, current_str
 from .read import read_kernel
 from .record import MixRecord
 from .refine import refine_kernel
-from .scratch import READINGS, LaunchShape, MixScratch
+from .scratch import READINGS, THETA_UNIT, LaunchShape, MixScratch
 from .settings import MixSettings
 from .settle import settle_kernel
 from .solution import NODES, PAD
@@ -122,6 +122,9 @@ def launches(
         "SUB": shape.sub,
         "LANES": shape.lanes,
         "JOIN": shape.join,
+        "QUICK_LANES": shape.quick_lanes,
+        "EACH": shape.each,
+        "ALIGNED": is_aligned(rows.theta_logits),
     }
     refine = common | {
         "read_ptr": first,
@@ -172,6 +175,12 @@ def launches(
         Launch(settle_kernel, of_rows, settle, shape.plan_warps),
         Launch(write_kernel, of_parts, write, shape.num_warps),
     ]
+
+
+def is_aligned(theta_logits: torch.Tensor) -> bool:
+    """Whether all of theta's rows can be loaded by 16 bytes."""
+    slot_stride, position_stride, _ = theta_logits.stride()
+    return (slot_stride % THETA_UNIT, position_stride % THETA_UNIT, theta_logits.data_ptr() % 16) == (0, 0, 0)
 
 
 class Variant:

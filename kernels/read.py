@@ -10,7 +10,9 @@ atomics, no kernel only for that.
 import triton
 import triton.language as tl
 
+from . import scratch
 from .columns import (
+    ENTROPY,
     PARTIAL_OWN,
     PARTIAL_PEAK_HIGH,
     PARTIAL_PEAK_LOW,
@@ -23,10 +25,12 @@ from .columns import (
     PARTIAL_Z,
     load_plan,
 )
+from .quick_sums import quick_sums
 from .tilt import NOTHING, Reading, move_peaks, tilted_sums
 
 FIRST_NODES = tl.constexpr(5)
 FIRST_PAD = tl.constexpr(8)
+THETA_UNIT = tl.constexpr(scratch.THETA_UNIT)
 
 
 @triton.jit
@@ -125,6 +129,9 @@ def read_kernel(
     SUB: tl.constexpr,
     LANES: tl.constexpr,
     JOIN: tl.constexpr,
+    QUICK_LANES: tl.constexpr,
+    EACH: tl.constexpr,  # tokens of a lane of the quick reading; 0: there is none
+    ALIGNED: tl.constexpr,  # theta's rows begin at addresses that 16 divides
 ):
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     split = tl.program_id(1)
@@ -132,20 +139,39 @@ def read_kernel(
     active = offset >= 0
     if tl.max(active.to(tl.int32), axis=0) == 0:
         return
-    floor = load_plan(plan_ptr, row, active).floor
+    plan = load_plan(plan_ptr, row, active)
     low = tl.full([ROWS], 0.0, tl.float32)
     begin = split * split_size
+    end = tl.minimum(begin + split_size, vocab)
+    part = row * tl.num_programs(1) + split
+    teacher_row = (teacher_ptr + row * teacher_stride)[:, None]
+    offset = tl.where(active, offset, 0)
+    if ALIGNED:
+        # Said by arithmetic: Triton 3.9 forgets the hint `tl.multiple_of`.
+        offset = offset // THETA_UNIT * THETA_UNIT
+    theta_row = (theta_ptr + offset)[:, None]
+    if EACH > 0:
+        quick = active & (plan.method != ENTROPY)
+        if tl.max(quick.to(tl.int32), axis=0) > 0:
+            quick_reading, good = quick_sums(
+                teacher_row, theta_row, plan.floor, quick, begin, end, ROWS, QUICK_LANES, EACH, JOIN
+            )
+            quick = quick & good
+            store_reading(partials_ptr, part, quick, quick_reading, FIRST_PAD, True)
+            active = active & (quick == 0)
+            if tl.max(active.to(tl.int32), axis=0) == 0:
+                return
     reading = tilted_sums(
-        teacher_row=(teacher_ptr + row * teacher_stride)[:, None],
-        theta_row=(theta_ptr + tl.where(active, offset, 0))[:, None],
-        floor=floor,
+        teacher_row=teacher_row,
+        theta_row=theta_row,
+        floor=plan.floor,
         active=active,
         low=low,
         high=low + 1.0,
         shift_low=low,
         shift_span=low,
         begin=begin,
-        end=tl.minimum(begin + split_size, vocab),
+        end=end,
         ROWS=ROWS,
         NODES=FIRST_NODES,
         PAD=FIRST_PAD,
@@ -154,5 +180,4 @@ def read_kernel(
         FIRST=True,
         JOIN=JOIN,
     )
-    part = row * tl.num_programs(1) + split
     store_reading(partials_ptr, part, active, reading, FIRST_PAD, True)

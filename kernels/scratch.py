@@ -19,6 +19,8 @@ _STEP = _SUB * _LANES
 _SHORTEST_PART, _LONGEST_PART = 2, 16
 
 READINGS = 2
+THETA_UNIT = 8
+"""Elements: rows of theta that begin at multiples of it, from an address that 16 divides, are loaded by 16 bytes."""
 # Floats of a row's plan, of a partial sum and of a solution; `plan.py` and `solution.py` have the columns.
 PLAN_WIDTH, PARTIAL_WIDTH, SOLUTION_WIDTH = 16, 64, 16
 
@@ -38,6 +40,13 @@ class LaunchShape:
     sub: int
     lanes: int
     num_warps: int
+    each: int = 0
+    """Tokens side by side that a lane of the quick first reading takes (see `quick_sums.py`); 0: there is none."""
+
+    @property
+    def quick_lanes(self) -> int:
+        """Lanes of the quick first reading, which takes half a step's tokens at once."""
+        return max(1, self.sub * self.lanes // (2 * self.each)) if self.each else 1
 
     @property
     def refine_sub(self) -> int:
@@ -58,7 +67,7 @@ class LaunchShape:
     def compiled_for(self) -> tuple[int, ...]:
         """What Triton compiles for: of the parts their number, rounded up, and whether 16 divides their size."""
         splits = triton.next_power_of_2(self.splits)
-        return self.rows, splits, self.split_size % 16, self.sub, self.lanes, self.num_warps
+        return self.rows, splits, self.split_size % 16, self.sub, self.lanes, self.num_warps, self.each
 
     @property
     def block(self) -> int:

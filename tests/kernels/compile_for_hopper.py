@@ -7,13 +7,12 @@ Run without TRITON_INTERPRET: under it Triton's decorator does not make kernels 
 
 import json
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
+import sass
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -28,7 +27,6 @@ from vllm_optimal_sampling.kernels.write import write_kernel
 
 from vllm_optimal_sampling.worker.relaxed_top_p_kernel import LANES, NUM_WARPS, relax_top_p_kernel
 
-CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 INT64 = {"token_positions_ptr", "first_position_ptr", "schedule_position_ptr", "theta_offset_ptr", "entry_ptr"}
 INT32 = {
     "slots_ptr",
@@ -64,7 +62,9 @@ def variants() -> Iterator[tuple[str, Any, dict[str, Any], int]]:
         nodes = {"NODES": NODES.value, "PAD": PAD.value}
         if rows == 1:
             yield "plan", plan_kernel, {"ROWS": 1, "LANES": shape.lanes} | nodes, shape.plan_warps
-            yield "read", read_kernel, tile | {"JOIN": shape.join}, shape.num_warps
+            for name, of_read in (("read", shape), ("read_quickly", replace(shape, each=8))):
+                quick = {"QUICK_LANES": of_read.quick_lanes, "EACH": of_read.each, "ALIGNED": True}
+                yield name, read_kernel, tile | {"JOIN": shape.join} | quick, shape.num_warps
             yield "token_logprobs", token_logprobs_kernel, {"BLOCK": 128}, 4
             for has_top_k in (True, False):
                 constants = {"HAS_TOP_K": has_top_k, "ROWS": 1, "LANES": LANES}
@@ -77,7 +77,7 @@ def variants() -> Iterator[tuple[str, Any, dict[str, Any], int]]:
         yield f"write_splits={splits}", write_kernel, constants, shape.num_warps
 
 
-def resources(kernel: Any, constants: dict[str, Any], num_warps: int, theta_type: str) -> dict[str, int]:
+def resources(kernel: Any, constants: dict[str, Any], num_warps: int, theta_type: str) -> dict[str, Any]:
     signature = {name: "constexpr" if name in constants else type_of(name, theta_type) for name in kernel.arg_names}
     # What Triton's launcher would find: pointers, strides and sizes of a real vocabulary are multiples of 16.
     attributes = {
@@ -92,18 +92,16 @@ def resources(kernel: Any, constants: dict[str, Any], num_warps: int, theta_type
         attrs=attributes,
     )
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps})
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-        cubin.write(compiled.asm["cubin"])
-        cubin.flush()
-        command = [str(CUOBJDUMP), "--dump-resource-usage", cubin.name]
-        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    usage = dict(re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", report))
+    usage = dict(
+        re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", sass.dump(compiled.asm["cubin"], "--dump-resource-usage"))
+    )
     return {
         "registers": int(usage["REG"]),
         # Registers that were spilled live on the stack.
         "stack_bytes": int(usage["STACK"]) + int(usage["LOCAL"]),
         "shared_bytes": compiled.metadata.shared,
         "threads": 32 * num_warps,
+        "loops": sass.loops(compiled.asm["cubin"]),
     }
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,20 +15,23 @@ SCRIPT = Path(__file__).parent / "compile_for_hopper.py"
 REGISTERS_PER_SM = 65536
 PROGRAMS_OF_READ = 4
 SHARED_LIMIT = 48 * 1024
+# Of a thread, in a step.
+TOKENS_OF_READ = 16
+TOKENS_OF_QUICK = 8
 
 
-def compile_for_hopper(*arguments: str) -> dict[str, dict[str, int]]:
+def compile_for_hopper(*arguments: str) -> dict[str, dict[str, Any]]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     result = subprocess.run(
         [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, env=environment, check=False
     )
     assert result.returncode == 0, result.stderr
-    report: dict[str, dict[str, int]] = json.loads(result.stdout)
+    report: dict[str, dict[str, Any]] = json.loads(result.stdout)
     return report
 
 
-def check(report: dict[str, dict[str, int]]) -> None:
+def check(report: dict[str, dict[str, Any]]) -> None:
     for name, usage in report.items():
         assert usage["stack_bytes"] == 0, f"{name} spills: {usage}"
         assert usage["shared_bytes"] <= SHARED_LIMIT, f"{name}: {usage}"
@@ -48,6 +52,22 @@ def test_kernels_of_every_row_compile_without_spills() -> None:
             "relax_top_p_top_k=True",
         )
     )
+
+
+def test_the_quick_reading_costs_what_it_says() -> None:
+    """Its loops, with a mask and without: 16 bytes a load, three exponentials a token, two thirds of `read`'s instructions."""
+    report = compile_for_hopper("bf16", "read", "read_quickly")
+    check(report)
+    (usual,) = report["read"]["loops"]
+    unmasked, masked, again = sorted(report["read_quickly"]["loops"], key=lambda loop: loop[0])
+    per_token = usual[0] / TOKENS_OF_READ
+    assert usual[1]["MUFU.EX2"] / TOKENS_OF_READ == pytest.approx(6.9, abs=0.1)
+    assert again[0] / TOKENS_OF_READ == pytest.approx(per_token, rel=0.05)
+    for instructions, counts in (masked, unmasked):
+        loads = {name: count for name, count in counts.items() if name.startswith("LD")}
+        assert loads == {"LDG.E.128": 3}
+        assert counts["MUFU.EX2"] == 3 * TOKENS_OF_QUICK
+        assert instructions / TOKENS_OF_QUICK < 0.7 * per_token
 
 
 @pytest.mark.full
