@@ -81,14 +81,22 @@ class Rows(NamedTuple):
     token_positions: torch.Tensor
 
 
+Grid = tuple[int, int, int]
+
+
+def grids(num_rows: int, shape: LaunchShape) -> tuple[Grid, Grid]:
+    """Programs of the kernels that take whole rows, and of those that take parts of them."""
+    blocks = -(-num_rows // shape.rows)
+    return (blocks, 1, 1), (blocks, shape.splits, 1)
+
+
 def launches(
     rows: Rows, settings: MixSettings, record: MixRecord, scratch: MixScratch, shape: LaunchShape
 ) -> list[Launch]:
     """The five kernels, at a given launch shape."""
     num_rows, teacher_vocab = rows.teacher_logits.shape
     num_slots, num_positions, theta_vocab = rows.theta_logits.shape
-    blocks = -(-num_rows // shape.rows)
-    of_rows, of_parts = (blocks, 1, 1), (blocks, shape.splits, 1)
+    of_rows, of_parts = grids(num_rows, shape)
     splits = triton.next_power_of_2(shape.splits)
     first, second = scratch.partials.chunk(READINGS)
     common = {
@@ -208,8 +216,7 @@ class Variant:
                 "splits": shape.splits,
             }
             stream = current_stream(device)
-            blocks = -(-num_rows // shape.rows)
-            of_rows, of_parts = (blocks, 1, 1), (blocks, shape.splits, 1)
+            of_rows, of_parts = grids(num_rows, shape)
             plan, read, refine, settle, write = self.prepared
             plan.run(of_rows, stream, values)
             read.run(of_parts, stream, values)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 import triton
 
-from .mix import launch
+from .mix import INTERPRETED, launch
 from .record import MixRecord
 from .scratch import LaunchShape, MixScratch
 from .settings import MixSettings
@@ -42,7 +42,7 @@ def warm_up(
     vocab = min(teacher_vocab, theta_logits.shape[2])
     variants: dict[int, LaunchShape] = {}
     for num_rows in range(scratch.max_rows, 0, -1):
-        shape = LaunchShape.choose(num_rows, vocab, interpreted=theta_logits.is_cpu)
+        shape = LaunchShape.choose(num_rows, vocab, interpreted=INTERPRETED)
         variants[triton.next_power_of_2(shape.splits)] = shape
     for shape in variants.values():
         launch(teacher_logits, theta_logits, no_slot, position, no_slot.long(), settings, record, scratch, shape)

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from distillation import HERE, RESULTS
 from distillation.findings import Results
+from distillation.pages import has_section, with_section
 from distillation.sentences import evidence, origin, pilots_say, recommendation, status
 from distillation.summary import summary
 from distillation.tables import data_table, main_table, rates_table, rivals, simulation_table, students_table
@@ -24,8 +25,6 @@ PAGES = (HERE / "README.md", HERE / "TABLES.md")
 ROOT = HERE.parents[1]
 QUOTING = (ROOT / "README.md", ROOT / "docs" / "parameters.md")
 """Pages with a paragraph of it."""
-BEGIN = "<!-- {name}: written by report.py -->"
-END = "<!-- {name}: end -->"
 
 
 def plots(_: Results) -> str:
@@ -71,13 +70,8 @@ def written_into(text: str, results: Results) -> str:
 
     """
     for name in SECTIONS:
-        begin, end = BEGIN.format(name=name), END.format(name=name)
-        if begin not in text:
-            continue
-        head, rest = text.split(begin, 1)
-        if end not in rest:
-            raise ValueError(f"a page has {begin!r} without {end!r} after it; add it")
-        text = f"{head}{begin}\n{render(results, name)}\n{end}{rest.split(end, 1)[1]}"
+        if has_section(text, name):
+            text = with_section(text, name, render(results, name))
     return text
 
 

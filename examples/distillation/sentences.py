@@ -8,7 +8,7 @@ from typing import Any
 from distillation.decision import difference
 from distillation.findings import Results
 from distillation.protocol import CONTROLS, DEFAULT, DRAWS, RIVALS, SOURCES
-from distillation.tables import with_interval
+from distillation.tables import number, with_interval
 
 CONTROL_NAMES = {
     "teacher": "the teacher's own text",
@@ -52,10 +52,6 @@ def listed(items: Sequence[str]) -> str:
     return f"{', '.join(items[:-1])} and {items[-1]}" if len(items) > 1 else items[0]
 
 
-def signed(points: float) -> str:
-    return f"{round(points, 1) + 0.0:+.1f}"  # no "-0.0"
-
-
 def against_controls(results: Results, source: str) -> str:
     """Whether a source's students are better than those of each control, with the differences in points."""
     gains = {name: difference(results.primary, source, name) for name in CONTROLS}
@@ -64,10 +60,10 @@ def against_controls(results: Results, source: str) -> str:
         "cannot be told from": [name for name, gain in gains.items() if gain.low <= 0 <= gain.high],
         "are worse than": [name for name, gain in gains.items() if gain.high < 0],
     }
-    said = {
-        name: f"{CONTROL_NAMES[name]} ({signed(gain.value)}, {signed(gain.low)} to {signed(gain.high)})"
-        for name, gain in gains.items()
-    }
+    said = {}
+    for name, gain in gains.items():
+        middle, low, high = (number(value, sign="+") for value in (gain.value, gain.low, gain.high))
+        said[name] = f"{CONTROL_NAMES[name]} ({middle}, {low} to {high})"
     clauses = [f"{verb} those of {listed([said[name] for name in names])}" for verb, names in verbs.items() if names]
     return f"students of {SOURCES[source].label} {'; they '.join(clauses)}"
 

@@ -19,14 +19,14 @@ def table(title: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def number(value: float, digits: int = 1) -> str:
-    return f"{value:.{digits}f}"
+def number(value: float, digits: int = 1, sign: str = "") -> str:
+    return f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # no "-0.0"
 
 
 def with_interval(found: Mean, digits: int = 1, sign: str = "") -> str:
     """A mean with its interval over draws; without one where there is a single draw."""
-    texts = [f"{value:{sign}.{digits}f}" for value in (found.value, found.low, found.high) if not math.isinf(value)]
-    middle, *ends = (f"{'+' * bool(sign)}{0:.{digits}f}" if float(text) == 0 else text for text in texts)  # no "-0.0"
+    values = (found.value, found.low, found.high)
+    middle, *ends = (number(value, digits, sign) for value in values if not math.isinf(value))
     return f"{middle} ({' to '.join(ends)})" if ends else middle
 
 

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from on_policy import HERE
 
 # isort: split
+from distillation.pages import with_section
 from distillation.tables import table
 
 from on_policy.held_out import FILES, WAYS, Interval, difference, share
@@ -158,12 +159,7 @@ def load(folder: Path = RESULTS) -> dict[str, Any]:
 def written_into(text: str, result: dict[str, Any]) -> str:
     """README with its sections as the result has them."""
     for name, section in SECTIONS.items():
-        begin, end = f"<!-- {name}: written by report.py -->\n", f"<!-- {name}: end -->"
-        before, found, rest = text.partition(begin)
-        _, ended, after = rest.partition(end)
-        if not found or not ended:
-            raise ValueError(f"README has no place for {name}")
-        text = before + begin + f"{section(result)}\n" + end + after
+        text = with_section(text, name, section(result))
     return text
 
 

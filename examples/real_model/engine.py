@@ -9,7 +9,7 @@ from typing import Any
 
 import measure
 import torch
-from distillation.rows import seed_of
+from distillation.rows import best, seed_of
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -138,7 +138,7 @@ class Engine:
             return [text for (text,) in drawn(range(count), 1)]
         if source.kept == "theta_logprob":
             groups = drawn(range(count), CANDIDATES)
-            return [max(_finished(group), key=lambda text: text.theta_logprob) for group in groups]
+            return [best(group, lambda text: text.theta_logprob) for group in groups]
         kept: list[Text] = []
         for first in range(0, len(problems), count):
             for group in drawn(range(first, min(first + count, len(problems))), CANDIDATES):
@@ -159,11 +159,6 @@ class Engine:
             counts["sound"] += tasks.is_sound(words, problem)
             counts["tokens"] += len(text.token_ids)
         return found
-
-
-def _finished(texts: Sequence[Text]) -> Sequence[Text]:
-    """Those that were not cut off; all, if all were."""
-    return [text for text in texts if text.is_finished] or texts
 
 
 def measures(engine: Engine, texts: Sequence[Text], problems: Sequence[tasks.Problem]) -> Mapping[str, Any]:

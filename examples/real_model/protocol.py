@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from distillation.protocol import ROWS_PER_STEP
-
-Family = Literal["theta", "teacher", "q*"]
+from distillation.protocol import ROWS_PER_STEP, Family
 
 DRAWS = 5
 PILOT = 1000

@@ -20,6 +20,8 @@ from real_model import HERE, RESULTS  # first: it finds the modules that follow
 
 # isort: split
 from distillation.means import Mean
+from distillation.pages import with_section
+from distillation.tables import table, with_interval
 
 from real_model.analysis import controls, load_draws, rivals, sentences
 from real_model.cost import Assumed, extrapolated, predicted
@@ -27,8 +29,6 @@ from real_model.gate import RATE
 from real_model.protocol import DEFAULT, DRAWS, SOURCES, TRAINED, UNTRAINED, Sizes
 
 PAGE = HERE / "README.md"
-BEGIN = "<!-- {name}: written by report.py -->"
-END = "<!-- {name}: end -->"
 WAYS = {"theta": "the problem", "told": "and the answer", "shown": "and the worked solution"}
 
 
@@ -45,10 +45,6 @@ class Results:
         return cls(
             load_draws(folder), *(json.loads((folder / f"{name}.json").read_text()) for name in ("gate", "cost"))
         )
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
 def state(results: Results) -> str:
@@ -103,7 +99,7 @@ def cost_table(results: Results) -> str:
 
 
 def shown(gap: Mean | None) -> str:
-    return "-" if gap is None else f"{gap.value:+.1f} ({gap.low:+.1f} to {gap.high:+.1f})"
+    return "-" if gap is None else with_interval(gap, sign="+")
 
 
 def draws_table(results: Results) -> str:
@@ -174,11 +170,7 @@ def written_into(text: str, results: Results) -> str:
         ValueError: a section has no marker, or a marker no end.
     """
     for name, section in SECTIONS.items():
-        begin, end = BEGIN.format(name=name), END.format(name=name)
-        if begin not in text or end not in text.split(begin, 1)[1]:
-            raise ValueError(f"the page has not both {begin!r} and {end!r} after it; add what is missing")
-        head, rest = text.split(begin, 1)
-        text = f"{head}{begin}\n{section(results)}\n{end}{rest.split(end, 1)[1]}"
+        text = with_section(text, name, section(results))
     return text
 
 

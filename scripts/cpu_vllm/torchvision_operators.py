@@ -9,8 +9,9 @@ from pathlib import Path
 
 DECLARATION = """
 if not _has_ops():  # by scripts/cpu_vllm/torchvision_operators.py
+    from torch import library as _library
     for _name in ("nms", "qnms"):
-        torch.library.define(f"torchvision::{_name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _library.define(f"torchvision::{_name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 """
 
 spec = find_spec("torchvision")

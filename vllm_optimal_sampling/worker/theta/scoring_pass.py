@@ -121,7 +121,7 @@ class ScoringPass:
             rows: what to compute.
             batch: vLLM's batch of the step.
             num_active_loras: adapters among the rows.
-            teachers_positions: [dimensions, at least the teacher's tokens], of a model with M-RoPE.
+            teachers_positions: [dimensions, the teacher's tokens], of a model with M-RoPE.
         """
         num_reqs, num_tokens = len(rows), rows.num_tokens
         desc = self._dispatch(rows, num_active_loras)
@@ -158,8 +158,7 @@ class ScoringPass:
             self.vocab_size,
             self.theta_ids,
         )
-        num_teacher_tokens = int(rows.lengths[: rows.num_teacher_rows].sum())
-        self.inputs.set_positions(buffers.positions[:num_tokens_padded], teachers_positions, num_teacher_tokens)
+        self.inputs.set_positions(buffers.positions[:num_tokens_padded], teachers_positions)
         self.block_tables.null_before_windows(query_start_loc, buffers.positions, num_reqs)
         slot_mappings = self.block_tables.compute_slot_mappings(
             query_start_loc, buffers.positions, num_reqs, num_tokens_padded

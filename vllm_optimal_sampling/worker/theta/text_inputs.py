@@ -32,23 +32,21 @@ class TextInputs:
             shape = (model_config.mrope_num_dims, max_num_tokens + 1)
             self.rope_positions = torch.zeros(shape, dtype=torch.int64, device=device)
 
-    def set_positions(
-        self, positions: torch.Tensor, teachers: torch.Tensor | None = None, num_teachers: int = 0
-    ) -> None:
+    def set_positions(self, positions: torch.Tensor, teachers: torch.Tensor | None = None) -> None:
         """Lay out the positions of the next forward, where the model has several dimensions of them.
 
         Text has the same position in every dimension, which makes M-RoPE plain RoPE.
 
         Args:
             positions: int64 [tokens].
-            teachers: int64 [dimensions, at least `num_teachers`] positions of the first tokens, which follow images.
-            num_teachers: of the teacher's tokens.
+            teachers: int64 [dimensions, the teacher's tokens] positions of the first tokens, which follow images.
         """
         if self.rope_positions is None:
             return
+        num_teachers = 0 if teachers is None else teachers.shape[1]
         self.rope_positions[:, num_teachers : len(positions)] = positions[num_teachers:]
         if teachers is not None:
-            self.rope_positions[:, :num_teachers] = teachers[:, :num_teachers]
+            self.rope_positions[:, :num_teachers] = teachers
 
     def arguments(self, model: Any, input_ids: torch.Tensor, positions: torch.Tensor) -> dict[str, torch.Tensor | None]:
         """What `model` is called with, after `set_positions`; a CUDA graph may hold this too.
