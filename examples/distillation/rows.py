@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from operator import attrgetter
 from typing import Any
 
 import measure
@@ -137,13 +136,14 @@ def is_right(models: Models, text: Text, problems: Sequence[dict[str, Any]]) -> 
     return task.is_right(words(models, text), problems[text.problem]["answer"])
 
 
-def best(texts: Sequence[Any], score: Callable[[Any], float]) -> Any:
-    """Of texts that know whether they are finished, the one with the largest score, the first of equals.
+def finished_or_all(texts: Sequence[Any]) -> Sequence[Any]:
+    """Those that were not cut off; all, if all were."""
+    return [text for text in texts if text.is_finished] or texts
 
-    One that was cut off is taken only if all were.
-    """
-    finished = [text for text in texts if text.is_finished]
-    return max(finished or texts, key=score)
+
+def best(texts: Sequence[Text], score: str) -> Text:
+    """The text with the largest sum of `score`, the first of equals; one that was cut off only if all were."""
+    return max(finished_or_all(texts), key=lambda text: getattr(text.sums, score))
 
 
 def right_texts(
@@ -211,4 +211,4 @@ def sources_of_draw(
         if source.kept == "first":
             yield name, [group[0] for group in groups[rule]]
         else:
-            yield name, [best(group[: source.candidates], attrgetter(f"sums.{source.kept}")) for group in groups[rule]]
+            yield name, [best(group[: source.candidates], source.kept) for group in groups[rule]]

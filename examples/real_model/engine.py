@@ -9,7 +9,7 @@ from typing import Any
 
 import measure
 import torch
-from distillation.rows import best, seed_of
+from distillation.rows import finished_or_all, seed_of
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -138,7 +138,7 @@ class Engine:
             return [text for (text,) in drawn(range(count), 1)]
         if source.kept == "theta_logprob":
             groups = drawn(range(count), CANDIDATES)
-            return [best(group, lambda text: text.theta_logprob) for group in groups]
+            return [max(finished_or_all(group), key=lambda text: text.theta_logprob) for group in groups]
         kept: list[Text] = []
         for first in range(0, len(problems), count):
             for group in drawn(range(first, min(first + count, len(problems))), CANDIDATES):
