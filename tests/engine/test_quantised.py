@@ -38,7 +38,7 @@ def test_rows_of_quantised_models(tmp_path: Path) -> None:
         stop_engine(llm)
     reference = EngineReference(*paths)
     try:
-        report = audit.check(reference, theta_prompts(cases, outputs))  # type: ignore[arg-type]
+        report = audit.check(reference, theta_prompts(cases, outputs))
     finally:
         reference.close()
     assert report.mixed < report.rows

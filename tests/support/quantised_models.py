@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -64,8 +64,11 @@ class EngineReference:
         self._engines: dict[str, LLM] = {}
         self._known: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
 
-    def logits(self, model: Any, tokens: Sequence[int]) -> torch.Tensor:
-        """Log-probabilities [vocab] after `tokens`, in float64; a sequence's prefixes are kept."""
+    def logits(
+        self, model: Any, tokens: Sequence[int], image: Mapping[str, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Log-probabilities [vocab] after `tokens`, text alone, in float64; a sequence's prefixes are kept."""
+        assert image is None, "the quantised models read text"
         key = (model.path, tuple(tokens))
         if key not in self._known:
             params = SamplingParams(max_tokens=1, prompt_logprobs=-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, DynamicCache
@@ -25,6 +25,18 @@ def _float8(states: torch.Tensor) -> torch.Tensor:
         nearer_zero = rounded.view(torch.uint8) - (rounded.to(states.dtype).abs() > states.abs()).to(torch.uint8)
         rounded = nearer_zero.view(torch.float8_e4m3fn)
     return rounded.to(states.dtype)
+
+
+class ReferenceModels(Protocol):
+    """What an audit compares an engine's rows with."""
+
+    teacher: Any
+    theta: Any
+
+    def logits(
+        self, model: Any, tokens: Sequence[int], image: Mapping[str, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Logits [vocab] of `model`, the teacher or theta, after `tokens`, up to a constant, in float64."""
 
 
 class Reference:

@@ -24,7 +24,7 @@ from vllm_optimal_sampling.kernels import NEVER, Method
 from vllm_optimal_sampling.kernels.reference import mix
 
 from support.engines import find_runner
-from support.reference_models import Reference, expected_log_q
+from support.reference_models import ReferenceModels, expected_log_q
 from support.tolerances import CPU_FLOAT32, Tolerances, tolerances_of
 from vllm_optimal_sampling.worker.theta.scorer import ThetaScorer
 
@@ -104,7 +104,7 @@ class AuditedRows:
 
     def check(
         self,
-        reference: Reference,
+        reference: ReferenceModels,
         theta_prompts: dict[str, Sequence[int] | None] | None = None,
         vocabularies: Vocabularies | None = None,
         images: Mapping[str, Mapping[str, torch.Tensor]] | None = None,

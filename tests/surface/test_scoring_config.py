@@ -114,6 +114,7 @@ def test_a_requests_adapter_needs_room(build_config: BuildConfig, adapter: str) 
         prompt_token_ids=[1, 2],
         resumable=False,
         lora_request=object(),
+        mm_features=[],
     )
     with pytest.raises(VLLMValidationError, match="no room for adapters of requests; start it with --enable-lora"):
         resolver.resolve(request)
