@@ -19,16 +19,20 @@ ordinary rows: 50 exponentials an element, paid only by the rows that ask for th
 import triton
 import triton.language as tl
 
-from .points import at_end, newton, point_sums, shift_of
+from .points import at_end, newton, point_sums
 from .tilt import LN_2, LOG2_E, RESOLVED, log_sum, tilted_sums
 
-POINTS = tl.constexpr(4)
+PAIRS = tl.constexpr(4)
+"""Of alphas that mirror each other, of a round."""
+MOST_SUB = tl.constexpr(4)
 NEAR = tl.constexpr(2.0**-6)
 """How far from the step the points about it lie, in widths of the bracket."""
 CLOSED = tl.constexpr(1.0e-4)
 """w (1 + J)."""
 LAST_BIT = tl.constexpr(1.2e-7)
 """Relative distance of neighbouring float32."""
+CLOSES = tl.constexpr(0.9)
+"""How far from the first step the points about it lie, in brackets that are closed."""
 MOST_ROUNDS = tl.constexpr(40)
 """Of which 24 take a bracket from 1 to the last bit of 1."""
 FLAT = tl.constexpr(3.5e-7)
@@ -49,13 +53,14 @@ def mirrored_reading(
     ROWS: tl.constexpr,
     NODES: tl.constexpr,
     PAD: tl.constexpr,
+    SUB: tl.constexpr,
     LANES: tl.constexpr,
 ):
     """L and its slope at the nodes of [low, low + 1], and where they are numbers; all [ROWS, PAD]."""
     shift_low = ((1.0 - low) * lse_theta + low * lse_teacher) * LOG2_E
     reading = tilted_sums(
         teacher_row, theta_row, floor, active, low, low + 1.0, shift_low, (lse_teacher - lse_theta) * LOG2_E, 0, vocab,
-        ROWS, NODES, PAD, 1, LANES, False, False,
+        ROWS, NODES, PAD, SUB, LANES, False, False,
     )  # fmt: skip
     tau = tl.arange(0, PAD)[None, :] / (NODES - 1)
     resolved = reading.z >= RESOLVED
@@ -63,6 +68,27 @@ def mirrored_reading(
     turn = (reading.peak_high - reading.peak_low)[:, None]
     value = log_sum(safe_z) + (reading.peak_low[:, None] + tau * turn) * LN_2
     return value, (reading.r / safe_z + turn) * LN_2, resolved
+
+
+@triton.jit
+def inverse_cubic(a, b, off_a, off_b, rise_a, rise_b):
+    """[ROWS]: where alpha as a cubic of F, from its values and slopes at both ends, has F = 0; else where `newton` goes."""
+    growth = off_b - off_a
+    rising = (growth > 0.0) & (rise_a > 0.0) & (rise_b > 0.0)
+    t = -off_a / tl.where(growth > 0.0, growth, 1.0)
+    tangent_a = growth / tl.where(rising, rise_a, 1.0)
+    tangent_b = growth / tl.where(rising, rise_b, 1.0)
+    step_to = a + (b - a) * t * t * (3.0 - 2.0 * t) + t * (1.0 - t) * (tangent_a * (1.0 - t) - tangent_b * t)
+    good = rising & (step_to > a) & (step_to < b)
+    return tl.where(good, step_to, newton(a, b, off_a, off_b, rise_a, rise_b))
+
+
+@triton.jit
+def tried_at(pair, a, b, step_to, near):
+    """[ROWS, pairs] alphas of the bracket: its middle, and three about the step."""
+    about = step_to[:, None] + (pair - 2) * near[:, None]
+    tried = tl.where(pair == 0, (a + 0.5 * (b - a))[:, None], about)
+    return tl.minimum(tl.maximum(tried, a[:, None]), b[:, None])
 
 
 @triton.jit
@@ -78,6 +104,7 @@ def ess_balance_alpha(
     ROWS: tl.constexpr,
     NODES: tl.constexpr,
     PAD: tl.constexpr,
+    SUB: tl.constexpr,
     LANES: tl.constexpr,
 ):
     """alpha [ROWS]; nan where the rows have nothing in common."""
@@ -85,14 +112,13 @@ def ess_balance_alpha(
     index = tl.arange(0, PAD)[None, :]
     # -F = L(-alpha) - L(2 - alpha) grows with alpha. Node i of either span belongs to alpha = 1 - i / (NODES - 1).
     right, right_slope, right_resolved = mirrored_reading(
-        teacher_row, theta_row, floor, active, zero + 1.0, lse_theta, lse_teacher, vocab, ROWS, NODES, PAD, LANES
+        teacher_row, theta_row, floor, active, zero + 1.0, lse_theta, lse_teacher, vocab, ROWS, NODES, PAD, SUB, LANES
     )
     left, left_slope, left_resolved = mirrored_reading(
-        teacher_row, theta_row, floor, active, zero - 1.0, lse_theta, lse_teacher, vocab, ROWS, NODES, PAD, LANES
+        teacher_row, theta_row, floor, active, zero - 1.0, lse_theta, lse_teacher, vocab, ROWS, NODES, PAD, SUB, LANES
     )
     # Where a sum is no number alpha is none either.
     resolved = (index < NODES) & right_resolved & left_resolved
-    shift = shift_of(teacher_row, theta_row, floor, active, lse_theta, lse_teacher, vocab, ROWS, LANES).total
     alpha = 1.0 - index / (NODES - 1)
     off = left - right
     rise = right_slope - left_slope
@@ -113,22 +139,39 @@ def ess_balance_alpha(
     sound = active & (lse_theta - lse_theta == 0.0) & (lse_teacher - lse_teacher == 0.0)
     still_open = sound & (flat == 0)
     rounds = 0
-    point = tl.arange(0, POINTS)[None, :]
+    shift = lse_teacher.to(tl.float64) - lse_theta.to(tl.float64)
+    pair = tl.arange(0, PAIRS)[None, :]
+    of_pair = tl.arange(0, 2 * PAIRS)[None, :] // 2
+    is_more = tl.arange(0, 2 * PAIRS)[None, :] % 2 == 1
+    which = tl.arange(0, 2)[None, None, :]
     while (tl.max(still_open.to(tl.int32), axis=0) > 0) & (rounds < MOST_ROUNDS):
-        width = b - a
-        about = newton(a, b, off_a, off_b, rise_a, rise_b)[:, None] + (point - 1) * (width * NEAR)[:, None]
-        tried = tl.where(point == POINTS - 1, (a + 0.5 * width)[:, None], about)
-        tried = tl.minimum(tl.maximum(tried, a[:, None]), b[:, None])
-        less = point_sums(
-            teacher_row, theta_row, floor, still_open, -tried, lse_theta, shift, vocab, ROWS, POINTS, LANES
+        begun = still_open & (rounds > 0)
+        step_to = tl.where(
+            begun,
+            newton(a, b, off_a, off_b, rise_a, rise_b),
+            inverse_cubic(a, b, off_a, off_b, rise_a, rise_b),
         )
-        more = point_sums(
-            teacher_row, theta_row, floor, still_open, 2.0 - tried, lse_theta, shift, vocab, ROWS, POINTS, LANES
-        )
-        tried_off = less.value - more.value
-        tried_rise = more.slope - less.slope
-        is_below = still_open[:, None] & (tried_off < 0.0)
-        is_above = still_open[:, None] & (tried_off >= 0.0)
+        near = tl.where(begun, (b - a) * NEAR, CLOSES * CLOSED / (1.0 + divergences))
+        tried = tried_at(pair, a, b, step_to, near)
+        alphas = tried_at(of_pair, a, b, step_to, near)
+        alphas = tl.where(is_more, 2.0 - alphas, -alphas)
+        measures_ends = (begun[:, None] == 0) & (of_pair == 0)
+        alphas = tl.where(measures_ends, tl.where(is_more, 1.0, 0.0), alphas)
+        sums = point_sums(
+            teacher_row, theta_row, floor, still_open, alphas, lse_theta, shift, vocab, ROWS, 2 * PAIRS,
+            SUB if SUB < MOST_SUB else MOST_SUB, LANES,
+        )  # fmt: skip
+        values = tl.reshape(sums.value, [ROWS, PAIRS, 2])
+        slopes = tl.reshape(sums.slope, [ROWS, PAIRS, 2])
+        tried_off = tl.sum(tl.where(which == 0, values, -values), axis=2)
+        tried_rise = tl.sum(tl.where(which == 0, -slopes, slopes), axis=2)
+        # L(1) - L(0) is the rounding of the normalisers' difference, which every r is relative to.
+        rounding = tl.sum(tl.where(measures_ends, tl.where(is_more, sums.value, -sums.value), 0.0), axis=1)
+        shift += rounding.to(tl.float64)
+        tried_off += 2.0 * rounding[:, None]
+        usable = still_open[:, None] & (begun[:, None] | (pair > 0))
+        is_below = usable & (tried_off < 0.0)
+        is_above = usable & (tried_off >= 0.0)
         new_a = tl.maximum(tl.max(tl.where(is_below, tried, 0.0), axis=1), a)
         new_b = tl.minimum(tl.min(tl.where(is_above, tried, 1.0), axis=1), b)
         here_a = is_below & (tried == new_a[:, None])

@@ -121,7 +121,8 @@ def launches(
         "ROWS": shape.rows,
         "NODES": NODES.value,
         "PAD": PAD.value,
-        "LANES": shape.lanes,
+        "SUB": shape.sub,
+        "LANES": shape.plan_lanes,
     }
     read = common | {
         "partials_ptr": first,
@@ -180,7 +181,7 @@ def launches(
         Launch(plan_kernel, of_rows, plan, shape.plan_warps),
         Launch(read_kernel, of_parts, read, shape.num_warps),
         Launch(refine_kernel, of_parts, refine, shape.num_warps),
-        Launch(settle_kernel, of_rows, settle, shape.plan_warps),
+        Launch(settle_kernel, of_rows, settle, shape.settle_warps),
         Launch(write_kernel, of_parts, write, shape.num_warps),
     ]
 

@@ -64,11 +64,11 @@ class Ends(NamedTuple):
 
 
 @triton.jit
-def read_ends(teacher_row, theta_row, floor, active, vocab, ROWS: tl.constexpr, LANES: tl.constexpr):
+def read_ends(teacher_row, theta_row, floor, active, vocab, ROWS: tl.constexpr, SUB: tl.constexpr, LANES: tl.constexpr):
     """The `Ends` of whole rows."""
     low = tl.full([ROWS], 0.0, tl.float32)
     reading = tilted_sums(
-        teacher_row, theta_row, floor, active, low, low + 1.0, low, low, 0, vocab, ROWS, 2, 2, 1, LANES, True, False
+        teacher_row, theta_row, floor, active, low, low + 1.0, low, low, 0, vocab, ROWS, 2, 2, SUB, LANES, True, False
     )
     is_theta = tl.arange(0, 2)[None, :] == 0
     # What r is relative to cancels.
@@ -124,6 +124,7 @@ def plan_kernel(
     ROWS: tl.constexpr,
     NODES: tl.constexpr,
     PAD: tl.constexpr,
+    SUB: tl.constexpr,
     LANES: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -171,7 +172,7 @@ def plan_kernel(
         read = restricted | searched
         teacher_row = (teacher_ptr + row.to(tl.int64) * teacher_stride)[:, None]
         theta_row = (theta_ptr + tl.where(read, offset, 0))[:, None]
-        ends = read_ends(teacher_row, theta_row, floor, read, vocab, ROWS, LANES)
+        ends = read_ends(teacher_row, theta_row, floor, read, vocab, ROWS, SUB, LANES)
         teacher_lse = log_sum_exp(ends.own, ends.peak_own)
         theta_lse = log_sum_exp(ends.theta, ends.peak_theta)
         if tl.max(restricted.to(tl.int32), axis=0) > 0:
@@ -179,26 +180,28 @@ def plan_kernel(
             limited = restricted & (top_k > 0)
             floor = highest_floor(
                 teacher_row, theta_row, theta_decides, floor, limited, top_k.to(tl.float32), ends.peak_own, vocab,
-                False, ROWS, LANES,
+                False, ROWS, SUB, LANES,
             )  # fmt: skip
             nucleus = restricted & (top_p < 1.0)
-            ends = read_ends(teacher_row, theta_row, floor, nucleus, vocab, ROWS, LANES)
+            if tl.max((limited & nucleus).to(tl.int32), axis=0) > 0:
+                ends = read_ends(teacher_row, theta_row, floor, nucleus, vocab, ROWS, SUB, LANES)
             mass = tl.where(theta_decides, ends.teacher, ends.own)
             peak = tl.where(theta_decides, ends.peak_teacher, ends.peak_own)
             nucleus_floor = highest_floor(
-                teacher_row, theta_row, theta_decides, floor, nucleus, top_p * mass, peak, vocab, True, ROWS, LANES
+                teacher_row, theta_row, theta_decides, floor, nucleus, top_p * mass, peak, vocab, True, ROWS, SUB, LANES
             )
             # A nan outside the support is to be seen too, so that a broken row is always flagged.
             broken = teacher_lse + theta_lse != teacher_lse + theta_lse
             floor = tl.where(broken, float("-inf"), tl.maximum(floor, nucleus_floor))
         if tl.max(searched.to(tl.int32), axis=0) > 0:
-            ends = read_ends(teacher_row, theta_row, floor, searched, vocab, ROWS, LANES)
+            if tl.max(restricted.to(tl.int32), axis=0) > 0:
+                ends = read_ends(teacher_row, theta_row, floor, searched, vocab, ROWS, SUB, LANES)
             mixed_theta_lse = log_sum_exp(ends.theta, ends.peak_theta)
             mixed_teacher_lse = log_sum_exp(ends.teacher, ends.peak_teacher)
             if tl.max(balanced.to(tl.int32), axis=0) > 0:
                 balanced_alpha = ess_balance_alpha(
                     teacher_row, theta_row, floor, balanced, mixed_theta_lse, mixed_teacher_lse, ends.divergences,
-                    vocab, ROWS, NODES, PAD, LANES,
+                    vocab, ROWS, NODES, PAD, SUB, LANES,
                 )  # fmt: skip
                 alpha = tl.where(balanced, balanced_alpha, alpha)
             if tl.max(gated.to(tl.int32), axis=0) > 0:

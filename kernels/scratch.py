@@ -54,8 +54,18 @@ class LaunchShape:
         return min(self.sub, 4)
 
     @property
+    def plan_lanes(self) -> int:
+        """Lanes of the first kernel, which searches a row alone: as many as hide the latency of memory in an SM of its own."""
+        return 2 * self.lanes if self.sub > 1 else self.lanes
+
+    @property
     def plan_warps(self) -> int:
-        """Warps of the first kernel, which searches a row alone: one lane a thread, since two would spill."""
+        """Warps of the first kernel: one lane a thread."""
+        return max(1, min(self.plan_lanes // 32, 16))
+
+    @property
+    def settle_warps(self) -> int:
+        """Warps of the fourth kernel: one lane a thread, since two would spill."""
         return max(1, min(self.lanes // 32, 8))
 
     @property

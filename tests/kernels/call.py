@@ -27,7 +27,7 @@ def mix(
     shape: LaunchShape | None = None,
     **settings: Any,
 ) -> Mixed:
-    """Mix pair i in slot i. `settings` go to every slot."""
+    """Mix pair i in slot i. `settings` go to every slot, or hold one entry for each."""
     n = len(pairs)
     rows = torch.stack([teacher for teacher, _ in pairs])
     theta = torch.stack([theta for _, theta in pairs]).to(theta_dtype)[:, None, :].contiguous()
@@ -35,7 +35,7 @@ def mix(
     asked.first_position.zero_()
     asked.method.fill_(method)
     for name, value in settings.items():
-        getattr(asked, name).fill_(value)
+        getattr(asked, name)[:] = value
     record = MixRecord.allocate(n, 1, "cpu")
     slots = torch.arange(n, dtype=torch.int32)
     zeros = torch.zeros(n, dtype=torch.int32)

@@ -61,7 +61,8 @@ def variants() -> Iterator[tuple[str, Any, dict[str, Any], int]]:
         splits = triton.next_power_of_2(shape.splits)
         nodes = {"NODES": NODES.value, "PAD": PAD.value}
         if rows == 1:
-            yield "plan", plan_kernel, {"ROWS": 1, "LANES": shape.lanes} | nodes, shape.plan_warps
+            constants = {"ROWS": 1, "SUB": shape.sub, "LANES": shape.plan_lanes}
+            yield "plan", plan_kernel, constants | nodes, shape.plan_warps
             for name, of_read in (("read", shape), ("read_quickly", replace(shape, each=8))):
                 quick = {"QUICK_LANES": of_read.quick_lanes, "EACH": of_read.each, "ALIGNED": True}
                 yield name, read_kernel, tile | {"JOIN": shape.join} | quick, shape.num_warps
@@ -72,7 +73,7 @@ def variants() -> Iterator[tuple[str, Any, dict[str, Any], int]]:
         constants = tile | {"SUB": shape.refine_sub, "SPLITS": splits, "JOIN": shape.join}
         yield f"refine_splits={splits}", refine_kernel, constants, shape.num_warps
         constants = {"ROWS": shape.rows, "LANES": shape.lanes, "SPLITS": splits}
-        yield f"settle_splits={splits}", settle_kernel, constants, shape.plan_warps
+        yield f"settle_splits={splits}", settle_kernel, constants, shape.settle_warps
         constants = {"ROWS": shape.rows, "BLOCK": shape.block, "SPLITS": splits}
         yield f"write_splits={splits}", write_kernel, constants, shape.num_warps
 

@@ -166,6 +166,14 @@ def one_program(vocab: int) -> LaunchShape:
     return LaunchShape(rows, splits=1, split_size=-(-vocab // lanes) * lanes, sub=1, lanes=lanes, num_warps=1)
 
 
+def few_places(vocab: int) -> LaunchShape:
+    """Several tiles a step and steps a row, as a GPU searches it, with fewer places than tokens."""
+    lanes = max(next_power_of_2(vocab) // 64, 2)
+    return LaunchShape(
+        min(ELEMENTS // (2 * lanes), 512), 1, -(-vocab // lanes) * lanes, sub=2, lanes=lanes, num_warps=1
+    )
+
+
 def some_budget(draw: Draw, method: Method) -> dict[str, float]:
     """For `KL_BUDGET` a budget between 1e-6 and 30 nats; other methods need no setting."""
     return {"kl_budget": 10 ** draw.number(-6, 1.5)} if method == Method.KL_BUDGET else {}
@@ -250,6 +258,29 @@ def truth(
     return Truth(has_common, u_inside, r, log_q, found, found * slope - value, (found - 1) * slope - value)
 
 
+NEAR_LIMIT = 2e-6
+"""Of a row's mass: a nucleus whose mass is so near to what was asked can be a token off, as sums are float32."""
+
+
+def supported(
+    teacher: torch.Tensor, theta: torch.Tensor, top_k: int, top_p: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`[rows, vocab]`: the tokens within the teacher's top k and nucleus, by a sort in float64. `[rows]`: whether another
+    nucleus would do as well."""
+    near = torch.zeros(len(teacher), dtype=torch.bool)
+    logits = torch.where((teacher > LOWEST) & (theta > LOWEST), teacher, -INF)
+    if top_k:
+        floor = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        logits = torch.where(logits >= floor, logits, -INF)
+    if top_p < 1:
+        sorted_logits = logits.sort(descending=True).values
+        mass = sorted_logits.double().softmax(-1).cumsum(-1)
+        floor = sorted_logits.gather(-1, (mass < top_p).sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1))
+        near = ((mass - top_p).abs() < NEAR_LIMIT).any(-1)
+        logits = torch.where(logits >= floor, logits, -INF)
+    return logits > -INF, near
+
+
 @dataclass(frozen=True)
 class Verdict:
     """How far a kernel's rows are off, each `[rows]` as parts of what is allowed: above 1 is wrong."""
@@ -277,11 +308,21 @@ def judge(
     *,
     theta_dtype: torch.dtype = torch.float32,
     shape: LaunchShape | None = None,
+    support_top_k: int = 0,
+    support_top_p: float = 1.0,
     **settings: float,
 ) -> Verdict:
-    """Mix the rows in one call and compare them with float64. `settings` are those that `truth` takes."""
-    mixed = mix(list(zip(teacher, theta, strict=True)), method, theta_dtype=theta_dtype, shape=shape, **settings)
-    wanted = truth(teacher, theta.to(theta_dtype).float(), method, **settings)
+    """Mix the rows in one call and compare them with float64. `settings` are those that `truth` takes.
+
+    A row whose nucleus can be another one is right.
+    """
+    limits = {"support_top_k": support_top_k, "support_top_p": support_top_p}
+    mixed = mix(
+        list(zip(teacher, theta, strict=True)), method, theta_dtype=theta_dtype, shape=shape, **limits, **settings
+    )
+    as_read = theta.to(theta_dtype).float()
+    inside, near_limit = supported(teacher, as_read, support_top_k, support_top_p)
+    wanted = truth(torch.where(inside, teacher, -INF), as_read, method, **settings)
     some = wanted.has_common
     rows = torch.where(some[:, None], mixed.rows, 0.0).double()
     record = mixed.record
@@ -308,6 +349,8 @@ def judge(
     logits = torch.where(q > 0, teacher.abs() + theta.abs(), 0.0).double()
     normalised = tolerances.NORMALISED + tolerances.NORMALISED_RELATIVE * (q * logits).sum(-1)
     none = torch.zeros(len(rows), dtype=torch.float64)
+    flags &= ~near_limit
+    some = some & ~near_limit
     return Verdict(
         total_variation=torch.where(
             some, (q - wanted.log_q.exp()).abs().sum(-1) / 2 / tolerances.TOTAL_VARIATION, none
