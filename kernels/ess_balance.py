@@ -6,11 +6,14 @@ With L as in `tilt.py`, but alpha beyond [0, 1] too, the two sides are exp(L(-al
 L(alpha)), so alpha solves F = L(2 - alpha) - L(-alpha) = 0. L is convex with zeros at 0 and 1, hence F falls from
 L(2) >= 0 at alpha 0 to -L(-1) <= 0 at alpha 1, and the zero is unique.
 
-A first reading of two spans of nine tilts that mirror each other narrows alpha to 1/8. Then rounds as in `settle.py`, with
-`POINTS` alphas each: the half of the bracket, and three about the Newton step. The bracket is closed when it is too
-narrow to matter: the deviation of r at any alpha is about half of J = D_KL(theta || teacher) + D_KL(teacher || theta) at
-most (where it is large, g rises by twice the deviation, and by J in all), so TV is at most w (1 + J) / 4. Two rounds close
-ordinary rows: 50 exponentials an element, paid only by the rows that ask for this method.
+A first reading of two spans of nine tilts that mirror each other narrows alpha to 1/8. Then rounds as in `settle.py`, each of
+`PAIRS` alphas with their mirrored tilts in one reading. The first one measures the ends 0 and 1 as well, since what float32
+leaves of the normalisers' difference moves every tilt, and three alphas about the zero of an inverse cubic, so near each
+other that two of them with the zero in between close the bracket; further ones its half, and three about the Newton step.
+The bracket is closed when it is too narrow to matter: the deviation of r at any alpha is about half of
+J = D_KL(theta || teacher) + D_KL(teacher || theta) at most (where it is large, g rises by twice the deviation, and by J in
+all), so TV is at most w (1 + J) / 4. One round closes ordinary rows: 34 exponentials an element, paid only by the rows that
+ask for this method.
 """
 
 # What Triton compiles has no Python types.
@@ -25,6 +28,7 @@ from .tilt import LN_2, LOG2_E, RESOLVED, log_sum, tilted_sums
 PAIRS = tl.constexpr(4)
 """Of alphas that mirror each other, of a round."""
 MOST_SUB = tl.constexpr(4)
+"""Tiles a step of a round: each keeps its exact tilts in registers."""
 NEAR = tl.constexpr(2.0**-6)
 """How far from the step the points about it lie, in widths of the bracket."""
 CLOSED = tl.constexpr(1.0e-4)
@@ -32,7 +36,7 @@ CLOSED = tl.constexpr(1.0e-4)
 LAST_BIT = tl.constexpr(1.2e-7)
 """Relative distance of neighbouring float32."""
 CLOSES = tl.constexpr(0.9)
-"""How far from the first step the points about it lie, in brackets that are closed."""
+"""How far the points of the first round lie from each other, in widths of a bracket that is closed."""
 MOST_ROUNDS = tl.constexpr(40)
 """Of which 24 take a bracket from 1 to the last bit of 1."""
 FLAT = tl.constexpr(3.5e-7)

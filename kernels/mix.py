@@ -22,7 +22,8 @@ nats are all done after the first reading, 99 % of those with 2.0 nats, 86 % wit
 has work from noise of 7 nats on (1 % of the rows; 15 % at 13, 65 % at 21).
 `KL_BUDGET` is read as often as KL symmetry or once more: with noise of 1.4 nats 81 % of the rows are done after the first
 reading for a budget of 0.1, 27 % for 0.01, all after the second; from 1e-3 down `settle` has most of them, since sums of
-float32 do not know so small a budget (64 rows of 3,000 tokens). `JS_GATE` reads its rows three times more, in `plan`.
+float32 do not know so small a budget (64 rows of 3,000 tokens). `plan` reads rows more often, one program each: for `JS_GATE`
+twice, for `ESS_BALANCE` four times, for a limit of the support twice, for one that leaves thousands of tokens five times.
 Rows that are not mixed: one load per program.
 
 A row's tokens, and what happens to a row that cannot be mixed

@@ -55,7 +55,7 @@ class LaunchShape:
 
     @property
     def plan_lanes(self) -> int:
-        """Lanes of the first kernel, which searches a row alone: as many as hide the latency of memory in an SM of its own."""
+        """Lanes of the first kernel, whose program searches a row alone: enough to hide the latency of memory in an SM."""
         return 2 * self.lanes if self.sub > 1 else self.lanes
 
     @property

@@ -6,10 +6,10 @@
 over the tokens that may be mixed at all; with both, the nucleus is taken inside the top k, as vLLM does. Every token at
 the floor is kept, so ties can leave more than k.
 
-Neither needs a sort, and few rows more than one reading: each place of a program keeps the `DEPTH` largest
-logits that it meets (`largest_of_places`). Above the highest of the places' last ones no token can be missing, so where
-the kept ones from there on are enough, the floor is found among them by bisection, in registers. 4,096 places hold the
-top 300 in all but 1 row in 200. Where they are not enough, that logit is an upper bound, and readings that measure the
+Neither needs a sort, and few rows more than one reading: each place of a program keeps the `DEPTH` largest logits that it
+meets (`largest_of_places`). Above the highest of the places' last ones no token can be missing, so where the kept ones from
+there on are enough, the floor is found among them by bisection, in registers. 4,096 places that tokens fall on at random
+hold the top 300 in 199 of 200 rows. Where they are not enough, that logit is an upper bound, and readings that measure the
 row at 16 thresholds (`narrowed`) close in on the floor until about `FEW` tokens are left: two where a nucleus of 12,000
 tokens is flat. Then the places keep the largest of those.
 

@@ -21,19 +21,19 @@ class Mixed:
 
 def mix(
     pairs: list[Pair],
-    method: Method = Method.KL_SYMMETRY,
+    method: Method | torch.Tensor = Method.KL_SYMMETRY,
     *,
     theta_dtype: torch.dtype = torch.float32,
     shape: LaunchShape | None = None,
     **settings: Any,
 ) -> Mixed:
-    """Mix pair i in slot i. `settings` go to every slot, or hold one entry for each."""
+    """Mix pair i in slot i. The method and the `settings` go to every slot, or hold one entry for each."""
     n = len(pairs)
     rows = torch.stack([teacher for teacher, _ in pairs])
     theta = torch.stack([theta for _, theta in pairs]).to(theta_dtype)[:, None, :].contiguous()
     asked = MixSettings.allocate(n, "cpu")
     asked.first_position.zero_()
-    asked.method.fill_(method)
+    asked.method[:] = method
     for name, value in settings.items():
         getattr(asked, name)[:] = value
     record = MixRecord.allocate(n, 1, "cpu")

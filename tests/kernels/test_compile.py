@@ -18,6 +18,10 @@ SHARED_LIMIT = 48 * 1024
 # Of a thread, in a step.
 TOKENS_OF_READ = 16
 TOKENS_OF_QUICK = 8
+# Of `plan`, whose lane takes a token of each tile.
+TILES_OF_SEARCH = 8
+TILES_OF_ROUND = 4
+THRESHOLDS = 16
 
 
 def compile_for_hopper(*arguments: str) -> dict[str, dict[str, Any]]:
@@ -68,6 +72,26 @@ def test_the_quick_reading_costs_what_it_says() -> None:
         assert loads == {"LDG.E.128": 3}
         assert counts["MUFU.EX2"] == 3 * TOKENS_OF_QUICK
         assert instructions / TOKENS_OF_QUICK < 0.7 * per_token
+
+
+@pytest.mark.full
+def test_a_search_costs_what_it_says() -> None:
+    """The loops that read a row in a search: no barrier, and the instructions that `benchmarks/predictions/kernel.md` has."""
+    report = compile_for_hopper("bf16", "plan")
+    check(report)
+    loops = report["plan"]["loops"]
+    readings = [
+        (instructions, counts) for instructions, counts in loops if any(name.startswith("LDG") for name in counts)
+    ]
+    assert not any(name.startswith("BAR") for _, counts in readings for name in counts)
+    thresholds = [loop for loop in readings if loop[1].get("FSET.BF.GE.AND", 0) >= THRESHOLDS * TILES_OF_SEARCH]
+    places = [loop for loop in readings if loop[1].get("FMNMX", 0) >= 7 * TILES_OF_SEARCH]
+    (of_round,) = [loop for loop in readings if "DFMA" in loop[1]]
+    assert (len(thresholds), len(places)) == (2, 2)
+    assert all(instructions < 60 * TILES_OF_SEARCH for instructions, _ in thresholds)
+    assert all(instructions < 32 * TILES_OF_SEARCH for instructions, _ in places)
+    slow = sum(count for name, count in of_round[1].items() if name.startswith(("F2F", "MUFU")))
+    assert slow < 30 * TILES_OF_ROUND
 
 
 @pytest.mark.full

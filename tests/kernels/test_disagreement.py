@@ -5,7 +5,7 @@
 
 import pytest
 import torch
-from disagreement import FAMILIES, SOLVING, Draw, Rows, judge, one_program, some_budget
+from disagreement import FAMILIES, SOLVING, Draw, Rows, few_places, judge, one_program, some_budget
 from hypothesis import HealthCheck, Phase, given, settings, target
 from hypothesis import strategies as st
 from test_mix import LIKE_A_GPU
@@ -128,6 +128,15 @@ def test_sharp_disagreement(noise: float) -> None:
 def test_families_in_splits(family: str) -> None:
     """As a GPU cuts a row: partial sums of two splits, of several steps each."""
     check(FAMILIES[family](Draw(2), 8, 997), family, shape=LIKE_A_GPU)
+
+
+@pytest.mark.parametrize("family", ["adversarial", "levels", "grammar", "shifted", "deep"])
+def test_families_within_limits(family: str) -> None:
+    """A thousand rows of each, most of whose tokens a program has no place for."""
+    for i, (top_k, top_p) in enumerate(((20, 1.0), (40, 0.8))):
+        rows = FAMILIES[family](Draw(60 + i), 512, 64)
+        limits = {"support_top_k": top_k, "support_top_p": top_p}
+        check(rows, (family, limits), Method.FIXED, shape=few_places(64), alpha=0.4, **limits)
 
 
 @pytest.mark.parametrize("family", ["sharp", "disjoint", "near"])

@@ -78,3 +78,21 @@ def test_every_way_to_the_floor(method: Method) -> None:
         kept = mixed.rows[i].double().exp() > 0
         assert torch.equal(kept, wanted.log_q.exp() > 0), at
         assert call.total_variation(mixed.rows[i], wanted.log_q) < tolerances.TOTAL_VARIATION, at
+
+
+def test_rows_of_one_program_do_not_share_their_searches() -> None:
+    """A limited row beside one that only balances: what is read again for one of them is not the other's."""
+    generator = torch.Generator().manual_seed(5)
+    pairs = [tuple(3 * torch.randn(2, 200, generator=generator)) for _ in range(4)]
+    asked = [
+        (Method.FIXED, 30, 0.8),
+        (Method.ESS_BALANCE, 0, 1.0),
+        (Method.ESS_BALANCE, 0, 0.9),
+        (Method.JS_GATE, 0, 1.0),
+    ]
+    methods, top_k, top_p = (torch.tensor([of_row[i] for of_row in asked]) for i in range(3))
+    mixed = call.mix(pairs, methods, support_top_k=top_k, support_top_p=top_p)
+    for i, (method, k, p) in enumerate(asked):
+        alone = call.mix([pairs[i]], method, support_top_k=k, support_top_p=p)
+        assert call.total_variation(mixed.rows[i], alone.rows[0]) < tolerances.SAME_DISTRIBUTION, asked[i]
+        assert mixed.record.alpha[i, 0].item() == pytest.approx(alone.record.alpha[0, 0].item(), abs=1e-5), asked[i]
