@@ -37,6 +37,8 @@ LAST_BIT = tl.constexpr(1.2e-7)
 """Relative distance of neighbouring float32."""
 CLOSES = tl.constexpr(0.9)
 """How far the points of the first round lie from each other, in widths of a bracket that is closed."""
+HAZY = tl.constexpr(3.0e-5)
+"""Nats. Where J is less the rounding of F, 1.5e-7, can change its sign within more than a closed bracket: further apart."""
 MOST_ROUNDS = tl.constexpr(40)
 """Of which 24 take a bracket from 1 to the last bit of 1."""
 FLAT = tl.constexpr(3.5e-7)
@@ -127,6 +129,7 @@ def ess_balance_alpha(
     off = left - right
     rise = right_slope - left_slope
     flat = divergences < FLAT
+    hazy = divergences < HAZY
     # The spans' own constants are rounded too: nodes so close to the zero are left to the rounds.
     doubt = (2.0e-6 + 6.0e-7 * (tl.abs(lse_theta) + tl.abs(lse_teacher)))[:, None]
     below = resolved & (off < -doubt)
@@ -155,7 +158,7 @@ def ess_balance_alpha(
             newton(a, b, off_a, off_b, rise_a, rise_b),
             inverse_cubic(a, b, off_a, off_b, rise_a, rise_b),
         )
-        near = tl.where(begun, (b - a) * NEAR, CLOSES * CLOSED / (1.0 + divergences))
+        near = tl.where(begun | hazy, (b - a) * NEAR, CLOSES * CLOSED / (1.0 + divergences))
         tried = tried_at(pair, a, b, step_to, near)
         alphas = tried_at(of_pair, a, b, step_to, near)
         alphas = tl.where(is_more, 2.0 - alphas, -alphas)
