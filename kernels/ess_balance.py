@@ -27,8 +27,8 @@ from .tilt import LN_2, LOG2_E, RESOLVED, log_sum, tilted_sums
 
 PAIRS = tl.constexpr(4)
 """Of alphas that mirror each other, of a round."""
-MOST_SUB = tl.constexpr(4)
-"""Tiles a step of a round: each keeps its exact tilts in registers."""
+MOST_SUB = tl.constexpr(2)
+"""Tiles a step of a round, which keeps their exact tilts in registers: with four and theta in fp16 it spills."""
 NEAR = tl.constexpr(2.0**-6)
 """How far from the step the points about it lie, in widths of the bracket."""
 CLOSED = tl.constexpr(1.0e-4)

@@ -20,7 +20,7 @@ TOKENS_OF_READ = 16
 TOKENS_OF_QUICK = 8
 # Of `plan`, whose lane takes a token of each tile.
 TILES_OF_SEARCH = 8
-TILES_OF_ROUND = 4
+TILES_OF_ROUND = 2
 THRESHOLDS = 16
 
 
