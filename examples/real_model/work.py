@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,13 @@ from real_model import gate, problem_files, tasks
 from real_model.analysis import primary
 from real_model.engine import Engine, measures
 from real_model.protocol import (
-    EPOCHS,
     FEWEST,
-    LEARNING_RATES,
     OF_FAMILY,
     PILOT,
     SOURCES,
     TEACHER_RATE,
     THETA_RATE,
+    TRAINED,
     WARM_UP_RATE,
     Sizes,
 )
@@ -57,6 +57,14 @@ class Place:
     @property
     def teacher(self) -> Path:
         return self.state / "models" / "teacher"
+
+    def stage(self, who: str, number: int) -> Path:
+        """What came of a stage of theta's or the teacher's own training."""
+        return self.state / "stages" / f"{who}-{number:02d}.json"
+
+    def after(self, who: str, number: int) -> Path:
+        """The model after that stage."""
+        return self.state / "models" / f"{who}-{number:02d}"
 
     @property
     def prepared(self) -> Path:
@@ -93,11 +101,9 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def arithmetic() -> contextlib.AbstractContextManager[Any]:
-    """Weights are in float32; on a GPU products are in bfloat16."""
-    if torch.cuda.is_available():
-        return torch.autocast("cuda", torch.bfloat16, cache_enabled=False)  # a cache would outlive the step
-    return contextlib.nullcontext()
+def arithmetic() -> torch.autocast:
+    """Of a training: weights are in float32, products in bfloat16."""
+    return torch.autocast(device(), torch.bfloat16, cache_enabled=False)  # a cache would outlive the step
 
 
 @cache
@@ -150,6 +156,8 @@ def in_stages(
 ) -> list[dict[str, Any]]:
     """Train on worked solutions until the share `wanted` of sampled texts is right; the counts after each stage.
 
+    Each stage is a file, and its model is kept until the next stage's is there.
+
     Args:
         who: "theta" or "teacher": by its prompts and on its problems.
     """
@@ -163,17 +171,28 @@ def in_stages(
     ]
     sampled = problem_files.read(place.problems, "stages")
     each = sizes.steps * sizes.stage_rows
-    found = []
-    for stage in range(sizes.stages):
+
+    def stage(number: int) -> dict[str, Any]:
+        end = tokenizer.eos_token_id
+        learnt = worked[number * each : (number + 1) * each]
         with arithmetic():
-            loss = student.train(
-                model, worked[stage * each : (stage + 1) * each], 1, WARM_UP_RATE, stage, tokenizer.eos_token_id
-            )
-            torch.manual_seed(stage)
-            texts = gate.texts_of(model, tokenizer, [prompt(problem) for problem in sampled], sizes.max_tokens)
-        found.append({"loss": loss} | gate.counts(texts, sampled))
-        if found[-1]["right"] >= wanted * len(sampled):
-            break
+            loss = student.train(model, learnt, 1, WARM_UP_RATE, number, end, sizes.stage_rows)
+        trained = time.process_time()
+        torch.manual_seed(number)
+        reader = copy.deepcopy(model).to(torch.bfloat16)
+        texts = gate.texts_of(reader, tokenizer, [prompt(problem) for problem in sampled], sizes.max_tokens)
+        sampling = time.process_time() - trained
+        save(model, tokenizer, place.after(who, number))
+        found = {"loss": loss} | gate.counts(texts, sampled)
+        return found | {"sampling_cpu_seconds": sampling, "first_texts": texts[: len(TRAINED)]}
+
+    found = [read(path) for path in map(partial(place.stage, who), range(sizes.stages)) if path.exists()]
+    if found:
+        model.load_state_dict(load(place.after(who, len(found) - 1)).state_dict())
+    while len(found) < sizes.stages and not (found and found[-1]["right"] >= wanted * len(sampled)):
+        number = len(found)
+        found.append(piece(place.stage(who, number), partial(stage, number)))
+        shutil.rmtree(place.after(who, number - 1), ignore_errors=True)
     return found
 
 
@@ -229,7 +248,7 @@ def trained(place: Place, draw: int, source: str, rate: float) -> tuple[PreTrain
     ]
     model = load(place.theta)
     with arithmetic():
-        loss = student.train(model, examples, EPOCHS, rate, draw, engine.tokenizer.eos_token_id)
+        loss = student.train(model, examples, place.sizes.epochs, rate, draw, engine.tokenizer.eos_token_id)
     return model, {"learning_rate": rate, "rows": len(rows), "last_loss": loss}
 
 
@@ -276,11 +295,11 @@ def fix(place: Place) -> None:
     """Epsilon and the learning rates, of the pilot."""
 
     def compute() -> dict[str, Any]:
-        rates = {}
+        tried, rates = place.sizes.learning_rates, {}
         for family, source in OF_FAMILY.items():
-            scores = {rate: primary(read(place.tuned(source, rate))) for rate in LEARNING_RATES}
+            scores = {rate: primary(read(place.tuned(source, rate))) for rate in tried} if len(tried) > 1 else {}
             known = {rate: score for rate, score in scores.items() if score is not None}
-            rates[family] = best(known) if known else LEARNING_RATES[0]
+            rates[family] = best(known) if known else tried[0]
         teacher, constant = (
             [kl for text in read(place.rows(PILOT, source))["kl"] for kl in text] for source in ("teacher", "fixed_0.5")
         )
