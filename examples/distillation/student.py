@@ -28,9 +28,7 @@ class Example:
     completion: list[int]
 
 
-def batches(
-    examples: Sequence[Example], epochs: int, seed: int, rows: int = ROWS_PER_STEP
-) -> Iterator[list[Example]]:
+def batches(examples: Sequence[Example], epochs: int, seed: int, rows: int = ROWS_PER_STEP) -> Iterator[list[Example]]:
     """Every example once in an epoch, in an order that depends on the seed and the number of examples alone."""
     order = random.Random(seed)
     for _ in range(epochs):

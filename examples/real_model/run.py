@@ -153,7 +153,7 @@ def main() -> None:
         sizes, results = TWO_CORES, given.results or RESULTS / "two_cores"
     if problems is None:
         parser.error("--problems is missing; give the folder that problem_files.py wrote")
-    place = Place(given.state.resolve(), problems.resolve(), model.resolve(), sizes, given.eager)
+    place = Place(given.state.resolve(), problems.resolve(), model.resolve(), sizes, given.eager, given.two_cores)
     finished = in_time(place, results, given.processes, given.seconds, is_trial=given.small)
     missing = [draw for draw in range(sizes.draws) if draw not in finished]
     print(f"draws finished: {finished or 'none'}; not reached: {missing or 'none'}")

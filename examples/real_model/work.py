@@ -22,7 +22,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from real_model import gate, problem_files, tasks
 from real_model.analysis import primary
-from real_model.engine import Engine, measures
+from real_model.drawer import Drawer, measures
+from real_model.engine import Engine
+from real_model.lockstep import Lockstep
 from real_model.protocol import (
     FEWEST,
     OF_FAMILY,
@@ -49,6 +51,8 @@ class Place:
     sizes: Sizes
     eager: bool = False
     """Engines without CUDA graphs."""
+    in_lockstep: bool = False
+    """Without an engine: by transformers."""
 
     @property
     def theta(self) -> Path:
@@ -107,8 +111,10 @@ def arithmetic() -> torch.autocast:
 
 
 @cache
-def engine_of(place: Place) -> Engine:
-    """This process's engine."""
+def drawer_of(place: Place) -> Drawer:
+    """What draws in this process."""
+    if place.in_lockstep:
+        return Lockstep(place.teacher, place.theta, place.sizes)
     return Engine(place.teacher, place.theta, place.sizes, place.eager)
 
 
@@ -200,7 +206,7 @@ def start(place: Place, number: int) -> None:
     """Start this process's engine, so that all start side by side."""
 
     def compute() -> dict[str, Any]:
-        engine_of(place)
+        drawer_of(place)
         return {}
 
     piece(place.started(number), compute)
@@ -210,12 +216,12 @@ def hold_to_the_gate(place: Place) -> None:
     """Theta and the teacher on the gate's problems, and whether the teacher passes."""
 
     def compute() -> dict[str, Any]:
-        engine, problems = engine_of(place), problem_files.read(place.problems, "gate")
-        engine.load(None)
+        drawer, problems = drawer_of(place), problem_files.read(place.problems, "gate")
+        drawer.load(None)
         found: dict[str, Any] = {}
-        for who, alpha in (("theta", 0.0), ("teacher", 1.0)):
-            texts = engine.texts(problems, range(len(problems)), seed=0, alpha=alpha)
-            found[who] = gate.counts([engine.words(text) for text in texts], problems)
+        for who in ("theta", "teacher"):
+            texts = drawer.alone(problems, who, seed=0)
+            found[who] = gate.counts(texts, problems) | {"first_texts": texts[: len(TRAINED)]}
         return found | {"passes": gate.passes(found["theta"], found["teacher"])}
 
     piece(place.gate, compute)
@@ -225,12 +231,12 @@ def make_rows(place: Place, draw: int, source: str) -> None:
     """A source's rows in a draw. What each token was drawn from is kept for the pilot, which needs it."""
 
     def compute() -> dict[str, Any]:
-        engine, problems = engine_of(place), problem_files.read(place.problems, problem_files.training(draw))
-        engine.load(None)
+        drawer, problems = drawer_of(place), problem_files.read(place.problems, problem_files.training(draw))
+        drawer.load(None)
         epsilon = read(place.fixed)["epsilon"] if source == "kl_budget" else None
-        texts = engine.rows(problems, SOURCES[source], draw, epsilon)
+        texts = drawer.rows(problems, SOURCES[source], draw, epsilon)
         kept = [[text.problem, text.token_ids] for text in texts]
-        found = {"measures": measures(engine, texts, problems), "rows": kept}
+        found = {"measures": measures(drawer, texts, problems), "rows": kept}
         return found | ({"kl": [text.kl for text in texts]} if draw == PILOT else {})
 
     piece(place.rows(draw, source), compute)
@@ -238,17 +244,17 @@ def make_rows(place: Place, draw: int, source: str) -> None:
 
 def trained(place: Place, draw: int, source: str, rate: float) -> tuple[PreTrainedModel, dict[str, Any]] | None:
     """A student with its steps and last loss; None where the rows are too few."""
-    engine, problems = engine_of(place), problem_files.read(place.problems, problem_files.training(draw))
+    drawer, problems = drawer_of(place), problem_files.read(place.problems, problem_files.training(draw))
     rows = read(place.rows(draw, source))["rows"]
     if len(rows) < max(1, FEWEST * place.sizes.rows):
         return None
     examples = [
-        Example(measure.render(engine.tokenizer, tasks.theta_messages(problems[number])), token_ids)
+        Example(measure.render(drawer.tokenizer, tasks.theta_messages(problems[number])), token_ids)
         for number, token_ids in rows
     ]
     model = load(place.theta)
     with arithmetic():
-        loss = student.train(model, examples, place.sizes.epochs, rate, draw, engine.tokenizer.eos_token_id)
+        loss = student.train(model, examples, place.sizes.epochs, rate, draw, drawer.tokenizer.eos_token_id)
     return model, {"learning_rate": rate, "rows": len(rows), "last_loss": loss}
 
 
@@ -258,11 +264,11 @@ def evaluated(place: Place, draw: int, source: str, rate: float) -> dict[str, An
     if found is None:
         return {"learning_rate": rate, "tasks": None}
     model, how = found
-    engine = engine_of(place)
-    engine.load(model)
+    drawer = drawer_of(place)
+    drawer.load(model)
     del model, found
     leave_the_card()
-    return how | {"tasks": engine.answers(problem_files.read(place.problems, problem_files.held_out(draw)))}
+    return how | {"tasks": drawer.answers(problem_files.read(place.problems, problem_files.held_out(draw)))}
 
 
 def tune(place: Place, source: str, rate: float) -> None:
@@ -284,9 +290,9 @@ def evaluate_theta(place: Place, draw: int) -> None:
     """Theta itself on a draw's held-out problems."""
 
     def compute() -> dict[str, Any]:
-        engine = engine_of(place)
-        engine.load(None)
-        return {"tasks": engine.answers(problem_files.read(place.problems, problem_files.held_out(draw)))}
+        drawer = drawer_of(place)
+        drawer.load(None)
+        return {"tasks": drawer.answers(problem_files.read(place.problems, problem_files.held_out(draw)))}
 
     piece(place.untrained(draw), compute)
 
