@@ -66,6 +66,12 @@ def draw_jobs(place: Place, draw: int) -> list[Job]:
     return [*map(rows, SOURCES), theta, *map(evaluated, SOURCES)]
 
 
+def all_jobs(place: Place, processes: int) -> list[Job]:
+    """In the order in which they are done."""
+    drawn = [job for draw in range(place.sizes.draws) for job in draw_jobs(place, draw)]
+    return [*pilot_jobs(place, processes), *drawn]
+
+
 def result_of(place: Place, draw: int) -> dict[str, Any]:
     """A finished draw."""
     rows = {name: read(place.rows(draw, name)) for name in SOURCES}
@@ -82,12 +88,32 @@ def result_of(place: Place, draw: int) -> dict[str, Any]:
     }
 
 
+def progress_of(place: Place) -> dict[str, Any]:
+    """The two models' training and their gate as far as they are, and what each finished part took."""
+    stages = {
+        who: [read(path) for number in range(place.sizes.stages) if (path := place.stage(who, number)).exists()]
+        for who in ("theta", "teacher")
+    }
+    parts = {
+        job.path.relative_to(place.state).with_suffix("").as_posix(): {
+            name: read(job.path)[name] for name in ("seconds", "cpu_seconds")
+        }
+        for job in all_jobs(place, 1)
+        if job.path.exists()
+    }
+    return {"stages": stages, "gate": read(place.gate) if place.gate.exists() else None, "parts": parts}
+
+
+def keep_progress(place: Place, results: Path) -> None:
+    """Write how far it is, if there is anything new."""
+    path, found = results / "progress.json", recording.rounded(progress_of(place))
+    if not path.exists() or any(read(path)[name] != found[name] for name in found):
+        recording.write(path, recording.header("real-model-progress") | found)
+
+
 def keep_finished(place: Place, results: Path) -> list[int]:
-    """Write the models' training with their gate, and the draws, that are finished and not yet written; all finished draws."""
-    finished, models = [], results / "models.json"
-    if place.gate.exists() and not models.exists():
-        found = {"prepared": read(place.prepared), "gate": read(place.gate)}
-        recording.write(models, recording.header("real-model-models") | found)
+    """Write the draws that are finished and not yet written; all finished ones."""
+    finished = []
     for draw in range(place.sizes.draws):
         if all(job.path.exists() for job in draw_jobs(place, draw)):
             finished.append(draw)
@@ -100,10 +126,7 @@ def keep_finished(place: Place, results: Path) -> list[int]:
 def in_time(place: Place, results: Path, processes: int, seconds: float, is_trial: bool) -> list[int]:
     """As many draws as the seconds allow; the finished ones. A closed gate ends it, but not a trial."""
     begin = time.monotonic()
-    jobs = [
-        *pilot_jobs(place, processes),
-        *(job for draw in range(place.sizes.draws) for job in draw_jobs(place, draw)),
-    ]
+    jobs = all_jobs(place, processes)
 
     def goes_on() -> bool:
         parts, draws = sum(job.path.exists() for job in jobs), len(keep_finished(place, results))
@@ -115,6 +138,7 @@ def in_time(place: Place, results: Path, processes: int, seconds: float, is_tria
 
     if not place.gate.exists() or goes_on():
         work_through(jobs, processes, begin + seconds, goes_on)
+    keep_progress(place, results)
     return keep_finished(place, results)
 
 

@@ -110,6 +110,11 @@ def arithmetic() -> torch.autocast:
     return torch.autocast(device(), torch.bfloat16, cache_enabled=False)  # a cache would outlive the step
 
 
+def at_a_time() -> int | None:
+    """Examples a forward of a training: all of a step's on a GPU, few where their logits would fill the memory."""
+    return None if torch.cuda.is_available() else 5
+
+
 @cache
 def drawer_of(place: Place) -> Drawer:
     """What draws in this process."""
@@ -182,7 +187,7 @@ def in_stages(
         end = tokenizer.eos_token_id
         learnt = worked[number * each : (number + 1) * each]
         with arithmetic():
-            loss = student.train(model, learnt, 1, WARM_UP_RATE, number, end, sizes.stage_rows)
+            loss = student.train(model, learnt, 1, WARM_UP_RATE, number, end, sizes.stage_rows, at_a_time())
         trained = time.process_time()
         torch.manual_seed(number)
         reader = copy.deepcopy(model).to(torch.bfloat16)
@@ -253,8 +258,9 @@ def trained(place: Place, draw: int, source: str, rate: float) -> tuple[PreTrain
         for number, token_ids in rows
     ]
     model = load(place.theta)
+    end = drawer.tokenizer.eos_token_id
     with arithmetic():
-        loss = student.train(model, examples, place.sizes.epochs, rate, draw, drawer.tokenizer.eos_token_id)
+        loss = student.train(model, examples, place.sizes.epochs, rate, draw, end, at_a_time=at_a_time())
     return model, {"learning_rate": rate, "rows": len(rows), "last_loss": loss}
 
 

@@ -71,7 +71,7 @@ def test_greedy_texts_are_the_likeliest_tokens(drawer: Lockstep, problems: list[
 
 
 def test_each_alone_draws_from_itself(drawer: Lockstep, problems: list[tasks.Problem]) -> None:
-    """`alone` reads the model that it is asked for: by theta's log-probability its own texts are likelier than the teacher's."""
+    """By theta's log-probability the texts that it is asked for are likelier than the teacher's."""
     end = drawer.tokenizer.eos_token_id
     means = {}
     for who in ("theta", "teacher"):
