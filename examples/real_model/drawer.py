@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from distillation.rows import finished_or_all, seed_of
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 
 from real_model import tasks
 from real_model.protocol import CANDIDATES, Sizes, Source
@@ -39,7 +38,7 @@ class Drawer(ABC):
         self.theta = theta
 
     @abstractmethod
-    def load(self, weights: torch.nn.Module | None) -> None:
+    def load(self, weights: PreTrainedModel | None) -> None:
         """Give theta a student's weights; None: its own again."""
 
     @abstractmethod

@@ -9,6 +9,7 @@ from typing import Any
 import measure
 import torch
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from real_model import tasks
 from real_model.drawer import Drawer, Text
@@ -44,7 +45,7 @@ class Engine(Drawer):
             settings = settings | {"enforce_eager": True, "compilation_config": {"mode": 0}}
         self.sampler = OptimalSampler(model=str(teacher), theta=str(theta), **settings)
 
-    def load(self, weights: torch.nn.Module | None) -> None:
+    def load(self, weights: PreTrainedModel | None) -> None:
         if weights is not None:
             self.sampler.update_theta(weights)
         elif self.is_student:

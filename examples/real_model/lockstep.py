@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from real_model import tasks
 from real_model.drawer import Drawer, Text
+from real_model.grouped_attention import on_cpu
 from real_model.protocol import Sizes
 
 BATCH = 64
@@ -25,7 +26,7 @@ BATCH = 64
 
 def load(folder: Path) -> PreTrainedModel:
     """A model to be read, in bfloat16 as in the engine."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    return on_cpu(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval())
 
 
 class Lockstep(Drawer):
@@ -36,8 +37,8 @@ class Lockstep(Drawer):
         self.teacher_model = load(teacher)
         self.own = self.theta_model = load(theta)
 
-    def load(self, weights: torch.nn.Module | None) -> None:
-        self.theta_model = self.own if weights is None else copy.deepcopy(weights).to(torch.bfloat16).eval()
+    def load(self, weights: PreTrainedModel | None) -> None:
+        self.theta_model = self.own if weights is None else on_cpu(copy.deepcopy(weights).to(torch.bfloat16).eval())
 
     def reader(self, problems: Sequence[tasks.Problem], who: Literal["theta", "teacher"]) -> measure.Reader:
         """One model before each problem as it is put to it."""

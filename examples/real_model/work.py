@@ -24,6 +24,7 @@ from real_model import gate, problem_files, tasks
 from real_model.analysis import primary
 from real_model.drawer import Drawer, measures
 from real_model.engine import Engine
+from real_model.grouped_attention import on_cpu
 from real_model.lockstep import Lockstep
 from real_model.protocol import (
     FEWEST,
@@ -190,7 +191,7 @@ def in_stages(
             loss = student.train(model, learnt, 1, WARM_UP_RATE, number, end, sizes.stage_rows, at_a_time())
         trained = time.process_time()
         torch.manual_seed(number)
-        reader = copy.deepcopy(model).to(torch.bfloat16)
+        reader = on_cpu(copy.deepcopy(model).to(torch.bfloat16))
         texts = gate.texts_of(reader, tokenizer, [prompt(problem) for problem in sampled], sizes.max_tokens)
         sampling = time.process_time() - trained
         save(model, tokenizer, place.after(who, number))

@@ -8,8 +8,10 @@ import torch
 from distillation.mixtures import mixed
 from real_model import HERE, PROBLEMS, tasks
 from real_model.drawer import Text
+from real_model.grouped_attention import NAME, on_cpu
 from real_model.lockstep import BATCH, Lockstep
 from real_model.protocol import Sizes
+from transformers import LlamaConfig, LlamaForCausalLM
 
 PAIR = HERE.parent / "pair"
 CLOSE = 2e-3
@@ -62,6 +64,40 @@ def test_records_are_those_of_one_text_alone(
         assert text.theta_logprob == pytest.approx(float(theta.gather(1, picked).sum()), abs=CLOSE)
         assert text.kl == pytest.approx((q.log_q.exp() * (q.log_q - theta)).sum(-1).tolist(), abs=CLOSE)
         assert text.alpha == pytest.approx(q.alpha.tolist(), abs=CLOSE)
+
+
+def test_heads_that_share_a_key_read_the_same() -> None:
+    """By this attention or by transformers', with padding, over a prompt and six tokens, of a model with three heads a key."""
+    torch.manual_seed(0)
+    settings = LlamaConfig(
+        vocab_size=64, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=6,
+        num_key_value_heads=2, initializer_range=0.5,
+    )  # fmt: skip
+    model = LlamaForCausalLM(settings).eval()
+    ids = torch.randint(0, 64, (3, 12))
+    mask = torch.ones_like(ids)
+    mask[0, :5] = 0
+
+    def logits() -> torch.Tensor:
+        cache, found = None, []
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        for first, last in ((0, 6), *((place, place + 1) for place in range(6, 12))):
+            output = model(
+                ids[:, first:last], attention_mask=mask[:, :last], position_ids=positions[:, first:last],
+                past_key_values=cache, use_cache=True,
+            )  # fmt: skip
+            cache = output.past_key_values
+            found.append(output.logits[:, -1])
+        return torch.stack(found)
+
+    with torch.inference_mode():
+        theirs = logits()
+        ours = logits() if on_cpu(model).config._attn_implementation == NAME else None
+    assert ours is not None and theirs.std() > 0.1
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    mask[0, :5] = 1
+    with torch.inference_mode():
+        assert (logits()[:, 0] - ours[:, 0]).abs().max() > 0.01, "the padding is not read"
 
 
 def test_greedy_texts_are_the_likeliest_tokens(drawer: Lockstep, problems: list[tasks.Problem]) -> None:
