@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +29,22 @@ class Text:
     """The sum over the tokens."""
 
 
+@dataclass(frozen=True)
+class Rule:
+    """What tokens are drawn by, as a request says it."""
+
+    alpha_method: str = "fixed"
+    alpha: float | None = None
+    """Of `fixed`: 0 is theta alone, and 1 the teacher."""
+    temperature: float = 1.0
+    epsilon: float | None = None
+    """The bound of `kl_budget`, in nats."""
+
+
+THETA = Rule(alpha=0.0)
+TEACHER = Rule(alpha=1.0)
+
+
 class Drawer(ABC):
     """Draws texts; one in each process."""
 
@@ -42,26 +58,16 @@ class Drawer(ABC):
         """Give theta a student's weights; None: its own again."""
 
     @abstractmethod
-    def texts(
-        self,
-        problems: Sequence[tasks.Problem],
-        numbers: Sequence[int],
-        seed: int,
-        alpha_method: str = "fixed",
-        alpha: float | None = 0.0,
-        temperature: float = 1.0,
-        epsilon: float | None = None,
-    ) -> list[Text]:
-        """A text for each of `numbers`, which are places in `problems`; alpha 0 is theta alone, and 1 the teacher.
+    def texts(self, problems: Sequence[tasks.Problem], numbers: Sequence[int], seed: int, rule: Rule) -> list[Text]:
+        """A text for each of `numbers`, which are places in `problems`.
 
         Args:
             seed: two texts of one call differ by chance, two calls of one seed do not.
-            epsilon: the bound of `kl_budget`, in nats.
         """
 
     def alone(self, problems: Sequence[tasks.Problem], who: Literal["theta", "teacher"], seed: int) -> list[str]:
         """What one of the two says to each problem, at temperature 1."""
-        texts = self.texts(problems, range(len(problems)), seed, alpha=0.0 if who == "theta" else 1.0)
+        texts = self.texts(problems, range(len(problems)), seed, THETA if who == "theta" else TEACHER)
         return [self.words(text) for text in texts]
 
     def words(self, text: Text) -> str:
@@ -75,17 +81,13 @@ class Drawer(ABC):
         self, problems: Sequence[tasks.Problem], source: Source, draw: int, epsilon: float | None = None
     ) -> list[Text]:
         """The rows of a source: at most `sizes.rows`, fewer where too few texts are right."""
-        arguments = {
-            "alpha_method": source.alpha_method,
-            "alpha": source.alpha,
-            "temperature": source.temperature,
-            "epsilon": epsilon if source.alpha_method == "kl_budget" else None,
-        }
+        bound = epsilon if source.alpha_method == "kl_budget" else None
+        rule = Rule(source.alpha_method, source.alpha, source.temperature, bound)
         count = min(self.sizes.rows, len(problems))
 
         def drawn(numbers: Sequence[int], candidates: int) -> list[list[Text]]:
             seed = seed_of(draw, f"{source.label} {numbers[0]}")
-            texts = self.texts(problems, [number for number in numbers for _ in range(candidates)], seed, **arguments)
+            texts = self.texts(problems, [number for number in numbers for _ in range(candidates)], seed, rule)
             return [texts[first : first + candidates] for first in range(0, len(texts), candidates)]
 
         if source.kept == "first":
@@ -103,7 +105,7 @@ class Drawer(ABC):
 
     def answers(self, problems: Sequence[tasks.Problem]) -> dict[str, dict[str, int]]:
         """By task, how many of theta's greedy texts are right and sound, with the weights it has."""
-        texts = self.texts(problems, range(len(problems)), seed=0, temperature=0.0)
+        texts = self.texts(problems, range(len(problems)), 0, replace(THETA, temperature=0.0))
         found: dict[str, dict[str, int]] = {}
         for text in texts:
             problem, words = problems[text.problem], self.words(text)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from real_model import tasks
-from real_model.drawer import Drawer, Text
+from real_model.drawer import Drawer, Rule, Text
 from real_model.protocol import Sizes
 from vllm_optimal_sampling import OptimalSampler
 
@@ -52,27 +52,18 @@ class Engine(Drawer):
             self.sampler.update_theta(load_file(self.theta / "model.safetensors"))
         self.is_student = weights is not None
 
-    def texts(
-        self,
-        problems: Sequence[tasks.Problem],
-        numbers: Sequence[int],
-        seed: int,
-        alpha_method: str = "fixed",
-        alpha: float | None = 0.0,
-        temperature: float = 1.0,
-        epsilon: float | None = None,
-    ) -> list[Text]:
+    def texts(self, problems: Sequence[tasks.Problem], numbers: Sequence[int], seed: int, rule: Rule) -> list[Text]:
         asked = [problems[number] for number in numbers]
-        if alpha_method == "fixed":
-            self.sampler.set_alpha("fixed", fixed_alpha=alpha)
+        if rule.alpha_method == "fixed":
+            self.sampler.set_alpha("fixed", fixed_alpha=rule.alpha)
         else:
-            self.sampler.set_alpha(alpha_method, kl_budget=epsilon)
+            self.sampler.set_alpha(rule.alpha_method, kl_budget=rule.epsilon)
         completions = self.sampler.generate_from_tokens(
             [measure.render(self.tokenizer, tasks.told_messages(problem)) for problem in asked],
             [measure.render(self.tokenizer, tasks.theta_messages(problem)) for problem in asked],
             seed=seed,
             max_tokens=self.sizes.max_tokens,
-            temperature=temperature,
+            temperature=rule.temperature,
         )
         return [
             Text(

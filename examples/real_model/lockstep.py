@@ -17,7 +17,7 @@ from distillation.mixtures import mixed
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from real_model import tasks
-from real_model.drawer import Drawer, Text
+from real_model.drawer import Drawer, Rule, Text
 from real_model.grouped_attention import on_cpu
 from real_model.protocol import Sizes
 
@@ -58,32 +58,15 @@ class Lockstep(Drawer):
             drawn += complete(readers, choose, self.tokenizer.eos_token_id, self.sizes.max_tokens)
         return [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in drawn]
 
-    def texts(
-        self,
-        problems: Sequence[tasks.Problem],
-        numbers: Sequence[int],
-        seed: int,
-        alpha_method: str = "fixed",
-        alpha: float | None = 0.0,
-        temperature: float = 1.0,
-        epsilon: float | None = None,
-    ) -> list[Text]:
+    def texts(self, problems: Sequence[tasks.Problem], numbers: Sequence[int], seed: int, rule: Rule) -> list[Text]:
         generator = torch.Generator().manual_seed(seed)
         found: list[Text] = []
         for first in range(0, len(numbers), BATCH):
-            some = numbers[first : first + BATCH]
-            found += self._batch(problems, some, generator, alpha_method, alpha, temperature, epsilon)
+            found += self._batch(problems, numbers[first : first + BATCH], generator, rule)
         return found
 
     def _batch(
-        self,
-        problems: Sequence[tasks.Problem],
-        numbers: Sequence[int],
-        generator: torch.Generator,
-        alpha_method: str,
-        alpha: float | None,
-        temperature: float,
-        epsilon: float | None,
+        self, problems: Sequence[tasks.Problem], numbers: Sequence[int], generator: torch.Generator, rule: Rule
     ) -> list[Text]:
         kls: list[list[float]] = [[] for _ in numbers]
         alphas: list[list[float]] = [[] for _ in numbers]
@@ -93,13 +76,13 @@ class Lockstep(Drawer):
             if teacher is None:
                 log_q, weight = theta, torch.zeros_like(theta[:, 0])
             else:
-                made = mixed(alpha_method, theta, teacher, alpha, epsilon)
+                made = mixed(rule.alpha_method, theta, teacher, rule.alpha, rule.epsilon)
                 log_q, weight = made.log_q, made.alpha
             divergence = (log_q.exp() * (log_q - theta)).sum(-1)
-            if temperature == 0:
+            if rule.temperature == 0:
                 tokens = log_q.argmax(-1, keepdim=True)
             else:
-                tokens = torch.multinomial((log_q / temperature).softmax(-1), 1, generator=generator)
+                tokens = torch.multinomial((log_q / rule.temperature).softmax(-1), 1, generator=generator)
             for place, kl, one in zip(places.tolist(), divergence.tolist(), weight.tolist(), strict=True):
                 kls[place].append(kl)
                 alphas[place].append(one)
@@ -108,7 +91,7 @@ class Lockstep(Drawer):
 
         asked, end = [problems[number] for number in numbers], self.tokenizer.eos_token_id
         readers = [self.reader(asked, "theta")]
-        if (alpha_method, alpha) != ("fixed", 0.0):
+        if (rule.alpha_method, rule.alpha) != ("fixed", 0.0):
             readers.append(self.reader(asked, "teacher"))
         drawn = complete(readers, choose, end, self.sizes.max_tokens)
         scored = zip(numbers, drawn, kls, alphas, logprobs.tolist(), strict=True)

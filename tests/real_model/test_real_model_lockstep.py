@@ -7,7 +7,7 @@ import pytest
 import torch
 from distillation.mixtures import mixed
 from real_model import HERE, PROBLEMS, tasks
-from real_model.drawer import Text
+from real_model.drawer import Rule, Text
 from real_model.grouped_attention import NAME, on_cpu
 from real_model.lockstep import BATCH, Lockstep
 from real_model.protocol import Sizes
@@ -17,6 +17,7 @@ PAIR = HERE.parent / "pair"
 CLOSE = 2e-3
 """Nats a text, in float32: batches, padding and the cache change the order of sums."""
 COUNT = BATCH + 6
+GREEDY = Rule(alpha=0.0, temperature=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def along(drawer: Lockstep, text: Text, problem: tasks.Problem) -> list[torch.Te
 def test_records_are_those_of_one_text_alone(
     drawer: Lockstep, problems: list[tasks.Problem], method: str, alpha: float | None, epsilon: float | None
 ) -> None:
-    texts = drawer.texts(problems, range(COUNT), 4, method, alpha, epsilon=epsilon)
+    texts = drawer.texts(problems, range(COUNT), 4, Rule(method, alpha, epsilon=epsilon))
     assert [text.problem for text in texts] == list(range(COUNT))
     for text in texts[::7]:
         theta, teacher = along(drawer, text, problems[text.problem])
@@ -101,7 +102,7 @@ def test_heads_that_share_a_key_read_the_same() -> None:
 
 
 def test_greedy_texts_are_the_likeliest_tokens(drawer: Lockstep, problems: list[tasks.Problem]) -> None:
-    for text in drawer.texts(problems, range(3), 0, temperature=0.0):
+    for text in drawer.texts(problems, range(3), 0, GREEDY):
         theta, _ = along(drawer, text, problems[text.problem])
         assert text.token_ids == theta.argmax(-1).tolist()
 
@@ -121,8 +122,8 @@ def test_each_alone_draws_from_itself(drawer: Lockstep, problems: list[tasks.Pro
 
 
 def test_a_student_takes_thetas_place_and_leaves_it(drawer: Lockstep, problems: list[tasks.Problem]) -> None:
-    own = drawer.texts(problems, range(4), 0, temperature=0.0)
+    own = drawer.texts(problems, range(4), 0, GREEDY)
     drawer.load(drawer.teacher_model)
-    assert drawer.texts(problems, range(4), 0, temperature=0.0) != own
+    assert drawer.texts(problems, range(4), 0, GREEDY) != own
     drawer.load(None)
-    assert drawer.texts(problems, range(4), 0, temperature=0.0) == own
+    assert drawer.texts(problems, range(4), 0, GREEDY) == own
