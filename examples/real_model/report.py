@@ -145,7 +145,7 @@ def pilot_cost_table(results: Results) -> str:
             )
             rows.append(
                 [
-                    f"{NAMES[who]} training: {solutions} solutions, {texts} texts",
+                    f"{NAMES[who]} training: {solutions} solutions + {texts} texts",
                     f"{training:.0f} + {sampling:.0f}",
                     f"{training / solutions:.2f} a solution, {sampling / texts:.2f} a text",
                     f"{seconds:.0f}",
@@ -159,7 +159,7 @@ def pilot_cost_table(results: Results) -> str:
     for kind, parts in found.items():
         core, seconds = (sum(one[name] for one in parts) for name in ("cpu_seconds", "seconds"))
         rows.append([kind, f"{core:.0f}", f"{core / len(parts):.0f} a part, of {len(parts)}", f"{seconds:.0f}"])
-    return table(["part", "core seconds", "of which", "seconds of a shared machine"], rows)
+    return table(["part", "core seconds", "core seconds each", "seconds on a shared machine"], rows)
 
 
 def gate_table(results: Results) -> str:
