@@ -105,6 +105,24 @@ def test_the_protocol_has_the_codes_numbers() -> None:
         assert said in text, said
 
 
+def test_the_protocol_has_the_pilots_numbers() -> None:
+    (said,) = (line for line in (HERE / "PROTOCOL.md").read_text().split("\n- ") if "a **pilot on two cores**" in line)
+    sizes, (rate,) = protocol.TWO_CORES, protocol.TWO_CORES.learning_rates
+    for number in (
+        f"A stage is {sizes.steps} steps of {sizes.stage_rows} solutions",
+        f"{sizes.stage_problems} problems are sampled after it",
+        f"at most {sizes.stages} stages",
+        f"The gate has {sizes.gate_problems} problems",
+        f"{sizes.rows} rows a source",
+        f"up to the {sizes.training_problems}nd problem",
+        f"{sizes.epochs} epochs",
+        f"{sizes.held_out} held-out problems of each task",
+        f"the learning rate {rate:.0e}".replace("e-0", "e-"),
+    ):
+        assert number in " ".join(said.split()), number
+    assert sizes.draws == 1
+
+
 def test_what_it_takes_follows_the_sizes() -> None:
     sizes, assumed = Sizes(), Assumed()
     waiting = 2 * assumed.seats
