@@ -19,10 +19,13 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 
 from support.cases import KL_SYMMETRY, OPTED_OUT, Case, generate, mixed_batch, token_ids
-from support.engines import find_runner, scoring_options, stop_engine
+from support.engines import ON_GPU, find_runner, scoring_options, stop_engine
+from support.pieces_on_cpu import run_in_pieces
 from support.random_models import save_model
 from support.reference_models import Reference, greedy_tokens
+from support.row_audit import AuditError
 from support.scored_steps import FEW_TOKENS, audited, check_greedy, counts
+from vllm_optimal_sampling.worker import model_runner
 from vllm_optimal_sampling.worker.theta import one_model, twin_layers
 from vllm_optimal_sampling.worker.theta.scorer import ScorerSteps
 from vllm_optimal_sampling.worker.theta.scoring_pass import ScoringPass
@@ -160,6 +163,30 @@ def test_rows_padded_as_for_a_cuda_graph(
     assert graphs.replays > 5
 
 
+NO_REAL_GRAPHS = pytest.mark.skipif(ON_GPU, reason="stands in for CUDA graphs; test_gpu.py has real ones")
+
+
+@NO_REAL_GRAPHS
+def test_one_model_in_pieces(
+    scoring_engines: Callable[..., LLM],
+    pair: tuple[str, str],
+    self_reference: Reference,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Graphs of the teacher's pieces, captured once: they serve theta's passes, and steps of both of unequal lengths."""
+    llm = scoring_engines(pair[0], drafts=3)
+    teacher, theta = run_in_pieces(llm, monkeypatch)
+    assert teacher is theta
+    report, steps = audited(llm, self_reference, mixed_batch(seed=62, long=70), max_tokens=12, **FEW_TOKENS)
+    assert steps.fused and steps.apart and report.by_draft_position[3]
+    assert len(theta.replays) == len(theta.captured)
+    llm.reset_prefix_cache()
+    monkeypatch.setattr(model_runner, "outputs_out_of_graphs", lambda state, graphs: state)
+    with pytest.raises(AuditError):
+        audited(llm, self_reference, mixed_batch(seed=63, long=70), max_tokens=6)
+    llm.reset_prefix_cache()
+
+
 def test_twins_that_lie_elsewhere_take_a_forward_of_their_own(
     pair: tuple[str, str], self_reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +259,21 @@ def test_two_models_with_drafts(
     assert steps.fused == 0
     check_greedy(llm, reference, mixed_batch(seed=42, long=70)[:8], max_tokens=8)
     assert counts(llm)["spec_decode_num_accepted_tokens"] > 0
+
+
+@NO_REAL_GRAPHS
+def test_two_models_in_pieces(
+    scoring_engines: Callable[..., LLM], pair: tuple[str, str], reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = scoring_engines(*pair, drafts=3)
+    _, theta = run_in_pieces(llm, monkeypatch)
+    audited(llm, reference, mixed_batch(seed=64, long=70), max_tokens=12, **FEW_TOKENS)
+    assert len(theta.replays) == len(theta.captured)
+    llm.reset_prefix_cache()
+    monkeypatch.setattr(model_runner, "outputs_out_of_graphs", lambda state, graphs: state)
+    with pytest.raises(AuditError):
+        audited(llm, reference, mixed_batch(seed=65, long=70), max_tokens=6)
+    llm.reset_prefix_cache()
 
 
 @pytest.mark.full

@@ -95,6 +95,21 @@ def graph_sizes(tiers: Mapping[int, range], max_num_seqs: int, max_tokens: int) 
     return sorted(size for size in min(several, key=len) if size <= max_tokens) or [max_tokens]
 
 
+def prompt_sizes(sizes: list[int]) -> list[int]:
+    """Those of the captured sizes that theta's passes over prompt chunks are padded to, in ascending order.
+
+    A padded token costs microseconds where a size costs time at start and memory: few are enough, up to the largest.
+
+    Args:
+        sizes: that the engine captures.
+    """
+    chosen: list[int] = []
+    for size in sorted(sizes, reverse=True):
+        if not chosen or chosen[-1] - size >= max(MIXED_STEP, size // 4):
+            chosen.append(size)
+    return chosen[::-1]
+
+
 def _sizes_in_steps_of(unit: int, tiers: Mapping[int, range], max_num_seqs: int) -> set[int]:
     sizes = set()
     for drafts, batches in tiers.items():
