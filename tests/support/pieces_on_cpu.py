@@ -104,6 +104,7 @@ def run_in_pieces(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> tuple[ModelInPie
         config, runner.device, CUDAGraphMode.PIECEWISE, decode_query_len=runner.decode_query_len
     )
     monkeypatch.setattr(runner, "cudagraph_manager", graphs)
+    assert passes.pieces is None  # without graphs there are none
     monkeypatch.setattr(passes, "graphs", None)
     monkeypatch.setattr(passes, "pieces", None)
     passes.init_pieces(mine, graphs.cudagraph_mode, runner if one_model else None)
