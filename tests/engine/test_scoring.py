@@ -121,7 +121,8 @@ class EagerGraphs:
     def dispatch(self, num_reqs: int, num_tokens: int, uniform: int | None, num_active_loras: int) -> Any:
         if uniform != self.query_len:
             return BatchExecutionDescriptor(CUDAGraphMode.NONE, num_tokens, num_reqs)
-        padded = num_reqs + 3 - (num_reqs + 2) % 3  # three requests more, or fewer, up to a multiple of three
+        # Up to three requests more, to a multiple of three, where a forward has room for them.
+        padded = min(num_reqs + 3 - (num_reqs + 2) % 3, self.scoring.max_num_reqs)
         return BatchExecutionDescriptor(CUDAGraphMode.FULL, padded * uniform, padded, uniform)
 
     def run_fullgraph(self, desc: Any) -> None:
@@ -262,17 +263,27 @@ def test_two_models_with_drafts(
 
 
 @NO_REAL_GRAPHS
+@pytest.mark.parametrize("thetas", ["pieces", "whole forwards"])
 def test_two_models_in_pieces(
-    scoring_engines: Callable[..., LLM], pair: tuple[str, str], reference: Reference, monkeypatch: pytest.MonkeyPatch
+    thetas: str,
+    scoring_engines: Callable[..., LLM],
+    pair: tuple[str, str],
+    reference: Reference,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """The teacher's pieces, and theta's graphs, of either kind: those overwrite what the former put out."""
     llm = scoring_engines(*pair, drafts=3)
     _, theta = run_in_pieces(llm, monkeypatch)
+    scoring = find_runner(llm).theta.scoring
+    if thetas == "whole forwards":
+        monkeypatch.setattr(scoring, "pieces", None)
+        monkeypatch.setattr(scoring, "graphs", EagerGraphs(scoring, theta, 4))
     audited(llm, reference, mixed_batch(seed=64, long=70), max_tokens=12, **FEW_TOKENS)
-    assert len(theta.replays) == len(theta.captured)
+    assert scoring.graphs.replays > 5 if thetas != "pieces" else len(theta.replays) == len(theta.captured)
     llm.reset_prefix_cache()
     monkeypatch.setattr(model_runner, "outputs_out_of_graphs", lambda state, graphs: state)
     with pytest.raises(AuditError):
-        audited(llm, reference, mixed_batch(seed=65, long=70), max_tokens=6)
+        audited(llm, reference, mixed_batch(seed=65, long=70), max_tokens=6, **FEW_TOKENS)
     llm.reset_prefix_cache()
 
 

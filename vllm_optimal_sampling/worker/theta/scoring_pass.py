@@ -138,7 +138,7 @@ class ScoringPass:
     @property
     def has_graphs(self) -> bool:
         """Whether a forward may be a replay of CUDA graphs."""
-        return self.pieces is not None or (self.graphs is not None and self.graphs.needs_capture())
+        return self.pieces is not None or self.graphs is not None
 
     def run(
         self,
