@@ -6,8 +6,8 @@ A graph serves a step of exactly its own shape, padded up to it. Three kinds of 
 - *theta's round*, one token a request: sizes up to `max_num_seqs`;
 - *mixed* steps, in which prompts join a batch that decodes, of any number of tokens.
 
-Theta's own prompt passes take a few of the sizes (`prompt_sizes`). A theta that scores has no round. Where it is the teacher itself, verification is of up to 2 `max_num_seqs` rows, since each
-request may have one of both models.
+Theta's own prompt passes take a few of the sizes (`prompt_sizes`). A theta that scores has no round. Where it is the teacher
+itself, verification is of up to 2 `max_num_seqs` rows, since each request may have one of both models.
 
 vLLM's own sizes end at 512 tokens, 512 / (K + 1) requests: beyond, every layer is launched one by one. At 128 requests and
 K = 4 a step took 34 ms so, and 25 ms with sizes up to 1,280 (one H200, 3B with 1.5B). Each size costs time at start and
