@@ -262,6 +262,20 @@ def test_two_models_with_drafts(
     assert counts(llm)["spec_decode_num_accepted_tokens"] > 0
 
 
+def test_a_model_of_its_own_is_part_of_vllms_memory_profile(
+    scoring_engines: Callable[..., LLM], pair: tuple[str, str]
+) -> None:
+    """And is compiled there: vLLM captures graphs to throw them away next, and pieces made then would keep their memory."""
+    runner = find_runner(scoring_engines(*pair, drafts=3))
+    tokens: list[int] = []
+    hook = runner.theta.model.register_forward_hook(lambda module, given, output: tokens.append(len(output)))
+    try:
+        runner.profile_run()
+    finally:
+        hook.remove()
+    assert tokens == [runner.max_num_tokens]
+
+
 @NO_REAL_GRAPHS
 @pytest.mark.parametrize("thetas", ["pieces", "whole forwards"])
 def test_two_models_in_pieces(

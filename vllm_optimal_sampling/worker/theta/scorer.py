@@ -298,6 +298,10 @@ class TwoModelsScorer(ThetaScorer):
     def capture(self, runner: Any) -> None:
         self.scoring.capture(self.model, None)
 
+    def profile(self) -> None:
+        self.scoring.profile(self.model)
+        super().profile()
+
     def release(self) -> None:
         clear_layer_kv_caches(self.model.modules())
 

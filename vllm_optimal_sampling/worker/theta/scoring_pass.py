@@ -131,6 +131,17 @@ class ScoringPass:
         ):
             self.pieces = PieceGraphs.of_teacher(runner)
 
+    def profile(self, model: nn.Module) -> None:
+        """The largest forward, without attention, for vLLM's memory profile.
+
+        It compiles the model too. Pieces that are compiled while vLLM captures graphs to throw them away keep a memory pool
+        that goes with those.
+        """
+        tokens, positions = self.buffers.input_ids, self.buffers.positions
+        self.inputs.set_positions(positions)
+        with set_forward_context(None, self.vllm_config, num_tokens=self.max_num_tokens):
+            model(**self.inputs.arguments(model, tokens, positions))
+
     def drop_graphs(self) -> None:
         """Let go of graphs that vLLM captured to see what memory they take."""
         self.graphs = self.pieces = None
