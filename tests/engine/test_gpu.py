@@ -22,6 +22,7 @@ from support.engines import ON_GPU, find_runner, scoring_options, start_engine, 
 from support.reference_models import Reference
 from support.row_audit import RowAudit
 from support.scored_steps import audited
+from vllm_optimal_sampling.config.settings import EngineSettings
 
 pytestmark = pytest.mark.skipif(not ON_GPU, reason="CUDA graphs and async scheduling need a GPU; torch sees none here")
 
@@ -31,6 +32,11 @@ GRAPHS = {"enforce_eager": False, "compilation_config": {"mode": 0, "cudagraph_m
 MODES: dict[str, dict[str, Any]] = {
     "graphs, bfloat16": {**GRAPHS, "dtype": "bfloat16"},
     "vLLM's defaults": {"enforce_eager": False, "dtype": "bfloat16"},
+    "prompts in graphs too": {
+        "enforce_eager": False,
+        "dtype": "bfloat16",
+        "additional_config": {"optimal_sampling": {"theta_prompt_graphs": True}},
+    },
     "graphs, float32": {**GRAPHS, "dtype": "float32"},
     "drafts by batch size": {
         **GRAPHS,
@@ -148,10 +154,10 @@ def counted_pieces(passes: Any, monkeypatch: pytest.MonkeyPatch) -> Counter[int]
 
 
 def test_prompt_passes_in_pieces(llm: LLM, reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prompts that join a running batch: theta's part replays graphs where vLLM compiles, behind the teacher's own."""
+    """Prompts that join a running batch: theta's part replays graphs where the engine asks for it, behind the teacher's own."""
     runner = find_runner(llm)
     passes = runner.speculator.prompt_pass
-    if not runner.cudagraph_manager.cudagraph_mode.has_piecewise_cudagraphs():
+    if not EngineSettings.from_config(runner.vllm_config).theta_prompt_graphs:
         assert passes.pieces is None
         return
     replayed = counted_pieces(passes, monkeypatch)
@@ -191,6 +197,7 @@ def test_a_theta_that_scores_in_pieces(
             enforce_eager=False,
             dtype="bfloat16",
             max_num_seqs=MAX_NUM_SEQS,
+            theta_prompt_graphs=True,
             compilation_config={"cudagraph_capture_sizes": sizes},
             **options,
         )

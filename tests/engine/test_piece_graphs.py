@@ -15,6 +15,7 @@ from vllm.config.compilation import CompilationConfig, CUDAGraphMode
 from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 from vllm.v1.worker.gpu.input_batch import InputBuffers
 
+from vllm_optimal_sampling.config.settings import KEY
 from vllm_optimal_sampling.worker.theta import piece_graphs, scoring_pass
 from vllm_optimal_sampling.worker.theta.piece_graphs import PieceGraphs, outputs_out_of_graphs
 from vllm_optimal_sampling.worker.theta.scoring_pass import ScoringPass
@@ -114,6 +115,8 @@ def test_shapes_without_graphs_of_pieces() -> None:
     [
         ({}, "theta's"),
         ({"is_teacher": True}, "the teacher's"),
+        ({"is_asked": False}, None),
+        ({"is_asked": False, "is_teacher": True}, None),
         ({"mode": "FULL_DECODE_ONLY"}, None),
         ({"mode": "NONE"}, None),
         ({"is_compiled": False}, None),
@@ -138,7 +141,10 @@ def test_where_there_are_graphs_of_pieces(
             takes_embeddings=given.get("takes_embeddings", False),
             rope_positions=torch.zeros(given["dimensions"], 9) if "dimensions" in given else None,
         ),
-        vllm_config=SimpleNamespace(compilation_config=compilation),
+        vllm_config=SimpleNamespace(
+            compilation_config=compilation,
+            additional_config={KEY: {"theta_prompt_graphs": True} if given.get("is_asked", True) else {}},
+        ),
         device=None,
         buffers=None,
         pieces="of a profile",

@@ -24,6 +24,7 @@ from vllm.v1.worker.gpu import cudagraph_utils
 from vllm.v1.worker.gpu.cudagraph_utils import ModelCudaGraphManager
 
 from support.engines import find_runner
+from vllm_optimal_sampling.config.settings import KEY
 from vllm_optimal_sampling.worker.theta import piece_graphs
 from vllm_optimal_sampling.worker.theta.one_model import OneModelScorer
 from vllm_optimal_sampling.worker.theta.scorer import ThetaScorer
@@ -107,6 +108,7 @@ def run_in_pieces(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> tuple[ModelInPie
     assert passes.pieces is None  # without graphs there are none
     monkeypatch.setattr(passes, "graphs", None)
     monkeypatch.setattr(passes, "pieces", None)
+    monkeypatch.setitem(passes.vllm_config.additional_config[KEY], "theta_prompt_graphs", True)
     passes.init_pieces(mine, graphs.cudagraph_mode, runner if one_model else None)
     assert passes.pieces is not None and passes.has_graphs
     graphs.capture(

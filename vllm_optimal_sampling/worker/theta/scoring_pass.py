@@ -21,6 +21,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import get_uniform_decode_token_count
 
+from vllm_optimal_sampling.config.settings import EngineSettings
 from vllm_optimal_sampling.worker.theta.block_tables import ThetaBlockTables, widen_kernel_block_tables
 from vllm_optimal_sampling.worker.theta.inputs import scoring_inputs
 from vllm_optimal_sampling.worker.theta.piece_graphs import PieceGraphs, has_pieces
@@ -110,9 +111,9 @@ class ScoringPass:
         )
 
     def init_pieces(self, model: nn.Module, cudagraph_mode: CUDAGraphMode, runner: Any = None) -> None:
-        """Use graphs of the model's pieces for all other passes, where vLLM makes some and their inputs stay in one place.
+        """Use graphs of the model's pieces for all other passes, if the engine asks for them (`theta_prompt_graphs`).
 
-        Embeddings do not: they are made anew for each pass.
+        Only where vLLM makes some and their inputs stay in one place: embeddings are made anew for each pass.
 
         Args:
             model: that runs.
@@ -120,7 +121,8 @@ class ScoringPass:
             runner: the model runner where the model is the teacher, whose graphs then serve theta too.
         """
         self.pieces = None
-        if self.inputs.takes_embeddings or not has_pieces(model, cudagraph_mode):
+        is_asked = EngineSettings.from_config(self.vllm_config).theta_prompt_graphs
+        if not is_asked or self.inputs.takes_embeddings or not has_pieces(model, cudagraph_mode):
             return
         if runner is None:
             self.pieces = PieceGraphs.of_theta(self.vllm_config, self.device, self.buffers)
