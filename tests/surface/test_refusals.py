@@ -175,7 +175,6 @@ MODELS = [
     ("is_hybrid", True, "it has state-space or linear-attention layers"),
     ("has_inner_state", True, "it has state-space or linear-attention layers"),
     ("is_attention_free", True, "it has no attention"),
-    ("use_mla", True, "its attention keeps latents (MLA)"),
     ("mrope_num_dims", 4, "its positions have more than three dimensions"),
     ("runner_type", "pooling", "it does not generate text (pooling)"),
 ]
