@@ -32,11 +32,15 @@ from support.cases import (
 )
 from support.engines import engine_options, find_runner, scoring_options, stop_engine
 from support.multimodal_models import (
+    IDS,
+    VIDEO_METADATA,
     image_inputs,
     image_prompt,
     random_image,
+    random_video,
     save_image_tokenizer,
     save_multimodal_model,
+    video_inputs,
 )
 from support.random_models import save_model
 from support.reference_models import Reference, greedy_tokens, model_class
@@ -228,6 +232,32 @@ def test_an_adapter_as_theta(family: str, tmp_path: Path) -> None:
         assert find_runner(llm).theta.steps.fused > 0
     finally:
         stop_engine(llm)
+
+
+@pytest.mark.full
+def test_a_video(tmp_path: Path) -> None:
+    model = save_multimodal_model(tmp_path / "model", "qwen2_5_vl")
+    video, ids, rng = random_video(1), IDS["qwen2_5_vl"], random.Random(4)
+    stands_for_it = [ids["vision_start_token"], ids["video_token"], ids["vision_end_token"]]
+    prompt = [*token_ids(rng, 50), *range(450, 454), *stands_for_it, 454, 455, *token_ids(rng, 30)]
+    seen = (video, VIDEO_METADATA)
+    with_video = [
+        *(Case(prompt, token_ids(rng, 20), alpha, video=seen) for alpha in (KL_SYMMETRY, TEACHER_ALONE, THETA_ALONE)),
+        Case(prompt, None, OPTED_OUT, video=seen),
+    ]
+    cases = [*with_video, *mixed_batch(seed=41, long=70)[:4]]
+    llm = LLM(**scoring_options(model, drafts=2, max_num_batched_tokens=64, limit_mm_per_prompt={"image": 0}))
+    try:
+        with RowAudit(llm) as audit:
+            outputs = generate(llm, cases, max_tokens=8, **TEXT)
+        assert find_runner(llm).theta.steps.fused > 0
+    finally:
+        stop_engine(llm)
+    audit.rows = [row for row in audit.rows if ids["video_token"] not in row.tokens[row.prompt_len :]]
+    inputs = video_inputs(model, video)
+    videos = {f"{output.request_id}-": inputs for output in outputs[: len(with_video)]}
+    report = audit.check(Reference(model, model), theta_prompts(cases, outputs), images=videos)
+    assert set(report.by_draft_position) == {0, 1, 2}
 
 
 class Model:

@@ -59,7 +59,7 @@ class Reference:
         Args:
             model: one of the two.
             tokens: with those that stand for `image`.
-            image: as `multimodal_models.image_inputs` gives it, one object for all calls with it.
+            image: as `multimodal_models.image_inputs` or `video_inputs` gives it, one object for all calls with it.
         """
         source = (id(model), None if image is None else id(image))
         key = (*source, tuple(tokens))
@@ -69,7 +69,9 @@ class Reference:
             if image is not None:
                 options |= image
                 if model.config.get_text_config().rope_parameters.get("mrope_section"):
-                    options["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
+                    is_video = "video_grid_thw" in image
+                    stands_for_it = model.config.video_token_id if is_video else model.config.image_token_id
+                    options["mm_token_type_ids"] = (ids == stands_for_it).int() * (1 + is_video)
             rows = model(ids, **options).logits[0]
             for length in range(len(tokens), 0, -1):
                 prefix = (*source, tuple(tokens[:length]))
