@@ -106,7 +106,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--logs", type=Path, default=Path("build/self-distillation"))
     arguments = parser.parse_args()
-    name = Path(arguments.model).name
+    name = "SmolLM2-135M-Instruct" if arguments.model == "smollm2" else Path(arguments.model).name
+    begun = header("self_distillation")
     with tempfile.TemporaryDirectory() as folder:
         model = unpack_smollm2(Path(folder)) if arguments.model == "smollm2" else arguments.model
         from transformers import AutoTokenizer
@@ -132,7 +133,7 @@ def main() -> None:
             for process in processes.values():
                 process.close()
     report = {
-        **header("self_distillation"),
+        **begun,
         "model": name,
         "by": "processor time" if IS_CPU_BUILD else "wall time",
         "settings": {"dtype": arguments.dtype, "eager": not arguments.graphs, "repeats": arguments.repeats},

@@ -154,6 +154,30 @@ def weight_updates(result: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def self_distillation(result: dict[str, Any]) -> list[str]:
+    """One model under two prompts over the teacher alone, with and without what an interpreter of kernels takes."""
+    by, settings = result["by"], result["settings"]
+    lines = [
+        f"**Self-distillation, {result['model']}** in {settings['dtype']}, {'without' if settings['eager'] else 'with'} "
+        f"graphs: tokens per second of {by}, medians of {settings['repeats']} batches. {machine_line(result)}",
+        "",
+        "| requests x tokens | engine | tokens/s | of the teacher alone | outside the interpreter | seconds in the model |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for line in result["results"]:
+        for name, one in line["methods"].items():
+            cells = (
+                f"{line['batch']} x {line['max_tokens']}",
+                SHOWN[name],
+                number(one["tokens_per_second"]),
+                f"{one['over_teacher']:.2f}",
+                f"{one['outside_over_teacher']:.2f}",
+                f"{one['model_seconds']:.2f}",
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
 SECTIONS = {
     "heavy": heavy,
     "speed": speed,
@@ -161,6 +185,7 @@ SECTIONS = {
     "kernel": kernel,
     "host-time": host_time,
     "model": model,
+    "self_distillation": self_distillation,
     "growth": growth,
     "weight-updates": weight_updates,
     "fit": fit,

@@ -11,6 +11,8 @@ SHOWN = {
     "optimal": "**optimal sampling**",
     "original": "the reference implementation's algorithm (approximates q\\*)",
     "self": "**optimal sampling**, theta the teacher itself",
+    "self_apart": "the same by two forwards",
+    "self_teacher": "the teacher alone, vLLM",
     "scored": "**optimal sampling**, theta scores",
     "lockstep": "transformers, both models in lockstep (q\\*)",
 }
