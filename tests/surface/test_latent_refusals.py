@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from configurations import refusal
+from configurations import refusal, refusal_of
 from vllm.v1.kv_cache_interface import MLAAttentionSpec, SlidingWindowMLASpec
 
 from support.latent_models import save_latent_model
@@ -62,15 +62,7 @@ def supported(build_config: BuildConfig, latent: str) -> Any:
 def test_what_was_not_run_is_refused(
     supported: Any, monkeypatch: pytest.MonkeyPatch, path: str, value: Any, sentence: str
 ) -> None:
-    check_supported(supported)
-    owner = supported
-    *parents, name = path.split(".")
-    for parent in parents:
-        owner = getattr(owner, parent)
-    monkeypatch.setattr(owner, name, value)
-    with pytest.raises(UnsupportedEngineError) as caught:
-        check_supported(supported)
-    assert str(caught.value) == f"optimal sampling cannot start: {sentence}."
+    assert refusal_of(supported, monkeypatch, path, value) == f"optimal sampling cannot start: {sentence}."
 
 
 def test_without_drafts_it_may_be_scheduled_ahead(
