@@ -15,8 +15,10 @@ Choose = Callable[..., torch.Tensor]
 
 
 @torch.inference_mode()
-def complete(readers: Sequence[measure.Reader], choose: Choose, end: int) -> list[list[int]]:
-    """The tokens of each text, up to and with `end`, or `measure.MAX_TOKENS` of them.
+def complete(
+    readers: Sequence[measure.Reader], choose: Choose, end: int, max_tokens: int = measure.MAX_TOKENS
+) -> list[list[int]]:
+    """The tokens of each text, up to and with `end`, or `max_tokens` of them.
 
     Args:
         readers: one for each model, over prompts of the same number.
@@ -27,7 +29,7 @@ def complete(readers: Sequence[measure.Reader], choose: Choose, end: int) -> lis
     texts: list[list[int]] = [[] for _ in range(count)]
     numbers = torch.arange(count)  # of the texts in the batch
     running = torch.ones(count, dtype=torch.bool)  # of those, which are not finished
-    for _ in range(measure.MAX_TOKENS):
+    for _ in range(max_tokens):
         rows = [reader.logprobs()[running] for reader in readers]
         tokens = torch.full((len(numbers),), end)
         tokens[running] = choose(numbers[running], *rows)

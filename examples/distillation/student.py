@@ -28,13 +28,13 @@ class Example:
     completion: list[int]
 
 
-def batches(examples: Sequence[Example], epochs: int, seed: int) -> Iterator[list[Example]]:
+def batches(examples: Sequence[Example], epochs: int, seed: int, rows: int = ROWS_PER_STEP) -> Iterator[list[Example]]:
     """Every example once in an epoch, in an order that depends on the seed and the number of examples alone."""
     order = random.Random(seed)
     for _ in range(epochs):
         shuffled = order.sample(examples, len(examples))
-        for first in range(0, len(shuffled), ROWS_PER_STEP):
-            yield shuffled[first : first + ROWS_PER_STEP]
+        for first in range(0, len(shuffled), rows):
+            yield shuffled[first : first + rows]
 
 
 def tensors(batch: Sequence[Example], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,22 +66,44 @@ def _on(model: PreTrainedModel, given: tuple[torch.Tensor, ...]) -> tuple[torch.
     return tuple(tensor.to(model.device) for tensor in given)
 
 
+def backwards(model: PreTrainedModel, batch: Sequence[Example], pad: int, at_a_time: int) -> Iterator[float]:
+    """Add the gradient of the batch's mean loss, so many examples a forward; yields each forward's share of the loss."""
+    tokens = sum(len(example.completion) for example in batch)
+    for first in range(0, len(batch), at_a_time):
+        part = batch[first : first + at_a_time]
+        share = sum(len(example.completion) for example in part) / tokens
+        loss = torch.nn.functional.cross_entropy(*completion_logits(model, *_on(model, tensors(part, pad)))) * share
+        loss.backward()
+        yield loss.item()
+
+
 def train(
-    model: PreTrainedModel, examples: Sequence[Example], epochs: int, learning_rate: float, seed: int, pad: int
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    epochs: int,
+    learning_rate: float,
+    seed: int,
+    pad: int,
+    rows: int = ROWS_PER_STEP,
+    at_a_time: int | None = None,
 ) -> float:
-    """Train `model` in place; the mean loss of the last epoch, in nats a token."""
+    """Train `model` in place; the mean loss of the last epoch, in nats a token.
+
+    Args:
+        rows: examples a step.
+        at_a_time: examples a forward, whose gradients add up to the step's; all where it is None.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
-    stream = list(batches(examples, epochs, seed))
+    stream = list(batches(examples, epochs, seed, rows))
     losses = []
     model.train()
     for step, batch in enumerate(stream):
         optimizer.param_groups[0]["lr"] = learning_rate * rate_at(step, len(stream))
-        loss = torch.nn.functional.cross_entropy(*completion_logits(model, *_on(model, tensors(batch, pad))))
-        loss.backward()
+        loss = sum(backwards(model, batch, pad, at_a_time or len(batch)))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
+        losses.append(loss)
     model.eval()
     last = losses[-(len(stream) // epochs) :]
     return sum(last) / len(last)

@@ -60,7 +60,9 @@ def unpack(folder: Path, target: Path) -> list[str]:
     if not missing:
         joined = io.BytesIO(b"".join((kept / name).read_bytes() for name in sums))
         with tarfile.open(fileobj=joined, mode="r:gz") as archive:
-            archive.extractall(target, filter="data")
+            # Python before 3.11.4 has no filters.
+            archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+            archive.extractall(target)
     return missing
 
 

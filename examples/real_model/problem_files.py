@@ -1,6 +1,7 @@
 """All problems of the experiment, a file for each use and no question in two.
 
-    python examples/real_model/problem_files.py FOLDER
+    python examples/real_model/problem_files.py FOLDER                  for the protocol's sizes
+    python examples/real_model/problem_files.py FOLDER --two-cores      for those of the pilot on a CPU
 
 needs the package reasoning-gym; what reads the files does not.
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from real_model import tasks
-from real_model.protocol import PILOT, TRAINED, Sizes
+from real_model.protocol import PILOT, TRAINED, TWO_CORES, Sizes
 
 SEED = 2_000_000
 """Of the package's problems; those that the repository has are from 1,000,000 on."""
@@ -85,8 +86,9 @@ def read(folder: Path, name: str) -> list[tasks.Problem]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--two-cores", action="store_true", help="the sizes of the pilot on a CPU")
     given = parser.parse_args()
-    sizes = Sizes()
+    sizes = TWO_CORES if given.two_cores else Sizes()
     write(given.folder, sizes, {task: tasks.make(task, SEED, count) for task, count in needed(sizes).items()})
 
 

@@ -50,6 +50,9 @@ class Sizes:
 
     stage_rows: int = ROWS_PER_STEP
     """Worked solutions a step of a stage."""
+    epochs: int = EPOCHS
+    learning_rates: tuple[float, ...] = LEARNING_RATES
+    """Of which the pilot picks one for each family; one alone is not picked."""
 
     @property
     def own_training(self) -> int:
@@ -70,6 +73,20 @@ SMALL = Sizes(
     stage_rows=2,
 )
 """A trial of every part; it measures nothing, and a gate that fails does not stop it."""
+
+
+TWO_CORES = Sizes(
+    rows=24,
+    training_problems=72,
+    held_out=8,
+    stage_problems=24,
+    gate_problems=60,
+    draws=1,
+    stage_rows=10,
+    epochs=2,
+    learning_rates=(3e-5,),
+)
+"""The pilot on a CPU: the two models, their gate, and one draw that decides nothing."""
 
 
 @dataclass(frozen=True)

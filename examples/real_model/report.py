@@ -26,9 +26,29 @@ from distillation.tables import table, with_interval
 from real_model.analysis import controls, load_draws, rivals, sentences
 from real_model.cost import Assumed, extrapolated, predicted
 from real_model.gate import RATE
-from real_model.protocol import DEFAULT, DRAWS, SOURCES, TRAINED, UNTRAINED, Sizes
+from real_model.protocol import (
+    DEFAULT,
+    DRAWS,
+    PILOT,
+    SOURCES,
+    TEACHER_RATE,
+    THETA_RATE,
+    TRAINED,
+    TWO_CORES,
+    UNTRAINED,
+    Sizes,
+)
 
 PAGE = HERE / "README.md"
+PILOT_PARTS = {
+    "the gate": "gate",
+    "rows of the thrown-away draw": f"draw-{PILOT:04d}/rows/",
+    "rows of draw 0": "draw-0000/rows/",
+    "students of draw 0 and their answers": "draw-0000/students/",
+    "theta's answers": "draw-0000/theta",
+}
+"""Parts of the pilot on two cores, by how their files' names begin."""
+NAMES = {"theta": "theta's", "teacher": "the teacher's"}
 WAYS = {"theta": "the problem", "told": "and the answer", "shown": "and the worked solution"}
 
 
@@ -39,12 +59,13 @@ class Results:
     draws: list[dict[str, Any]]
     gate: dict[str, Any]
     cost: dict[str, Any]
+    pilot: dict[str, Any]
+    """How far the pilot on two cores is."""
 
     @classmethod
     def load(cls, folder: Path = RESULTS) -> Results:
-        return cls(
-            load_draws(folder), *(json.loads((folder / f"{name}.json").read_text()) for name in ("gate", "cost"))
-        )
+        files = (folder / f"{name}.json" for name in ("gate", "cost", "two_cores/progress"))
+        return cls(load_draws(folder), *(json.loads(file.read_text()) for file in files))
 
 
 def state(results: Results) -> str:
@@ -71,16 +92,83 @@ def state(results: Results) -> str:
     )
 
 
+def share(counts: dict[str, Any]) -> list[str]:
+    """How many texts are right, and Wilson's interval."""
+    low, high = (max(0.0, 100 * end) for end in counts["interval_95"])
+    return [f"{counts['right']} of {counts['problems']}", f"{low:.0f} to {high:.0f} %"]
+
+
+def pilot_state(results: Results) -> str:
+    """What the pilot on two cores says of its two models."""
+    stages, gate = results.pilot["stages"], results.pilot["gate"]
+    if gate:
+        theta, teacher = (f"{gate[who]['right']} of {gate[who]['problems']}" for who in ("theta", "teacher"))
+        verdict = "passes" if gate["passes"] else "fails"
+        return (
+            f"In the pilot on two cores the second teacher, trained with the answer in its prompt, **{verdict} the gate**: "
+            f"{teacher} texts are right, of theta's {theta}."
+        )
+    who = "teacher" if stages["teacher"] else "theta"
+    if not stages[who]:
+        return "The pilot on two cores has begun."
+    (right, _), count = share(stages[who][-1]), len(stages[who])
+    wanted = 100 * {"theta": THETA_RATE, "teacher": TEACHER_RATE}[who]
+    return (
+        f"The pilot on two cores is not at its gate yet: after {count} stage{'s' * (count > 1)} of {NAMES[who]} training "
+        f"{right} texts are right, and training ends at {wanted:.0f} %."
+    )
+
+
+def pilot_table(results: Results) -> str:
+    """The two models of the pilot on two cores: after each stage, and at the gate."""
+    rows, each = [], TWO_CORES.steps * TWO_CORES.stage_rows
+    for who, stages in results.pilot["stages"].items():
+        for number, one in enumerate(stages, start=1):
+            rows.append([f"{who}, {number * each} solutions", f"{one['loss']:.3f}", *share(one), f"{one['sound']}"])
+    for who in ("theta", "teacher") if results.pilot["gate"] else ():
+        one = results.pilot["gate"][who]
+        rows.append([f"{who} at the gate", "", *share(one), f"{one['sound']}"])
+    return table(["model", "loss, nats a token", "right", "95 % interval", "sound"], rows)
+
+
+def pilot_cost_table(results: Results) -> str:
+    """What the pilot's finished parts took."""
+    rows = []
+    for who, stages in results.pilot["stages"].items():
+        if stages:
+            sampling = sum(one["sampling_cpu_seconds"] for one in stages)
+            training = sum(one["cpu_seconds"] for one in stages) - sampling
+            seconds = sum(one["seconds"] for one in stages)
+            solutions, texts = (
+                len(stages) * TWO_CORES.steps * TWO_CORES.stage_rows,
+                sum(one["problems"] for one in stages),
+            )
+            rows.append(
+                [
+                    f"{NAMES[who]} training: {solutions} solutions + {texts} texts",
+                    f"{training:.0f} + {sampling:.0f}",
+                    f"{training / solutions:.2f} a solution, {sampling / texts:.2f} a text",
+                    f"{seconds:.0f}",
+                ]
+            )
+    found: dict[str, list[dict[str, float]]] = {}
+    for path, took in results.pilot["parts"].items():
+        kind = next((name for name, beginning in PILOT_PARTS.items() if path.startswith(beginning)), None)
+        if kind:
+            found.setdefault(kind, []).append(took)
+    for kind, parts in found.items():
+        core, seconds = (sum(one[name] for one in parts) for name in ("cpu_seconds", "seconds"))
+        rows.append([kind, f"{core:.0f}", f"{core / len(parts):.0f} a part, of {len(parts)}", f"{seconds:.0f}"])
+    return table(["part", "core seconds", "core seconds each", "seconds on a shared machine"], rows)
+
+
 def gate_table(results: Results) -> str:
     """SmolLM2 by what it reads."""
     rows = []
     for way, one in results.gate["ways"].items():
         title = WAYS[way]
-        low, high = (max(0.0, 100 * end) for end in one["interval_95"])
         by_task = [f"{one['tasks'][task]['right']} of {one['tasks'][task]['problems']}" for task in TRAINED]
-        rows.append(
-            [title, f"{one['right']} of {one['problems']}", f"{low:.0f} to {high:.0f} %", *by_task, f"{one['sound']}"]
-        )
+        rows.append([title, *share(one), *by_task, f"{one['sound']}"])
     return table(["SmolLM2 reads", "right", "95 % interval", *(f"`{task}`" for task in TRAINED), "sound"], rows)
 
 
@@ -155,8 +243,10 @@ def draws_table(results: Results) -> str:
 
 
 SECTIONS: dict[str, Callable[[Results], str]] = {
-    "state": state,
+    "state": lambda results: f"{state(results)} {pilot_state(results)}",
     "gate": gate_table,
+    "pilot": pilot_table,
+    "pilot_cost": pilot_cost_table,
     "prediction": prediction_table,
     "cost": cost_table,
     "draws": draws_table,

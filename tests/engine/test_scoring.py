@@ -19,10 +19,13 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 
 from support.cases import KL_SYMMETRY, OPTED_OUT, Case, generate, mixed_batch, token_ids
-from support.engines import find_runner, scoring_options, stop_engine
+from support.engines import ON_GPU, find_runner, scoring_options, stop_engine
+from support.pieces_on_cpu import run_in_pieces
 from support.random_models import save_model
 from support.reference_models import Reference, greedy_tokens
+from support.row_audit import AuditError
 from support.scored_steps import FEW_TOKENS, audited, check_greedy, counts
+from vllm_optimal_sampling.worker import model_runner
 from vllm_optimal_sampling.worker.theta import one_model, twin_layers
 from vllm_optimal_sampling.worker.theta.scorer import ScorerSteps
 from vllm_optimal_sampling.worker.theta.scoring_pass import ScoringPass
@@ -118,7 +121,8 @@ class EagerGraphs:
     def dispatch(self, num_reqs: int, num_tokens: int, uniform: int | None, num_active_loras: int) -> Any:
         if uniform != self.query_len:
             return BatchExecutionDescriptor(CUDAGraphMode.NONE, num_tokens, num_reqs)
-        padded = num_reqs + 3 - (num_reqs + 2) % 3  # three requests more, or fewer, up to a multiple of three
+        # Up to three requests more, to a multiple of three, where a forward has room for them.
+        padded = min(num_reqs + 3 - (num_reqs + 2) % 3, self.scoring.max_num_reqs)
         return BatchExecutionDescriptor(CUDAGraphMode.FULL, padded * uniform, padded, uniform)
 
     def run_fullgraph(self, desc: Any) -> None:
@@ -158,6 +162,30 @@ def test_rows_padded_as_for_a_cuda_graph(
         table.fill_(1)  # what an earlier step may have left in the padding
     audited(llm, self_reference, mixed_batch(seed=46, long=70), max_tokens=10)
     assert graphs.replays > 5
+
+
+NO_REAL_GRAPHS = pytest.mark.skipif(ON_GPU, reason="stands in for CUDA graphs; test_gpu.py has real ones")
+
+
+@NO_REAL_GRAPHS
+def test_one_model_in_pieces(
+    scoring_engines: Callable[..., LLM],
+    pair: tuple[str, str],
+    self_reference: Reference,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Graphs of the teacher's pieces, captured once: they serve theta's passes, and steps of both of unequal lengths."""
+    llm = scoring_engines(pair[0], drafts=3)
+    teacher, theta = run_in_pieces(llm, monkeypatch)
+    assert teacher is theta
+    report, steps = audited(llm, self_reference, mixed_batch(seed=62, long=70), max_tokens=12, **FEW_TOKENS)
+    assert steps.fused and steps.apart and report.by_draft_position[3]
+    assert len(theta.replays) == len(theta.captured)
+    llm.reset_prefix_cache()
+    monkeypatch.setattr(model_runner, "outputs_out_of_graphs", lambda state, graphs: state)
+    with pytest.raises(AuditError):
+        audited(llm, self_reference, mixed_batch(seed=63, long=70), max_tokens=6)
+    llm.reset_prefix_cache()
 
 
 def test_twins_that_lie_elsewhere_take_a_forward_of_their_own(
@@ -232,6 +260,45 @@ def test_two_models_with_drafts(
     assert steps.fused == 0
     check_greedy(llm, reference, mixed_batch(seed=42, long=70)[:8], max_tokens=8)
     assert counts(llm)["spec_decode_num_accepted_tokens"] > 0
+
+
+def test_a_model_of_its_own_is_part_of_vllms_memory_profile(
+    scoring_engines: Callable[..., LLM], pair: tuple[str, str]
+) -> None:
+    """And is compiled there: vLLM captures graphs to throw them away next, and pieces made then would keep their memory."""
+    runner = find_runner(scoring_engines(*pair, drafts=3))
+    tokens: list[int] = []
+    hook = runner.theta.model.register_forward_hook(lambda module, given, output: tokens.append(len(output)))
+    try:
+        runner.profile_run()
+    finally:
+        hook.remove()
+    assert tokens == [runner.max_num_tokens]
+
+
+@NO_REAL_GRAPHS
+@pytest.mark.parametrize("thetas", ["pieces", "whole forwards"])
+def test_two_models_in_pieces(
+    thetas: str,
+    scoring_engines: Callable[..., LLM],
+    pair: tuple[str, str],
+    reference: Reference,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The teacher's pieces, and theta's graphs, of either kind: those overwrite what the former put out."""
+    llm = scoring_engines(*pair, drafts=3)
+    _, theta = run_in_pieces(llm, monkeypatch)
+    scoring = find_runner(llm).theta.scoring
+    if thetas == "whole forwards":
+        monkeypatch.setattr(scoring, "pieces", None)
+        monkeypatch.setattr(scoring, "graphs", EagerGraphs(scoring, theta, 4))
+    audited(llm, reference, mixed_batch(seed=64, long=70), max_tokens=12, **FEW_TOKENS)
+    assert scoring.graphs.replays > 5 if thetas != "pieces" else len(theta.replays) == len(theta.captured)
+    llm.reset_prefix_cache()
+    monkeypatch.setattr(model_runner, "outputs_out_of_graphs", lambda state, graphs: state)
+    with pytest.raises(AuditError):
+        audited(llm, reference, mixed_batch(seed=65, long=70), max_tokens=6, **FEW_TOKENS)
+    llm.reset_prefix_cache()
 
 
 @pytest.mark.full

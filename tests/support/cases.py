@@ -20,6 +20,8 @@ class Case:
     arguments: dict[str, Any] = field(default_factory=dict)
     image: Any = None
     """Of PIL's, in the teacher's prompt."""
+    video: Any = None
+    """Frames and metadata as vLLM takes them, in the teacher's prompt."""
 
     def extra_args(self) -> dict[str, Any]:
         theta_prompt = {} if self.theta_prompt is None else {"theta_prompt_token_ids": self.theta_prompt}
@@ -89,6 +91,7 @@ def generate(
     prompts = [
         {"prompt_token_ids": case.prompt}
         | ({"multi_modal_data": {"image": case.image}} if case.image is not None else {})
+        | ({"multi_modal_data": {"video": case.video}} if case.video is not None else {})
         for case in cases
     ]
     return llm.generate(prompts, params, use_tqdm=False, lora_request=lora_request)

@@ -36,8 +36,7 @@ def engine_options(teacher: str, theta: str, num_speculative_tokens: int = 3, **
 def scoring_options(teacher: str, theta: str = "self", drafts: int = 0, **options: Any) -> dict[str, Any]:
     """Arguments of a small engine in which theta scores, with so many n-gram drafts a step."""
     settings: dict[str, Any] = {"theta": theta}
-    if "theta_lora" in options:
-        settings["theta_lora"] = options.pop("theta_lora")
+    settings |= {key: options.pop(key) for key in ("theta_lora", "theta_prompt_graphs") if key in options}
     if drafts:
         options["speculative_config"] = {
             "method": "ngram",

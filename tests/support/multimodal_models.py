@@ -206,3 +206,32 @@ def image_inputs(model: str, image: Image.Image) -> dict[str, torch.Tensor]:
     inputs = processor.image_processor(images=[image], return_tensors="pt")
     inputs.pop("num_crops", None)
     return {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
+
+
+VIDEO_METADATA: dict[str, Any] = {
+    "fps": 8.0,
+    "duration": 0.5,
+    "total_num_frames": 4,
+    "frames_indices": [0, 1, 2, 3],
+    "video_backend": "opencv",
+    "do_sample_frames": False,
+}
+"""Of a video so short that transformers and vLLM agree where its text goes on: behind the frames' rows and columns in the one,
+behind their times too in the other."""
+
+
+def random_video(seed: int) -> np.ndarray:
+    """Four frames [frames, height, width, channels] of the size that the models read."""
+    return np.random.default_rng(seed).integers(0, 256, (4, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
+
+
+def video_inputs(model: str, video: np.ndarray) -> dict[str, torch.Tensor]:
+    """Of Qwen2.5-VL: what the model of transformers is called with beside the tokens, in float64."""
+    processor = AutoProcessor.from_pretrained(model)
+    inputs = processor.video_processor(videos=[video], do_sample_frames=False, return_tensors="pt")
+    seconds = processor.video_processor.temporal_patch_size / VIDEO_METADATA["fps"]
+    return {
+        "pixel_values_videos": inputs["pixel_values_videos"].double(),
+        "video_grid_thw": inputs["video_grid_thw"],
+        "second_per_grid_ts": torch.tensor([seconds]),
+    }

@@ -59,7 +59,7 @@ class Reference:
         Args:
             model: one of the two.
             tokens: with those that stand for `image`.
-            image: as `multimodal_models.image_inputs` gives it, one object for all calls with it.
+            image: as `multimodal_models.image_inputs` or `video_inputs` gives it, one object for all calls with it.
         """
         source = (id(model), None if image is None else id(image))
         key = (*source, tuple(tokens))
@@ -69,7 +69,9 @@ class Reference:
             if image is not None:
                 options |= image
                 if model.config.get_text_config().rope_parameters.get("mrope_section"):
-                    options["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
+                    is_video = "video_grid_thw" in image
+                    stands_for_it = model.config.video_token_id if is_video else model.config.image_token_id
+                    options["mm_token_type_ids"] = (ids == stands_for_it).int() * (1 + is_video)
             rows = model(ids, **options).logits[0]
             for length in range(len(tokens), 0, -1):
                 prefix = (*source, tuple(tokens[:length]))
@@ -108,19 +110,34 @@ def expected_log_q(
     return torch.lerp(u, v, alpha).log_softmax(-1)
 
 
-def greedy_tokens(reference: Reference, case: Case, max_tokens: int) -> list[int]:
-    """The tokens of a greedy request, one float64 forward of each model at a time."""
+def greedy_tokens(
+    reference: Reference,
+    case: Case,
+    max_tokens: int,
+    image: Mapping[str, torch.Tensor] | None = None,
+    allowed: Sequence[int] | None = None,
+) -> list[int]:
+    """The tokens of a greedy request, one float64 forward of each model at a time.
+
+    Args:
+        reference: both models.
+        case: its prompt has the tokens that stand for `image`.
+        max_tokens: of the text.
+        image: as `Reference.logits` takes it.
+        allowed: the only tokens that may be drawn; None: all.
+    """
     arguments = dict(case.arguments)
     enabled = arguments.pop("optimal_sampling", True)
     if "alpha_method" in arguments:
         arguments["method"] = Method[arguments.pop("alpha_method").upper()]
     tokens: list[int] = []
     while len(tokens) < max_tokens:
-        log_q = reference.logits(reference.teacher, [*case.prompt, *tokens])
+        log_q = reference.logits(reference.teacher, [*case.prompt, *tokens], image)
         if enabled:
             prompt = case.prompt if case.theta_prompt is None else case.theta_prompt
             theta = reference.logits(reference.theta, [*prompt, *tokens])
             shared = min(len(log_q), len(theta))  # where the padded vocabularies differ, only the ids of both have mass
             log_q = expected_log_q(log_q[:shared], theta[:shared], **arguments)
-        tokens.append(int(log_q.argmax()))
+        best = log_q.argmax() if allowed is None else allowed[int(log_q[list(allowed)].argmax())]
+        tokens.append(int(best))
     return tokens

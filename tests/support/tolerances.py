@@ -36,6 +36,7 @@ BFLOAT16 = Tolerances(theta_nats=0.4, teacher_nats=1.2, total_variation=1.0)
 
 TOLERANCES: dict[tuple[str, str], Tolerances] = {
     ("float32", "CPU_ATTN"): CPU_FLOAT32,
+    ("float32", "CPU_MLA"): CPU_FLOAT32,
     ("float32 with a float8 cache", "CPU_ATTN"): CPU_FLOAT8_CACHE,
     ("bfloat16", "CPU_ATTN"): BFLOAT16,
     ("float32", "TRITON_ATTN"): Tolerances(theta_nats=0.05, teacher_nats=0.15, total_variation=1.0),

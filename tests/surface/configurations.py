@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError
+from vllm_optimal_sampling.config.refusals import check_supported
 
 VOCAB_SIZE = 300
 MAX_MODEL_LEN = 128
@@ -71,6 +72,19 @@ def build(engine_args: Any) -> Any:
 
     create = inspect.unwrap(EngineArgs.create_engine_config)  # vLLM's own, where the plugin is installed
     return create_engine_config(engine_args, lambda: create(engine_args))
+
+
+def refusal_of(config: Any, monkeypatch: pytest.MonkeyPatch, path: str, value: Any) -> str:
+    """Why a configuration that may start may not once the value at `path` (names with dots between) is another."""
+    check_supported(config)
+    owner = config
+    *parents, name = path.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    monkeypatch.setattr(owner, name, value)
+    with pytest.raises(UnsupportedEngineError) as caught:
+        check_supported(config)
+    return str(caught.value)
 
 
 def refusal(build_config: Callable[..., Any], **arguments: Any) -> str:

@@ -121,6 +121,7 @@ def test_settings_reach_every_process_as_json(build_config: BuildConfig, tmp_pat
         "alpha": 0.25,
         "theta_chat_template": str(template),
         "theta_system_prompt": "Think.",
+        "theta_prompt_graphs": True,
         "require_theta_prompt": True,
         "other_extra_args": ["theirs"],
     }
@@ -131,6 +132,7 @@ def test_settings_reach_every_process_as_json(build_config: BuildConfig, tmp_pat
         defaults=OptimalSamplingParams(alpha_method="fixed", alpha=0.25),
         theta_chat_template="{{ messages[0].content }}",
         theta_system_prompt="Think.",
+        theta_prompt_graphs=True,
         require_theta_prompt=True,
         other_extra_args=("theirs",),
     )
@@ -158,6 +160,10 @@ def test_settings_reach_every_process_as_json(build_config: BuildConfig, tmp_pat
             {"alpha": 0.7},
             "additional_config['optimal_sampling']: alpha=0.7 has no effect with alpha_method='kl_symmetry', which finds "
             "alpha for each token; ask for alpha_method='fixed' or 'arithmetic', or drop it",
+        ),
+        (
+            {"theta_prompt_graphs": 1},
+            "additional_config['optimal_sampling']: theta_prompt_graphs=1 is not true or false",
         ),
         (
             {"require_theta_prompt": "yes"},

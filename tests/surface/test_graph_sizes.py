@@ -19,8 +19,10 @@ from vllm_optimal_sampling.config.graph_sizes import (
     choose_graph_sizes,
     graph_sizes,
     has_own_sizes,
+    prompt_sizes,
     request_counts,
 )
+from vllm_optimal_sampling.worker.theta.piece_graphs import PieceGraphs
 
 BuildConfig = Callable[..., Any]
 
@@ -126,6 +128,33 @@ def test_mixed_steps_keep_graphs(build_config: BuildConfig, manager: Callable[..
         graph = graphs.dispatch(2, tokens, uniform_token_count=None, num_active_loras=0)
         assert graph.cg_mode == CUDAGraphMode.PIECEWISE, tokens
         assert graph.num_tokens - tokens < 64
+
+
+@pytest.mark.parametrize("max_num_seqs", [8, 64, 256])
+def test_prompt_passes_of_theta_are_padded_to_few_sizes(
+    build_config: BuildConfig, manager: Callable[..., Any], max_num_seqs: int
+) -> None:
+    config = build_config(max_num_seqs=max_num_seqs, max_num_batched_tokens=8192)
+    choose_graph_sizes(with_graphs(config))
+    sizes = list(config.compilation_config.cudagraph_capture_sizes)
+    pieces = PieceGraphs.of_theta(config, torch.device("cpu"), None)  # type: ignore[arg-type]
+    assert pieces.dispatch(1, 8, 0) is None  # not captured yet
+    graphs = pieces._find_manager()
+    graphs._graphs_captured = True
+    captured = {desc.num_tokens for descs in graphs._capture_descs.values() for desc in descs}
+    assert captured <= set(sizes) and len(captured) <= 12 and max(captured) == sizes[-1]
+    assert config.compilation_config.cudagraph_capture_sizes == sizes  # the teacher's stay
+    for tokens in range(1, sizes[-1] + 1):
+        graph = pieces.dispatch(3, tokens, 0)
+        assert graph is not None and graph.num_reqs is None
+        assert 0 <= graph.num_tokens - tokens < max(128, tokens // 2), tokens
+    assert pieces.dispatch(3, sizes[-1] + 1, 0) is None
+
+
+def test_sizes_of_prompt_passes_where_there_are_few() -> None:
+    assert prompt_sizes([]) == []
+    assert prompt_sizes([1, 2, 4, 8]) == [8]
+    assert prompt_sizes([6, 64, 70, 512]) == [6, 70, 512]
 
 
 @pytest.mark.parametrize(

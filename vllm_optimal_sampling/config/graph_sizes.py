@@ -6,8 +6,8 @@ A graph serves a step of exactly its own shape, padded up to it. Three kinds of 
 - *theta's round*, one token a request: sizes up to `max_num_seqs`;
 - *mixed* steps, in which prompts join a batch that decodes, of any number of tokens.
 
-A theta that scores has no round. Where it is the teacher itself, verification is of up to 2 `max_num_seqs` rows, since each
-request may have one of both models.
+Theta's own prompt passes take a few of the sizes (`prompt_sizes`). A theta that scores has no round. Where it is the teacher
+itself, verification is of up to 2 `max_num_seqs` rows, since each request may have one of both models.
 
 vLLM's own sizes end at 512 tokens, 512 / (K + 1) requests: beyond, every layer is launched one by one. At 128 requests and
 K = 4 a step took 34 ms so, and 25 ms with sizes up to 1,280 (one H200, 3B with 1.5B). Each size costs time at start and
@@ -93,6 +93,21 @@ def graph_sizes(tiers: Mapping[int, range], max_num_seqs: int, max_tokens: int) 
     common = math.lcm(*(drafts + 1 for drafts in tiers))
     several = [_sizes_in_steps_of(unit, tiers, max_num_seqs) for unit in {1, common}]
     return sorted(size for size in min(several, key=len) if size <= max_tokens) or [max_tokens]
+
+
+def prompt_sizes(sizes: list[int]) -> list[int]:
+    """Those of the captured sizes that theta's passes over prompt chunks are padded to, in ascending order.
+
+    A padded token costs microseconds where a size costs time at start and memory: few are enough, up to the largest.
+
+    Args:
+        sizes: that the engine captures.
+    """
+    chosen: list[int] = []
+    for size in sorted(sizes, reverse=True):
+        if not chosen or chosen[-1] - size >= max(MIXED_STEP, size // 4):
+            chosen.append(size)
+    return chosen[::-1]
 
 
 def _sizes_in_steps_of(unit: int, tiers: Mapping[int, range], max_num_seqs: int) -> set[int]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError, first_line, listed
+from vllm_optimal_sampling.config.latent_attention import latent_problems
 from vllm_optimal_sampling.config.theta import EXACT_DRAFTERS, scores, scores_itself, theta_model_config
 from vllm_optimal_sampling.config.tokenizers import check_tokenizers
 from vllm_optimal_sampling.params import shown
@@ -46,6 +47,7 @@ def check_supported(vllm_config: VllmConfig) -> None:
     problems = [
         *_runner_problems(vllm_config),
         *_engine_problems(vllm_config),
+        *latent_problems(vllm_config),
         *_model_problems("the teacher", vllm_config.model_config),
     ]
     if not scores_itself(vllm_config):
@@ -198,7 +200,7 @@ def _model_problems(role: str, model: ModelConfig) -> Iterator[str]:
         "it has state-space or linear-attention layers": model.is_hybrid or model.has_inner_state,
         "it has no attention": model.is_attention_free,
         "its attention sees chunks": windows,
-        "its attention keeps latents (MLA)": model.use_mla,
+        "its attention picks what it reads (sparse MLA)": model.use_mla and _is_sparse(text),
         "its positions have more than three dimensions": model.mrope_num_dims > 3,
     }
     reasons = [what for what, is_so in table.items() if is_so]
@@ -207,6 +209,10 @@ def _model_problems(role: str, model: ModelConfig) -> Iterator[str]:
             f"{role} {model.model!r} is not supported, since {', '.join(reasons)}; use a decoder of text with "
             "full attention"
         )
+
+
+def _is_sparse(text: Any) -> bool:
+    return hasattr(text, "index_topk") or hasattr(text, "compress_ratios")
 
 
 def check_kv_cache(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, block_size: int) -> None:
@@ -221,8 +227,14 @@ def check_kv_cache(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, bloc
         UnsupportedEngineError: a group of layers keeps its tokens otherwise, or one request could not fit.
 
     """
-    from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec, UniformTypeKVCacheSpecs
+    from vllm.v1.kv_cache_interface import (
+        FullAttentionSpec,
+        MLAAttentionSpec,
+        SlidingWindowSpec,
+        UniformTypeKVCacheSpecs,
+    )
 
+    full_attention = (FullAttentionSpec, MLAAttentionSpec)
     teacher = vllm_config.model_config.model
     pair = f"teacher {teacher!r} and theta {theta_model_config(vllm_config).model!r}"
     blocks_needed = 0
@@ -233,13 +245,13 @@ def check_kv_cache(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, bloc
         specs = list(spec.kv_cache_specs.values()) if isinstance(spec, UniformTypeKVCacheSpecs) else [spec]
         for one in specs:
             # Blocks that leave the teacher's window have left theta's: its slots are never behind the teacher's.
-            if type(one) not in (FullAttentionSpec, SlidingWindowSpec) or block_size % one.block_size:
+            if type(one) not in (*full_attention, SlidingWindowSpec) or block_size % one.block_size:
                 raise UnsupportedEngineError(
                     f"optimal sampling cannot start: the layers {shown(group.layer_names)} of {pair} keep their cache "
                     f"as {type(one).__name__} in blocks of {one.block_size} tokens; only full and sliding-window "
                     f"attention in blocks that divide {block_size} are shown exact. Use two models of one family"
                 )
-        if type(specs[0]) is FullAttentionSpec:
+        if type(specs[0]) in full_attention:
             blocks_needed += -(-longest // specs[0].block_size)
     if blocks_needed > kv_cache_config.num_blocks - 1:  # one is vLLM's null block
         raise UnsupportedEngineError(

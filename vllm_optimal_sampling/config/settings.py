@@ -29,6 +29,7 @@ ENGINE_SETTINGS = (
     "theta_lora",
     "theta_chat_template",
     "theta_system_prompt",
+    "theta_prompt_graphs",
     "require_theta_prompt",
     "other_extra_args",
 )
@@ -60,6 +61,9 @@ class EngineSettings:
     template of theta's own tokenizer."""
     theta_system_prompt: str | None = None
     """Put before `theta_messages` that do not begin with a system message."""
+    theta_prompt_graphs: bool = False
+    """Run theta's part of steps with prompt chunks in CUDA graphs of its pieces, where vLLM makes some. Off: no GPU has run
+    them yet."""
     require_theta_prompt: bool = False
     """Refuse a request that is mixed and has no theta prompt of its own, where theta would read the teacher's."""
     other_extra_args: tuple[str, ...] = ()
@@ -92,9 +96,10 @@ class EngineSettings:
             text = mapping.get(key)
             if text is not None and (not isinstance(text, str) or not text):
                 raise ValueError(f"{where}: {key}={shown(text)} is not text; give some, or leave it out")
+        for key in ("theta_prompt_graphs", "require_theta_prompt"):
+            if not isinstance(mapping.get(key, False), bool):
+                raise ValueError(f"{where}: {key}={shown(mapping[key])} is not true or false")
         required = mapping.get("require_theta_prompt", False)
-        if not isinstance(required, bool):
-            raise ValueError(f"{where}: require_theta_prompt={shown(required)} is not true or false")
         others = mapping.get("other_extra_args", ())
         if not isinstance(others, (list, tuple)) or not all(isinstance(name, str) for name in others):
             raise ValueError(f"{where}: other_extra_args={shown(others)} is not a list of names")
@@ -115,6 +120,7 @@ class EngineSettings:
             theta_lora=mapping.get("theta_lora"),
             theta_chat_template=mapping.get("theta_chat_template"),
             theta_system_prompt=mapping.get("theta_system_prompt"),
+            theta_prompt_graphs=mapping.get("theta_prompt_graphs", False),
             require_theta_prompt=required,
             other_extra_args=tuple(others),
         )

@@ -13,6 +13,7 @@ from vllm_optimal_sampling.config.theta import scores, scores_itself
 from vllm_optimal_sampling.worker.draft_advice import DraftTimes, advice, time_steps
 from vllm_optimal_sampling.worker.processor import OptimalSamplingLogitsProcessor
 from vllm_optimal_sampling.worker.samplers import add_records
+from vllm_optimal_sampling.worker.theta.piece_graphs import outputs_out_of_graphs
 
 if TYPE_CHECKING:
     from vllm_optimal_sampling.worker.theta.scorer import ThetaScorer
@@ -29,6 +30,8 @@ class ThetaRunnerMixin:
     rejection_sampler: Any
     vllm_config: Any
     max_model_len: int
+    cudagraph_manager: Any
+    execute_model_state: Any
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """vLLM's own; then our processor mixes first, and the samplers write records.
@@ -52,6 +55,14 @@ class ThetaRunnerMixin:
         finally:
             self.max_model_len -= block_size
 
+    def execute_model(self, *args: Any, **kwargs: Any) -> Any:
+        """vLLM's own; the teacher's output is then where no graph that theta replays before sampling writes."""
+        output = super().execute_model(*args, **kwargs)  # type: ignore[misc]
+        state = self.execute_model_state
+        if state is not None and self.theta.replays_before_sampling(state.input_batch):
+            self.execute_model_state = outputs_out_of_graphs(state, self.cudagraph_manager)
+        return output
+
     def sample(self, hidden_states: Any, input_batch: Any, grammar_output: Any) -> Any:
         """vLLM's own, and the step's records."""
         sampler_output, num_sampled, num_rejected = super().sample(  # type: ignore[misc]
@@ -70,6 +81,13 @@ class DraftingRunnerMixin(ThetaRunnerMixin):
         """vLLM's own, after theta's part of the step: the first token of a request is mixed too."""
         self.theta.prefill(input_batch)
         return super().sample(hidden_states, input_batch, grammar_output)
+
+    def profile_cudagraph_memory(self) -> int:
+        """vLLM's own, which captures graphs to throw them away: theta's too, of which it knows those of the round."""
+        try:
+            return super().profile_cudagraph_memory()  # type: ignore[misc]
+        finally:
+            self.theta.prompt_pass.drop_graphs()
 
     def capture_model(self, *, profile_only: bool = False) -> int:
         """vLLM's own; then the engine says which number of drafts its graphs would be fastest with."""
@@ -118,7 +136,7 @@ class ScoringRunnerMixin(ThetaRunnerMixin):
         try:
             return super().profile_cudagraph_memory()  # type: ignore[misc]
         finally:
-            self.theta.scoring.graphs = None
+            self.theta.scoring.drop_graphs()
 
     def capture_model(self, *args: Any, **kwargs: Any) -> int:
         with self.theta.capturing(self):
@@ -127,7 +145,7 @@ class ScoringRunnerMixin(ThetaRunnerMixin):
     def execute_model(self, *args: Any, **kwargs: Any) -> Any:
         """vLLM's own, in which the model may run theta's rows along."""
         with self.theta.standing_in(self):
-            return super().execute_model(*args, **kwargs)  # type: ignore[misc]
+            return super().execute_model(*args, **kwargs)
 
     def prepare_attn(self, input_batch: Any) -> Any:
         """vLLM's own, unless nothing reads it; here the step's inputs are laid out, and the forward is still to come."""

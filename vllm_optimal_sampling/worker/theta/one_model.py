@@ -107,6 +107,9 @@ class OneModelScorer(ThetaScorer):
         extend_caches(self.layers, self.twins)
         return {name: name for name in self.twins}, self.offset
 
+    def init_pieces(self, runner: Any) -> None:
+        self.scoring.init_pieces(runner.model, runner.cudagraph_manager.cudagraph_mode, runner)
+
     def lora_capture_cases(self, runner: Any) -> list[int]:
         cases = get_lora_capture_cases(runner.lora_config, runner.compilation_config)
         return cases if self.adapter is None else [case for case in cases if case > 0]

@@ -115,6 +115,11 @@ class ThetaScorer(ABC):
         widen_kernel_block_tables(runner.attn_groups, runner.block_tables)
         self.scoring.set_attn(config, runner.block_tables, *self.cache_of_layers(runner))
         self.scoring.init_graphs(runner.cudagraph_manager.cudagraph_mode, self.lora_capture_cases(runner))
+        self.init_pieces(runner)
+
+    @abstractmethod
+    def init_pieces(self, runner: Any) -> None:
+        """Use graphs of the model's pieces (`ScoringPass.init_pieces`)."""
 
     @abstractmethod
     def cache_of_layers(self, runner: Any) -> tuple[dict[str, str], int]:
@@ -161,6 +166,10 @@ class ThetaScorer(ABC):
     def runs_fused(self) -> bool:
         """Whether the step that is being executed is one forward for both models."""
         return False
+
+    def replays_before_sampling(self, batch: InputBatch) -> bool:
+        """Whether theta's part of an executed step may replay CUDA graphs while the teacher's output is still to be read."""
+        return self.scoring.has_graphs and not self.runs_fused and len(self._sampled(batch)) > 0
 
     def replaces_attention(self, runner: Any) -> bool:
         """Whether nothing reads the attention metadata of the teacher's rows alone in the step being executed."""
@@ -280,11 +289,18 @@ class TwoModelsScorer(ThetaScorer):
     def _layers(self) -> dict[str, Any]:
         return get_layers_from_vllm_config(self.vllm_config, AttentionLayerBase)
 
+    def init_pieces(self, runner: Any) -> None:
+        self.scoring.init_pieces(self.model, runner.cudagraph_manager.cudagraph_mode)
+
     def cache_of_layers(self, runner: Any) -> tuple[dict[str, str], int]:
         return self.layer_names, 0
 
     def capture(self, runner: Any) -> None:
         self.scoring.capture(self.model, None)
+
+    def profile(self) -> None:
+        self.scoring.profile(self.model)
+        super().profile()
 
     def release(self) -> None:
         clear_layer_kv_caches(self.model.modules())

@@ -1,4 +1,4 @@
-"""One forward of rows that theta scores, in buffers of its own: laid out, run, as a CUDA graph where there is one."""
+"""One forward of rows that theta scores, in buffers of its own: laid out, run, as CUDA graphs where there are some."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from vllm.config import ModelConfig, VllmConfig
 from vllm.config.compilation import CUDAGraphMode
 from vllm.forward_context import BatchDescriptor, set_forward_context
@@ -20,8 +21,10 @@ from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import get_uniform_decode_token_count
 
+from vllm_optimal_sampling.config.settings import EngineSettings
 from vllm_optimal_sampling.worker.theta.block_tables import ThetaBlockTables, widen_kernel_block_tables
 from vllm_optimal_sampling.worker.theta.inputs import scoring_inputs
+from vllm_optimal_sampling.worker.theta.piece_graphs import PieceGraphs, has_pieces
 from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
 from vllm_optimal_sampling.worker.theta.rows import Rows
 from vllm_optimal_sampling.worker.theta.text_inputs import TextInputs
@@ -64,6 +67,7 @@ class ScoringPass:
         self.buffers = InputBuffers(max_num_reqs, self.max_num_tokens, self.device)
         self.inputs = TextInputs(model_config, self.max_num_tokens, self.device)
         self.graphs: ScoringGraphs | None = None
+        self.pieces: PieceGraphs | None = None
 
     def set_attn(
         self,
@@ -105,6 +109,49 @@ class ScoringPass:
             decode_query_len=self.decode_query_len,
             lora_capture_cases=lora_capture_cases,
         )
+
+    def init_pieces(self, model: nn.Module, cudagraph_mode: CUDAGraphMode, runner: Any = None) -> None:
+        """Use graphs of the model's pieces for all other passes, if the engine asks for them (`theta_prompt_graphs`).
+
+        Only where vLLM makes some and their inputs stay in one place: embeddings are made anew for each pass.
+
+        Args:
+            model: that runs.
+            cudagraph_mode: the teacher's, as vLLM resolved it.
+            runner: the model runner where the model is the teacher, whose graphs then serve theta too.
+        """
+        self.pieces = None
+        is_asked = EngineSettings.from_config(self.vllm_config).theta_prompt_graphs
+        if not is_asked or self.inputs.takes_embeddings or not has_pieces(model, cudagraph_mode):
+            return
+        if runner is None:
+            self.pieces = PieceGraphs.of_theta(self.vllm_config, self.device, self.buffers)
+        # A piece that writes the cache would write to the teacher's slots.
+        elif (
+            self.inputs.rope_positions is None
+            and self.vllm_config.compilation_config.splitting_ops_contain_kv_cache_update()
+        ):
+            self.pieces = PieceGraphs.of_teacher(runner)
+
+    def profile(self, model: nn.Module) -> None:
+        """The largest forward, without attention, for vLLM's memory profile.
+
+        It compiles the model too. Pieces that are compiled while vLLM captures graphs to throw them away keep a memory pool
+        that goes with those.
+        """
+        tokens, positions = self.buffers.input_ids, self.buffers.positions
+        self.inputs.set_positions(positions)
+        with set_forward_context(None, self.vllm_config, num_tokens=self.max_num_tokens):
+            model(**self.inputs.arguments(model, tokens, positions))
+
+    def drop_graphs(self) -> None:
+        """Let go of graphs that vLLM captured to see what memory they take."""
+        self.graphs = self.pieces = None
+
+    @property
+    def has_graphs(self) -> bool:
+        """Whether a forward may be a replay of CUDA graphs."""
+        return self.pieces is not None or self.graphs is not None
 
     def run(
         self,
@@ -181,15 +228,21 @@ class ScoringPass:
             assert self.graphs is not None
             self.graphs.run_fullgraph(desc)
             return self.graphs.output(num_tokens_padded)
+        if desc.cg_mode == CUDAGraphMode.PIECEWISE:
+            assert self.pieces is not None
+            with self.pieces.holding(buffers, num_tokens, num_tokens_padded):
+                return self._forward(model, num_tokens_padded, attn_metadata, slot_mappings, desc, desc.cg_mode)
         return self._forward(model, num_tokens_padded, attn_metadata, slot_mappings, desc)
 
     def capture(self, model: Callable[..., Any], lora_capture_hook: Callable[[int, int, int], None] | None) -> None:
-        """Capture the graphs of decode steps.
+        """Capture the graphs: of pieces, and of decode steps.
 
         Args:
             model: see `run`.
             lora_capture_hook: vLLM's, called with the numbers of adapters, requests and tokens of each graph.
         """
+        if self.pieces is not None:  # first, as vLLM does: they hold the most tokens
+            self.pieces.capture(lambda desc, warmup: self._forward_to_capture(model, desc))
         if self.graphs is None or not self.graphs.needs_capture():
             return
 
@@ -198,7 +251,7 @@ class ScoringPass:
             num_reqs = desc.num_reqs or min(num_tokens, self.max_num_reqs)
             if lora_capture_hook is not None:
                 lora_capture_hook(desc.num_active_loras, num_reqs, num_tokens)
-            attn_metadata, slot_mappings = self._inputs_to_capture(num_reqs, num_tokens)
+            attn_metadata, slot_mappings = self._inputs_to_capture(num_reqs, num_tokens, self.decode_query_len)
 
             def forward_fn(cg_mode: CUDAGraphMode) -> None:
                 output = self._forward(model, num_tokens, attn_metadata, slot_mappings, desc)
@@ -209,30 +262,49 @@ class ScoringPass:
 
         self.graphs.capture(create_forward_fn, "Capturing CUDA graphs of steps with theta")
 
-    def _dispatch(self, rows: Rows, num_active_loras: int) -> BatchExecutionDescriptor:
-        num_reqs, num_tokens = len(rows), rows.num_tokens
-        eager = BatchExecutionDescriptor(CUDAGraphMode.NONE, num_tokens, num_reqs, num_active_loras=num_active_loras)
-        if self.graphs is None or rows.is_chunk.any():
-            return eager
-        uniform = get_uniform_decode_token_count(
-            num_reqs, num_tokens, int(rows.lengths.max()), decode_graph_eligible=True
-        )
-        return self.graphs.dispatch(num_reqs, num_tokens, uniform, num_active_loras)
+    def _forward_to_capture(
+        self, model: Callable[..., Any], desc: BatchExecutionDescriptor
+    ) -> Callable[[CUDAGraphMode], None]:
+        """One forward of so many tokens, whose pieces are captured."""
+        num_tokens = desc.num_tokens
+        attn_metadata, slot_mappings = self._inputs_to_capture(min(num_tokens, self.max_num_reqs), num_tokens, None)
 
-    def _inputs_to_capture(self, num_reqs: int, num_tokens: int) -> tuple[dict[str, Any], torch.Tensor]:
-        batch = InputBatch.make_dummy(num_reqs, num_tokens, self.buffers, max_query_len=self.decode_query_len)
+        def forward_fn(cg_mode: CUDAGraphMode) -> None:
+            self._forward(model, num_tokens, attn_metadata, slot_mappings, desc, cg_mode)
+
+        return forward_fn
+
+    def _dispatch(self, rows: Rows, num_active_loras: int) -> BatchExecutionDescriptor:
+        """A graph of the whole forward where one fits, else those of its pieces, else none."""
+        num_reqs, num_tokens = len(rows), rows.num_tokens
+        if self.graphs is not None and not rows.is_chunk.any():
+            uniform = get_uniform_decode_token_count(
+                num_reqs, num_tokens, int(rows.lengths.max()), decode_graph_eligible=True
+            )
+            desc = self.graphs.dispatch(num_reqs, num_tokens, uniform, num_active_loras)
+            if desc.cg_mode == CUDAGraphMode.FULL:
+                return desc
+        in_pieces = None if self.pieces is None else self.pieces.dispatch(num_reqs, num_tokens, num_active_loras)
+        eager = BatchExecutionDescriptor(CUDAGraphMode.NONE, num_tokens, num_reqs, num_active_loras=num_active_loras)
+        return in_pieces or eager
+
+    def _inputs_to_capture(
+        self, num_reqs: int, num_tokens: int, query_len: int | None
+    ) -> tuple[dict[str, Any], torch.Tensor]:
+        """Attention metadata and slots of a dummy batch: of `query_len` tokens a request; None for graphs of pieces."""
+        batch = InputBatch.make_dummy(num_reqs, num_tokens, self.buffers, max_query_len=query_len)
         self.block_tables.get_dummy_block_tables(num_reqs)
         slot_mappings = self.block_tables.get_dummy_slot_mappings(num_tokens)
         attn_metadata = self._attn_metadata(
             num_reqs,
             num_tokens,
             batch.query_start_loc_np,
-            self.decode_query_len,
+            query_len or int(batch.num_scheduled_tokens.max()),
             batch.seq_lens_cpu_upper_bound,
             self.vllm_config.model_config.max_model_len,
             slot_mappings,
             torch.zeros(num_reqs, dtype=torch.bool),
-            for_capture=True,
+            for_capture=query_len is not None,  # attention is in no graph of pieces
         )
         return attn_metadata, slot_mappings
 
@@ -274,19 +346,27 @@ class ScoringPass:
         attn_metadata: dict[str, Any],
         slot_mappings: torch.Tensor,
         desc: BatchExecutionDescriptor,
+        cg_mode: CUDAGraphMode = CUDAGraphMode.NONE,
     ) -> Any:
+        buffers, is_padding = self.buffers, None
+        if desc.cg_mode == CUDAGraphMode.PIECEWISE:
+            assert self.pieces is not None
+            buffers = self.pieces.inputs
+            is_padding = buffers.is_padding[:num_tokens]
         by_cache = build_slot_mappings_by_layer(slot_mappings, self.kv_cache_config)
         has_lora = self.vllm_config.lora_config is not None
         with set_forward_context(
             attn_metadata,
             self.vllm_config,
             num_tokens=num_tokens,
+            cudagraph_runtime_mode=cg_mode,
             batch_descriptor=BatchDescriptor(
                 num_tokens=num_tokens, has_lora=has_lora, num_active_loras=desc.num_active_loras
             ),
             slot_mapping={name: by_cache[cache] for name, cache in self.layer_names.items()},
+            is_padding=is_padding,
         ):
-            tokens, positions = self.buffers.input_ids[:num_tokens], self.buffers.positions[:num_tokens]
+            tokens, positions = buffers.input_ids[:num_tokens], buffers.positions[:num_tokens]
             return model(**self.inputs.arguments(model, tokens, positions))
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from vllm.compilation.backends import set_model_tag
 from vllm.config import VllmConfig, replace
+from vllm.config.compilation import CUDAGraphMode
 from vllm.logger import init_logger
 from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
@@ -139,7 +140,21 @@ class ThetaSpeculator(RoundSpeculator):
         )
         widen_kernel_block_tables([*self.attn_groups, *target_attn_groups], block_tables)
 
+    # CUDA graphs, beside those of the round
+
+    def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
+        super().init_cudagraph_manager(cudagraph_mode)
+        self.prompt_pass.init_pieces(self.model, cudagraph_mode)
+
+    def capture(self) -> None:
+        self.prompt_pass.capture(self.model, None)
+        super().capture()
+
     # Before sampling: theta's part of the prompt chunks
+
+    def replays_before_sampling(self, batch: InputBatch) -> bool:
+        """Whether theta's part of an executed step may replay CUDA graphs while the teacher's output is still to be read."""
+        return bool(batch.has_prefill) and self.prompt_pass.has_graphs
 
     @torch.inference_mode()
     def prefill(self, input_batch: InputBatch) -> None:
