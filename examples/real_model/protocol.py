@@ -55,9 +55,14 @@ class Sizes:
     """Of which the pilot picks one for each family; one alone is not picked."""
 
     @property
+    def stage_solutions(self) -> int:
+        """Worked solutions of a stage."""
+        return self.steps * self.stage_rows
+
+    @property
     def own_training(self) -> int:
         """Worked solutions for all stages of theta's training, and as many for the teacher's."""
-        return self.stages * self.steps * self.stage_rows
+        return self.stages * self.stage_solutions
 
 
 SMALL = Sizes(

@@ -121,10 +121,11 @@ def pilot_state(results: Results) -> str:
 
 def pilot_table(results: Results) -> str:
     """The two models of the pilot on two cores: after each stage, and at the gate."""
-    rows, each = [], TWO_CORES.steps * TWO_CORES.stage_rows
+    rows = []
     for who, stages in results.pilot["stages"].items():
         for number, one in enumerate(stages, start=1):
-            rows.append([f"{who}, {number * each} solutions", f"{one['loss']:.3f}", *share(one), f"{one['sound']}"])
+            learnt = f"{who}, {number * TWO_CORES.stage_solutions} solutions"
+            rows.append([learnt, f"{one['loss']:.3f}", *share(one), f"{one['sound']}"])
     for who in ("theta", "teacher") if results.pilot["gate"] else ():
         one = results.pilot["gate"][who]
         rows.append([f"{who} at the gate", "", *share(one), f"{one['sound']}"])
@@ -139,10 +140,7 @@ def pilot_cost_table(results: Results) -> str:
             sampling = sum(one["sampling_cpu_seconds"] for one in stages)
             training = sum(one["cpu_seconds"] for one in stages) - sampling
             seconds = sum(one["seconds"] for one in stages)
-            solutions, texts = (
-                len(stages) * TWO_CORES.steps * TWO_CORES.stage_rows,
-                sum(one["problems"] for one in stages),
-            )
+            solutions, texts = len(stages) * TWO_CORES.stage_solutions, sum(one["problems"] for one in stages)
             rows.append(
                 [
                     f"{NAMES[who]} training: {solutions} solutions + {texts} texts",

@@ -90,10 +90,7 @@ def result_of(place: Place, draw: int) -> dict[str, Any]:
 
 def progress_of(place: Place) -> dict[str, Any]:
     """The two models' training and their gate as far as they are, and what each finished part took."""
-    stages = {
-        who: [read(path) for number in range(place.sizes.stages) if (path := place.stage(who, number)).exists()]
-        for who in ("theta", "teacher")
-    }
+    stages = {who: place.stages(who) for who in ("theta", "teacher")}
     parts = {
         job.path.relative_to(place.state).with_suffix("").as_posix(): {
             name: read(job.path)[name] for name in ("seconds", "cpu_seconds")

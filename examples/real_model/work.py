@@ -67,6 +67,11 @@ class Place:
         """What came of a stage of theta's or the teacher's own training."""
         return self.state / "stages" / f"{who}-{number:02d}.json"
 
+    def stages(self, who: str) -> list[dict[str, Any]]:
+        """What came of its finished stages."""
+        paths = (self.stage(who, number) for number in range(self.sizes.stages))
+        return [read(path) for path in paths if path.exists()]
+
     def after(self, who: str, number: int) -> Path:
         """The model after that stage."""
         return self.state / "models" / f"{who}-{number:02d}"
@@ -182,7 +187,7 @@ def in_stages(
         for problem in problem_files.read(place.problems, who)
     ]
     sampled = problem_files.read(place.problems, "stages")
-    each = sizes.steps * sizes.stage_rows
+    each = sizes.stage_solutions
 
     def stage(number: int) -> dict[str, Any]:
         end = tokenizer.eos_token_id
@@ -198,7 +203,7 @@ def in_stages(
         found = {"loss": loss} | gate.counts(texts, sampled)
         return found | {"sampling_cpu_seconds": sampling, "first_texts": texts[: len(TRAINED)]}
 
-    found = [read(path) for path in map(partial(place.stage, who), range(sizes.stages)) if path.exists()]
+    found = place.stages(who)
     if found:
         model.load_state_dict(load(place.after(who, len(found) - 1)).state_dict())
     while len(found) < sizes.stages and not (found and found[-1]["right"] >= wanted * len(sampled)):
