@@ -10,13 +10,13 @@ from typing import Any, NoReturn
 
 from vllm_optimal_sampling.config.memory import default_memory_share
 from vllm_optimal_sampling.config.settings import KEY, NAME
-from vllm_optimal_sampling.config.theta import SELF
+from vllm_optimal_sampling.config.theta import NUM_SPECULATIVE_TOKENS, SELF
 from vllm_optimal_sampling.data.generate.errors import RowError, RunError, SettingsError
 from vllm_optimal_sampling.data.generate.jobs import Sample
 from vllm_optimal_sampling.data.generate.progress import Figures
 from vllm_optimal_sampling.data.generate.samplers import Prepared
 from vllm_optimal_sampling.data.generate.sampling import sampling_params
-from vllm_optimal_sampling.data.generate.settings import NUM_SPECULATIVE_TOKENS, Settings
+from vllm_optimal_sampling.data.generate.settings import Settings
 from vllm_optimal_sampling.data.generate.templates import Prompts
 from vllm_optimal_sampling.front_end.admission import RequestResolver
 from vllm_optimal_sampling.params import ARGUMENTS, ArgumentError

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from vllm_optimal_sampling.config.theta import is_teacher
+from vllm_optimal_sampling.config.theta import NUM_SPECULATIVE_TOKENS, is_teacher
 from vllm_optimal_sampling.data.generate.errors import SettingsError
 from vllm_optimal_sampling.data.generate.templates import Templates, template_text
 from vllm_optimal_sampling.data.rows import SUFFIXES as READ_SUFFIXES
@@ -17,8 +17,6 @@ from vllm_optimal_sampling.params import ArgumentError, OptimalSamplingParams
 from vllm_optimal_sampling.selection import Selection, selection_of
 
 FORMATS = ("jsonl", "parquet", "hf")
-
-NUM_SPECULATIVE_TOKENS = 4
 
 ROW_ARGUMENTS = {
     "optimal_sampling": "every row is sampled from q*; vLLM alone samples from the teacher",

@@ -29,7 +29,7 @@ from vllm.v1.worker.utils import clear_layer_kv_caches
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError, first_line
 from vllm_optimal_sampling.config.theta import theta_lora
 from vllm_optimal_sampling.worker.theta.rows import Rows, decode_rows, joined
-from vllm_optimal_sampling.worker.theta.scorer import GIB, ThetaScorer, hidden_states_of
+from vllm_optimal_sampling.worker.theta.scorer import ThetaScorer, hidden_states_of
 from vllm_optimal_sampling.worker.theta.twin_layers import add_twin_layers, block_offset, extend_caches, twins_caches
 
 logger = init_logger(__name__)
@@ -64,12 +64,10 @@ class OneModelScorer(ThetaScorer):
             except ValueError as error:  # before anything runs
                 raise UnsupportedEngineError(f"optimal sampling cannot start: {error}") from error
         logger.info(
-            "Theta is the teacher itself%s: no weights of its own, %.2f GiB for the rows of %d requests with %d drafts, and "
-            "a KV cache in the teacher's blocks",
+            "Theta is the teacher itself%s: it takes no weights of its own, and with the teacher %s; its KV cache lies in the "
+            "teacher's blocks",
             "" if self.adapter is None else f" with the adapter {self.adapter.lora_path}",
-            self.rows.nbytes / GIB,
-            self.max_num_reqs,
-            self.num_speculative_steps,
+            self.row_memory,
         )
 
     def _load_adapter(self, runner: Any, adapter: LoRARequest) -> None:
