@@ -6,7 +6,6 @@ A process pays only for what it uses, and no module is imported before its time.
 from __future__ import annotations
 
 import importlib.abc
-import importlib.util
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -73,7 +72,7 @@ class _PatchingLoader(importlib.abc.Loader):
 
 
 class _PatchingFinder(importlib.abc.MetaPathFinder):
-    """Finds the modules that have patches, once each."""
+    """Finds the modules that have patches, as the other finders do, and has them patched once they are loaded."""
 
     def __init__(self, modules: set[str]):
         self.modules = modules
@@ -81,8 +80,8 @@ class _PatchingFinder(importlib.abc.MetaPathFinder):
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if fullname not in self.modules:
             return None
-        self.modules.discard(fullname)  # the search below must not come back here
-        spec = importlib.util.find_spec(fullname)
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in others)), None)
         if spec is not None and spec.loader is not None:
             spec.loader = _PatchingLoader(spec.loader)
         return spec

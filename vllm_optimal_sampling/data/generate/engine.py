@@ -102,12 +102,18 @@ def _check_engine_settings(additional: Any) -> None:
             )
 
 
+def most_in_flight(vllm_config: Any) -> int:
+    """Completions that an engine is given at a time: twice what all its data-parallel ranks run together."""
+    # vLLM's `max_num_seqs` is of one rank's scheduler.
+    return 2 * vllm_config.scheduler_config.max_num_seqs * vllm_config.parallel_config.data_parallel_size
+
+
 class LocalEngine:
     """An engine in this machine, for one run. Made by `start`."""
 
     def __init__(self, engine: Any, settings: Settings) -> None:
         self.engine = engine
-        self.max_in_flight = 2 * engine.vllm_config.scheduler_config.max_num_seqs
+        self.max_in_flight = most_in_flight(engine.vllm_config)
         # What equals the default is written out: the engine may have been given other defaults.
         self._arguments = {
             name: value

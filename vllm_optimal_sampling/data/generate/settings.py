@@ -96,7 +96,8 @@ class Settings:
     """Also write the whole conversation as `messages`."""
     format: Literal["jsonl", "parquet", "hf"] = "jsonl"
     max_in_flight: int | None = None
-    """At least 1: requests given to the engine at a time. None: twice its `max_num_seqs`; 256 of a server."""
+    """At least 1: requests given to the engine at a time. None: twice the `max_num_seqs` of all its data-parallel ranks;
+    256 of a server."""
     retry_errors: bool = False
     ray: int | None = None
     """At least 1: engines on a Ray cluster. None: one engine in this machine."""

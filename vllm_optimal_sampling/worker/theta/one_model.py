@@ -195,22 +195,36 @@ class OneModelScorer(ThetaScorer):
         if apart:
             self._run_apart(runner, batch)
         self._fused = None
+        with self._loras_for_logits(runner, batch) if apart else nullcontext(), self._head_of_both(runner):
+            yield
+
+    @contextmanager
+    def _loras_for_logits(self, runner: Any, batch: InputBatch) -> Iterator[None]:
+        """The adapters of the head's rows, after forwards of theta's own; then the step's again, as vLLM had set them."""
+        if self.lora_config is None or not len(self._sampled(batch)):
+            yield
+            return
+        # Also where none of theta's rows is wanted, in the middle of a prompt: those of the teacher still are.
+        rows = self._loras_of_logits(batch, sum(len(slots) for _, slots, _ in self._wanted))
+        runner.set_loras_of_rows(rows, rows, self._adapters(runner, batch))
+        yield
+        # Logits of prompts may still be wanted.
+        inputs = runner.lora_state.make_lora_inputs(batch.req_ids, batch.idx_mapping_np, batch.num_scheduled_tokens)
+        runner.set_loras_of_rows(*inputs)
+
+    @contextmanager
+    def _head_of_both(self, runner: Any) -> Iterator[None]:
+        """The runner's head computes theta's wanted logits too."""
         if not self._wanted:
             yield
             return
         hidden_states, slots, drafts = (torch.cat(parts) for parts in zip(*self._wanted, strict=True))
-        if apart and self.lora_config is not None:
-            rows = self._loras_of_logits(batch, len(slots))
-            runner.set_loras_of_rows(rows, rows, self._adapters(runner, batch))
         model = runner.model
         runner.model = _Logits(model, hidden_states, lambda logits: self._keep(logits, slots, drafts))
         try:
             yield
         finally:
             runner.model = model
-        if apart and self.lora_config is not None:  # as vLLM had it: logits of prompts may still be wanted
-            inputs = runner.lora_state.make_lora_inputs(batch.req_ids, batch.idx_mapping_np, batch.num_scheduled_tokens)
-            runner.set_loras_of_rows(*inputs)
 
     def release(self) -> None:
         clear_layer_kv_caches(self.layers[twin] for twin in self.twins.values())
