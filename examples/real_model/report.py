@@ -107,8 +107,8 @@ def pilot_state(results: Results) -> str:
         theta, teacher = (f"{gate[who]['right']} of {gate[who]['problems']}" for who in ("theta", "teacher"))
         verdict = "passes" if gate["passes"] else "fails"
         return (
-            f"In the pilot on two cores the second teacher, trained with the worked solution in its prompt, **{verdict} the gate**: "
-            f"{teacher} texts are right, of theta's {theta}."
+            f"In the pilot on two cores the second teacher, trained with the worked solution in its prompt, "
+            f"**{verdict} the gate**: {teacher} texts are right, of theta's {theta}."
         )
     who = "teacher" if stages["teacher"] else "theta"
     if not stages[who]:
