@@ -46,12 +46,13 @@ def _apply(module: ModuleType) -> None:
         for name in path:
             owner = getattr(owner, name)
         original = vars(owner)[attribute]
-        # A module that imports a function after it was patched has the replacement already.
-        if not vars(original).get("is_patched", False) if hasattr(original, "__dict__") else True:
-            replacement = patch.wrap(original)
-            if not isinstance(replacement, property):
-                replacement.is_patched = True
-            setattr(owner, attribute, replacement)
+        # A module that imports a function after it was patched has the replacement already. Properties have no `__dict__`.
+        if "is_patched" in getattr(original, "__dict__", {}):
+            continue
+        replacement = patch.wrap(original)
+        if not isinstance(replacement, property):
+            replacement.is_patched = True
+        setattr(owner, attribute, replacement)
 
 
 class _PatchingLoader(importlib.abc.Loader):
