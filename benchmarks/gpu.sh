@@ -4,12 +4,13 @@
 #   benchmarks/gpu.sh 1     are kernels and rows right there; Qwen2.5 3B with 1.5B, by drafts and batch; the kernel's times;
 #                           3B as its own theta, and with 1.5B as a theta that scores
 #   benchmarks/gpu.sh 2     7B with 0.5B; vLLM's own draft model; the example pair, also as its own theta; 7B as its own theta;
-#                           the sanitizer
+#                           the tests that start engines of their own; the sanitizer
 #   SMALL=1 benchmarks/gpu.sh 1|2     tiny shapes, on a CPU too: shows that every part runs, and measures nothing
 #
 # Engines start side by side, and the checks run meanwhile; then the machine is quiet, and the kernel and each program's
-# engines are timed one after the other; those of self-distillation start when the others are gone. A part that fails says so, and the others go on. Results and logs are written as it
-# goes, to RESULTS (benchmarks/results) and STATE (build/gpu): what an interruption leaves behind can be read.
+# engines are timed one after the other; those of self-distillation start when the others are gone. A part that fails says
+# so, and the others go on. Results and logs are written as it goes, to RESULTS (benchmarks/results) and STATE (build/gpu):
+# what an interruption leaves behind can be read.
 #
 # vLLM, torch, transformers and pytest must be importable by $PYTHON (python3); the package is installed in place, without its
 # requirements, if it is not. LIMIT (470) seconds in all. The engines of a call take 65 GiB together.
@@ -31,7 +32,7 @@ stop() { echo "gpu.sh: $*" >&2; exit 1; }
 say() { echo "[$SECONDS s] $*"; }
 left() { echo $((LIMIT - SECONDS > 1 ? LIMIT - SECONDS : 1)); }
 
-case $CALL in 1 | 2) ;; *) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 2 ;; esac
+case $CALL in 1 | 2) ;; *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 2 ;; esac
 
 # 1. What has to be there. One sentence for what is not.
 export VLLM_USE_V2_MODEL_RUNNER=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_USE_FLASHINFER_SAMPLER=0
@@ -90,7 +91,8 @@ check() { # check NAME COMMAND...: runs while engines start
 # 2. Engines side by side, and what is checked meanwhile.
 programs=()
 checks=()
-tests="$PYTHON -m pytest -q -p no:cacheprovider"
+tests="$PYTHON -m pytest -q -p no:cacheprovider --durations=20"
+engine_each="scores_in_pieces or changes_no_token" # tests that start engines of their own, too many for one call
 inductor=--inductor suffix=-inductor
 if [ -n "$SMALL" ]; then
   pairs=("${PAIR:-random-tiny}" "${PAIR:-random-tiny}")
@@ -113,7 +115,7 @@ if [ "$CALL" = 1 ]; then
     check kernel-tests $tests tests/kernels/test_mix.py tests/engine/test_relaxed_top_p.py
     check row-tests $tests tests/engine/test_rows.py tests/engine/test_scoring.py -m "not full"
   fi
-  check gpu-tests $tests tests/engine/test_gpu.py
+  check gpu-tests $tests tests/engine/test_gpu.py -k "not ($engine_each)"
 elif [ -n "$SMALL" ]; then
   engines "speed-${pairs[0]}" speed.py --pair "${pairs[0]}" --acceptance $rates --engines $several --batches $batches \
     --max-tokens $tokens --profile $batches
@@ -126,6 +128,7 @@ else
     --output "$RESULTS/example-pair-self.json"
 fi
 if [ "$CALL" = 2 ]; then
+  check gpu-tests $tests tests/engine/test_gpu.py -k "$engine_each"
   check example-pair "$PYTHON" benchmarks/example_pair.py --problems $problems --output "$RESULTS/example-pair.json"
 fi
 say "started: ${programs[*]}; checks: ${checks[*]}"

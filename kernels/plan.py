@@ -47,9 +47,10 @@ def scheduled(start, end, progress):
     return tl.where(progress <= 0.0, start, tl.where(progress >= 1.0, end, between))
 
 
-# Calls take any slice of a step's rows: neither their number nor the alignment of a slice is worth a compilation.
+# Calls take any slice of a step's rows: neither their number nor the alignment of a slice is worth a compilation, and neither
+# are the numbers of requests and drafts of an engine.
 @triton.jit(
-    do_not_specialize=["num_rows"],
+    do_not_specialize=["num_rows", "num_slots", "num_positions"],
     do_not_specialize_on_alignment=["slots_ptr", "draft_positions_ptr", "token_positions_ptr"],
 )
 def plan_kernel(
