@@ -1,7 +1,7 @@
 """One call of the mix on a list of pairs, with the settings of each."""
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from adversarial_rows import Pair
@@ -9,20 +9,10 @@ from vllm_optimal_sampling.kernels import Method, MixRecord, MixScratch, MixSett
 from vllm_optimal_sampling.kernels.mix import launch
 from vllm_optimal_sampling.kernels.scratch import LaunchShape
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-"""Where kernels are tested. What is compared with float64 lies in the CPU's memory."""
-
-Held = TypeVar("Held", MixRecord, MixSettings)
-
-
-def moved(held: Held, device: torch.device | str) -> Held:
-    """A record or settings whose tensors lie on the device."""
-    return type(held)(**{name: tensor.to(device) for name, tensor in vars(held).items()})
-
 
 @dataclass(frozen=True)
 class Mixed:
-    """What a call left, in the CPU's memory: rows `[n, V_t]`, and the record, whose entry [i, 0] belongs to pair i."""
+    """What a call left: rows `[n, V_t]`, and the record, whose entry [i, 0] belongs to pair i."""
 
     rows: torch.Tensor
     record: MixRecord
@@ -39,23 +29,23 @@ def mix(
 ) -> Mixed:
     """Mix pair i in slot i. The method and the `settings` go to every slot, or hold one entry for each."""
     n = len(pairs)
-    rows = torch.stack([teacher for teacher, _ in pairs]).to(DEVICE)
-    theta = torch.stack([theta for _, theta in pairs]).to(DEVICE, theta_dtype)[:, None, :].contiguous()
-    asked = MixSettings.allocate(n, DEVICE)
+    rows = torch.stack([teacher for teacher, _ in pairs])
+    theta = torch.stack([theta for _, theta in pairs]).to(theta_dtype)[:, None, :].contiguous()
+    asked = MixSettings.allocate(n, "cpu")
     asked.first_position.zero_()
     asked.method[:] = method
     for name, value in settings.items():
         getattr(asked, name)[:] = value
-    record = MixRecord.allocate(n, 1, DEVICE)
-    slots = torch.arange(n, dtype=torch.int32, device=DEVICE)
-    zeros = torch.zeros_like(slots)
-    scratch = MixScratch.allocate(max(n, 64), max(rows.shape[1], 4096), DEVICE)
+    record = MixRecord.allocate(n, 1, "cpu")
+    slots = torch.arange(n, dtype=torch.int32)
+    zeros = torch.zeros(n, dtype=torch.int32)
+    scratch = MixScratch.allocate(max(n, 64), max(rows.shape[1], 4096), "cpu")
     arguments = (rows, theta, slots, zeros, zeros.long(), asked, record, scratch)
     if shape is None:
         mix_(*arguments)
     else:
         launch(*arguments, shape)
-    return Mixed(rows.cpu(), moved(record, "cpu"), moved(asked, "cpu"))
+    return Mixed(rows, record, asked)
 
 
 def references(pairs: list[Pair], method: Method = Method.KL_SYMMETRY, **settings: Any) -> list[reference.Mixture]:

@@ -316,7 +316,7 @@ def judge(
 ) -> Verdict:
     """Mix the rows in one call and compare them with float64. `settings` are those that `truth` takes.
 
-    `shape` is of Triton's interpreter, whose programs hold many rows; a GPU has its own.
+    `shape` is for Triton's interpreter, whose programs hold up to a thousand rows; a GPU has its own.
     A row whose nucleus can be another one is right.
     """
     limits = {"support_top_k": support_top_k, "support_top_p": support_top_p}

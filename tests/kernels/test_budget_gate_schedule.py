@@ -134,23 +134,22 @@ def test_split_rows_give_the_same(method: Method) -> None:
 def test_methods_side_by_side_in_one_batch() -> None:
     """Every slot has its own method, budget and schedule; each row is what it would be alone."""
     names, pairs = named_pairs()
-    rows = torch.stack([teacher for teacher, _ in pairs]).to(call.DEVICE)
-    theta = torch.stack([theta for _, theta in pairs]).to(call.DEVICE)[:, None, :]
+    rows = torch.stack([teacher for teacher, _ in pairs])
+    theta = torch.stack([theta for _, theta in pairs])[:, None, :]
     n = len(pairs)
-    settings, record = MixSettings.allocate(n, call.DEVICE), MixRecord.allocate(n, 1, call.DEVICE)
+    settings, record = MixSettings.allocate(n, "cpu"), MixRecord.allocate(n, 1, "cpu")
     settings.first_position.zero_()
     methods = [list(Method)[i % len(Method)] for i in range(n)]
     budgets = [BUDGETS[i % len(BUDGETS)] for i in range(n)]
     settings.method.copy_(torch.tensor(methods))
     settings.kl_budget.copy_(torch.tensor(budgets))
     settings.alpha.fill_(0.3)
-    slots = torch.arange(n, dtype=torch.int32, device=call.DEVICE)
-    zeros, scratch = torch.zeros_like(slots), MixScratch.allocate(n, VOCAB, call.DEVICE)
-    mix_(rows, theta, slots, zeros, zeros.long(), settings, record, scratch)
-    rows, record, settings = rows.cpu(), call.moved(record, "cpu"), call.moved(settings, "cpu")
+    slots, zeros = torch.arange(n, dtype=torch.int32), torch.zeros(n, dtype=torch.int32)
+    mix_(rows, theta, slots, zeros, zeros.long(), settings, record, MixScratch.allocate(n, VOCAB, "cpu"))
+    mixed = call.Mixed(rows, record, settings)
     for method in Method:
         chosen = [i for i in range(n) if methods[i] == method]
-        part = call.Mixed(rows[chosen], MixRecord(**{k: v[chosen] for k, v in vars(record).items()}), settings)
+        part = call.Mixed(rows[chosen], MixRecord(**{k: v[chosen] for k, v in vars(record).items()}), mixed.settings)
         expected = [reference.mix(*pairs[i], method, alpha=0.3, kl_budget=settings.kl_budget[i].item()) for i in chosen]
         check(part, [pairs[i] for i in chosen], expected, [names[i] for i in chosen], method)
 
@@ -168,17 +167,15 @@ def scheduled_rows(positions: list[int], method: Method, **settings: float) -> t
     """One row of the same pair at each token position."""
     _, (pair,) = named_pairs("ordinary")
     n = len(positions)
-    rows, theta = (row.to(call.DEVICE).repeat(n, 1) for row in pair)
-    asked, record = MixSettings.allocate(n, call.DEVICE), MixRecord.allocate(n, 1, call.DEVICE)
+    rows, theta = pair[0].repeat(n, 1), pair[1].repeat(n, 1)[:, None, :]
+    asked, record = MixSettings.allocate(n, "cpu"), MixRecord.allocate(n, 1, "cpu")
     asked.first_position.zero_()
     asked.method.fill_(method)
     for name, value in settings.items():
         getattr(asked, name).fill_(value)
-    slots = torch.arange(n, dtype=torch.int32, device=call.DEVICE)
-    zeros, scratch = torch.zeros_like(slots), MixScratch.allocate(n, VOCAB, call.DEVICE)
-    token_positions = torch.tensor(positions, device=call.DEVICE)
-    mix_(rows, theta[:, None, :], slots, zeros, token_positions, asked, record, scratch)
-    return call.Mixed(rows.cpu(), call.moved(record, "cpu"), call.moved(asked, "cpu")), [pair] * n
+    slots, zeros = torch.arange(n, dtype=torch.int32), torch.zeros(n, dtype=torch.int32)
+    mix_(rows, theta, slots, zeros, torch.tensor(positions), asked, record, MixScratch.allocate(n, VOCAB, "cpu"))
+    return call.Mixed(rows, record, asked), [pair] * n
 
 
 @pytest.mark.parametrize("name", ENDS)

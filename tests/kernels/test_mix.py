@@ -242,17 +242,15 @@ class TestAddressing:
 
     def setup_method(self) -> None:
         generator = torch.Generator().manual_seed(5)
-        theta = torch.randn(self.NUM_SLOTS, self.NUM_POSITIONS, self.V, generator=generator) * 3
-        teacher = torch.randn(10, self.V, generator=generator) * 3
-        slots = torch.tensor([3, 0, 3, -1, 1, 7, 2, 4, 2, 0], dtype=torch.int32)
-        draft_positions = torch.tensor([2, 0, 0, 0, 1, 1, 2, 0, -1, 3], dtype=torch.int32)
-        self.theta, self.teacher = theta.to(call.DEVICE), teacher.to(call.DEVICE)
-        self.slots, self.draft_positions = slots.to(call.DEVICE), draft_positions.to(call.DEVICE)
-        self.token_positions = torch.tensor([10, 10, 10, 10, 10, 10, 9, 10, 10, 10], device=call.DEVICE)
-        self.settings = MixSettings.allocate(self.NUM_SLOTS, call.DEVICE)
+        self.theta = torch.randn(self.NUM_SLOTS, self.NUM_POSITIONS, self.V, generator=generator) * 3
+        self.teacher = torch.randn(10, self.V, generator=generator) * 3
+        self.slots = torch.tensor([3, 0, 3, -1, 1, 7, 2, 4, 2, 0], dtype=torch.int32)
+        self.draft_positions = torch.tensor([2, 0, 0, 0, 1, 1, 2, 0, -1, 3], dtype=torch.int32)
+        self.token_positions = torch.tensor([10, 10, 10, 10, 10, 10, 9, 10, 10, 10])
+        self.settings = MixSettings.allocate(self.NUM_SLOTS, "cpu")
         self.settings.first_position[:4] = 10
-        self.record = MixRecord.allocate(self.NUM_SLOTS, self.NUM_POSITIONS, call.DEVICE)
-        self.scratch = MixScratch.allocate(16, 4096, call.DEVICE)
+        self.record = MixRecord.allocate(self.NUM_SLOTS, self.NUM_POSITIONS, "cpu")
+        self.scratch = MixScratch.allocate(16, 4096, "cpu")
 
     def mix(self, teacher: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
         mix_(
@@ -273,8 +271,8 @@ class TestAddressing:
     def check(self, rows: torch.Tensor) -> None:
         for i in self.MIXED:
             theta = self.theta[self.slots[i], self.draft_positions[i]]
-            expected = reference.mix(self.teacher[i].cpu(), theta.cpu())
-            assert call.total_variation(rows[i].cpu(), expected.log_q) < tolerances.TOTAL_VARIATION, i
+            expected = reference.mix(self.teacher[i], theta)
+            assert call.total_variation(rows[i], expected.log_q) < tolerances.TOTAL_VARIATION, i
         for i in self.LEFT:
             assert torch.equal(rows[i], self.teacher[i]), i
 
@@ -282,10 +280,9 @@ class TestAddressing:
         self.check(self.mix(self.teacher.clone(), self.theta))
 
     def test_rows_of_strided_buffers(self) -> None:
-        rows = torch.full((10, 2, self.V + 5), 7.0, device=call.DEVICE)[:, 0, 3 : 3 + self.V]
+        rows = torch.full((10, 2, self.V + 5), 7.0)[:, 0, 3 : 3 + self.V]
         rows.copy_(self.teacher)
-        memory = torch.full((self.NUM_POSITIONS, self.NUM_SLOTS, self.V + 3), 7.0, device=call.DEVICE)
-        theta = memory.transpose(0, 1)[..., 2 : 2 + self.V]
+        theta = torch.full((self.NUM_POSITIONS, self.NUM_SLOTS, self.V + 3), 7.0).transpose(0, 1)[..., 2 : 2 + self.V]
         theta.copy_(self.theta)
         self.check(self.mix(rows, theta))
         beyond = rows.as_strided((10, 2), (rows.stride(0), 1), rows.storage_offset() + self.V)
@@ -295,7 +292,7 @@ class TestAddressing:
         whole = self.mix(self.teacher.clone(), self.theta)
         record = self.record
         chunked = self.teacher.clone()
-        self.record = MixRecord.allocate(self.NUM_SLOTS, self.NUM_POSITIONS, call.DEVICE)
+        self.record = MixRecord.allocate(self.NUM_SLOTS, self.NUM_POSITIONS, "cpu")
         for start in (0, 4, 8):
             part = slice(start, start + 4)
             mix_(

@@ -15,17 +15,16 @@ NAMES = ["ordinary", "far", "near_one_hot", "disjoint_peaks", "grammar_10", "min
 
 def ask(mixed: call.Mixed, pairs: list[call.Pair], token: int, teacher_dtype: torch.dtype = torch.float32) -> MixRecord:
     n = len(pairs)
-    slots = torch.arange(n, dtype=torch.int32, device=call.DEVICE)
-    record = call.moved(mixed.record, call.DEVICE)
+    slots = torch.arange(n, dtype=torch.int32)
     token_logprobs(
-        torch.full((n,), token, dtype=torch.int64, device=call.DEVICE),
-        torch.stack([teacher for teacher, _ in pairs]).to(call.DEVICE, teacher_dtype),
-        torch.stack([theta for _, theta in pairs]).to(call.DEVICE)[:, None, :].contiguous(),
+        torch.full((n,), token, dtype=torch.int64),
+        torch.stack([teacher for teacher, _ in pairs]).to(teacher_dtype),
+        torch.stack([theta for _, theta in pairs])[:, None, :].contiguous(),
         slots,
         torch.zeros_like(slots),
-        record,
+        mixed.record,
     )
-    return call.moved(record, "cpu")
+    return mixed.record
 
 
 @pytest.mark.parametrize("support", [{}, {"support_top_k": 20, "support_top_p": 0.9}], ids=["whole", "restricted"])

@@ -17,17 +17,16 @@ K = 20
 
 
 def written(mixed: call.Mixed, pairs: list[call.Pair], k: int = K) -> TopTokens:
-    teacher, theta = (torch.stack(rows) for rows in zip(*pairs, strict=True))
-    return written_by(mixed, teacher, theta[:, None, :].contiguous(), k)
-
-
-def written_by(mixed: call.Mixed, teacher: torch.Tensor, theta: torch.Tensor, k: int) -> TopTokens:
-    top = TopTokens.allocate(len(teacher), 1, k, call.DEVICE)
-    slots = torch.arange(len(teacher), dtype=torch.int32, device=call.DEVICE)
-    record = call.moved(mixed.record, call.DEVICE)
-    top.write(teacher.to(call.DEVICE), theta.to(call.DEVICE), slots, torch.zeros_like(slots), record)
-    on_host = {name: tensor.cpu() for name, tensor in vars(top).items()}
-    return TopTokens(**on_host)
+    top = TopTokens.allocate(len(pairs), 1, k, torch.device("cpu"))
+    slots = torch.arange(len(pairs), dtype=torch.int32)
+    top.write(
+        torch.stack([teacher for teacher, _ in pairs]),
+        torch.stack([theta for _, theta in pairs])[:, None, :].contiguous(),
+        slots,
+        torch.zeros_like(slots),
+        mixed.record,
+    )
+    return top
 
 
 def is_close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
@@ -75,7 +74,9 @@ def test_the_whole_row_sums_to_one_whatever_the_number_of_rows() -> None:
 def test_a_theta_with_fewer_tokens() -> None:
     teacher, theta = families(VOCAB)["ordinary"][0]
     mixed = call.mix([(teacher, torch.cat([theta[:290], torch.full((11,), -torch.inf)]))])
-    top = written_by(mixed, teacher[None], theta[None, None, :290].contiguous(), VOCAB)
+    top = TopTokens.allocate(1, 1, VOCAB, torch.device("cpu"))
+    zero = torch.zeros(1, dtype=torch.int32)
+    top.write(teacher[None], theta[None, None, :290].contiguous(), zero, zero, mixed.record)
     behind = top.token_ids[0, 0] >= 290
     assert behind.sum() == 11 and (top.logprob[0, 0][behind] == -torch.inf).all()
     assert (top.theta_logprob[0, 0][behind] == -torch.inf).all()

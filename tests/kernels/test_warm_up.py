@@ -5,18 +5,16 @@ import importlib
 import pytest
 import torch
 import triton
-from call import DEVICE
 from vllm_optimal_sampling.kernels import MixRecord, MixScratch, MixSettings, warm_up
 from vllm_optimal_sampling.kernels.scratch import LaunchShape
 
 
 def test_nothing_is_written() -> None:
-    settings, record = MixSettings.allocate(3, DEVICE), MixRecord.allocate(3, 2, DEVICE)
+    settings, record = MixSettings.allocate(3, "cpu"), MixRecord.allocate(3, 2, "cpu")
     settings.first_position.zero_()
     for tensor in vars(record).values():
         tensor.fill_(1)
-    theta = torch.zeros(3, 2, 64, device=DEVICE)
-    warm_up(64, theta, settings, record, MixScratch.allocate(8, 64, DEVICE), torch.bfloat16)
+    warm_up(64, torch.zeros(3, 2, 64), settings, record, MixScratch.allocate(8, 64, "cpu"), torch.bfloat16)
     assert all((tensor == 1).all() for tensor in vars(record).values())
 
 
@@ -31,9 +29,8 @@ def test_every_number_of_splits_is_launched(vocab: int, monkeypatch: pytest.Monk
     monkeypatch.setattr(
         LaunchShape, "choose", lambda rows, vocab, *, interpreted: choose(rows, vocab, interpreted=False)
     )
-    settings, record = MixSettings.allocate(1, DEVICE), MixRecord.allocate(1, 1, DEVICE)
-    theta = torch.zeros(1, 1, vocab, device=DEVICE)
-    warm_up(vocab, theta, settings, record, MixScratch.allocate(2000, vocab, DEVICE))
+    settings, record = MixSettings.allocate(1, "cpu"), MixRecord.allocate(1, 1, "cpu")
+    warm_up(vocab, torch.zeros(1, 1, vocab), settings, record, MixScratch.allocate(2000, vocab, "cpu"))
     compiled = {triton.next_power_of_2(shape.splits) for shape in launched}
     needed = {triton.next_power_of_2(choose(rows, vocab, interpreted=False).splits) for rows in range(1, 2001)}
     assert compiled == needed
