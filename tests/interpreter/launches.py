@@ -43,7 +43,7 @@ def blocks(dtype: torch.dtype, apart: int, random: torch.Generator) -> torch.Ten
     kept = torch.rand(4, 1024, generator=random) < torch.tensor([[0.5], [1.0], [1.0], [0.0]])
     out = torch.zeros(4, 1024)
     blocks_kernel[(1,)](x, kept, out, apart, ROWS=4, SIZE=1024)
-    return out
+    return torch.where(out.isnan(), torch.nan, out)  # of two nan an addition may give either
 
 
 def digest(*outputs: torch.Tensor) -> str:

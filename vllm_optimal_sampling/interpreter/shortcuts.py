@@ -150,7 +150,8 @@ def take() -> bool:
 
     semantics.broadcast_impl_value = broadcast_impl_value
 
-    constants: dict[tuple[float, Any], Any] = {}
+    # Of a number beside a float the type is known, and the number is made a tensor anew each time.
+    constants: dict[tuple[float, float, str], Any] = {}
 
     def constant(self: Any, value: Any, dtype: Any) -> Any:
         if type(value) is tl.constexpr:
@@ -158,11 +159,12 @@ def take() -> bool:
         is_number = type(value) in (int, float) and value == value
         if not is_number or type(dtype) is not tl.dtype or dtype not in floats:
             return None
-        found = constants.get((value, dtype.name))
+        key = value, math.copysign(1.0, value), dtype.name  # 0.0 == -0.0
+        found = constants.get(key)
         if found is None:
             if len(constants) >= MOST_CONSTANTS:
                 constants.clear()
-            found = constants[value, dtype.name] = self.scalar_constant(value, dtype)
+            found = constants[key] = self.scalar_constant(value, dtype)
         return found
 
     check_types = semantics.binary_op_type_checking_impl
