@@ -207,7 +207,8 @@ class ScoringPass:
         )
         self.inputs.set_positions(buffers.positions[:num_tokens_padded], teachers_positions)
         self.block_tables.null_before_windows(query_start_loc, buffers.positions, num_reqs)
-        if self.device.type == "cpu" and rows.lengths.min() == rows.lengths.max() == 1:
+        one_each = rows.lengths.min() == rows.lengths.max() == 1 and num_tokens_padded == num_reqs_padded
+        if one_each and self.device.type == "cpu":
             # Triton's interpreter pays for each program, and this is one for all rows: 1 ms instead of 8.
             slot_mappings = self.block_tables.compute_decode_slots(buffers.positions, num_tokens_padded)
         else:
