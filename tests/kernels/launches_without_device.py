@@ -7,13 +7,14 @@ Run without TRITON_INTERPRET.
 
 import json
 import sys
+import threading
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from driver_without_device import DriverWithoutDevice, types_of
-from vllm_optimal_sampling.kernels import MixRecord, MixScratch, MixSettings, mix_
+from vllm_optimal_sampling.kernels import MixRecord, MixScratch, MixSettings, mix_, warm_up
 from vllm_optimal_sampling.kernels.mix import INTERPRETED, Rows, launches, variant_of
 from vllm_optimal_sampling.kernels.prepared_launch import Launch, PreparedLaunch, current_device
 from vllm_optimal_sampling.kernels.scratch import LaunchShape
@@ -94,6 +95,22 @@ def calls_of_mix(driver: DriverWithoutDevice) -> dict[str, Any]:
     return found
 
 
+def compiled(driver: DriverWithoutDevice) -> dict[str, list[tuple[str, bool]]]:
+    """The kernels that the warm-up had compiled, and that a call after it had, and whether its thread waited for that."""
+    calls = Calls(driver)
+    rest = (calls.settings, calls.record, calls.scratch)
+    kernels: list[tuple[str, bool]] = []
+    triton.knobs.compilation.listener = lambda *, src, **_: kernels.append(
+        (src.name, threading.current_thread() is threading.main_thread())
+    )
+    warm_up(VOCAB, rows(1).theta_logits, *rest)
+    found = {"warm-up": list(kernels)}
+    kernels.clear()
+    mix_(*rows(MOST_ROWS), *rest)
+    triton.knobs.compilation.listener = None
+    return found | {"call": kernels}
+
+
 def new_variants(driver: DriverWithoutDevice) -> dict[str, bool]:
     """Whether a call is told apart from one that was made, so that Triton is asked about it. Nothing is launched."""
     calls = Calls(driver)
@@ -140,7 +157,13 @@ def refusals() -> dict[str, bool]:
 
 def main() -> None:
     driver = DriverWithoutDevice.install()
-    json.dump({"mix": calls_of_mix(driver), "new": new_variants(driver), "can_change": refusals()}, sys.stdout)
+    found = {
+        "compiled": compiled(driver),
+        "mix": calls_of_mix(driver),
+        "new": new_variants(driver),
+        "can_change": refusals(),
+    }
+    json.dump(found, sys.stdout)
 
 
 if __name__ == "__main__":

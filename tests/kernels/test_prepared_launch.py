@@ -39,6 +39,12 @@ def test_the_installed_triton_is_known() -> None:
     assert is_known_triton(), f"run this file with the installed Triton, then widen TESTED_TRITON = {TESTED_TRITON}"
 
 
+def test_the_warm_up_compiles_kernels_side_by_side(found: dict[str, Any]) -> None:
+    names = {f"{name}_kernel" for name in ("plan", "read", "refine", "settle", "write")}
+    assert sorted(found["compiled"]["warm-up"]) == sorted([name, False] for name in names)
+    assert found["compiled"]["call"] == []
+
+
 def test_prepared_launches_are_tritons(found: dict[str, Any]) -> None:
     for name, call in found["mix"].items():
         assert call["prepared"] == KERNELS, name
