@@ -11,9 +11,10 @@ from vllm.lora.request import LoRARequest
 
 from support.adapters import save_adapter, save_merged
 from support.cases import KL_SYMMETRY, Case, mixed_batch
-from support.engines import scoring_options
+from support.engines import find_runner, scoring_options
 from support.reference_models import Reference, greedy_tokens
 from support.scored_steps import FEW_TOKENS, audited, check_greedy
+from vllm_optimal_sampling.worker.theta.one_model import THETA_LORA_ID
 
 SAMPLER_ARGUMENTS = ("dtype", "enforce_eager", "max_model_len", "max_num_seqs", "kv_cache_memory_bytes", "block_size")
 
@@ -58,6 +59,10 @@ def test_adapters_of_requests_are_the_teachers(
     audited(llm, reference, mixed_batch(seed=63, long=70), max_tokens=8, lora_request=lora)
     plain = Reference(pair[0], adapters["second_merged"])
     audited(llm, plain, mixed_batch(seed=63, long=70)[:6], max_tokens=4)
+    runner = find_runner(llm)
+    with runner.theta.capturing(runner):  # on a GPU, where vLLM then lets go of every adapter
+        runner.maybe_remove_all_loras(runner.lora_config)
+    assert runner.list_loras() == {THETA_LORA_ID}, "the first step would read it from the disk"
 
 
 def test_adapters_of_requests_beside_a_theta_without_one(
