@@ -77,8 +77,8 @@ def mirrored_reading(
 
 
 @triton.jit
-def inverse_cubic(a, b, off_a, off_b, rise_a, rise_b):
-    """[ROWS]: where alpha as a cubic of F, from its values and slopes at both ends, has F = 0; else where `newton` goes."""
+def inverse_cubic(a, b, off_a, off_b, rise_a, rise_b, otherwise):
+    """[ROWS]: where alpha as a cubic of F, from its values and slopes at both ends, has F = 0; else `otherwise`."""
     growth = off_b - off_a
     rising = (growth > 0.0) & (rise_a > 0.0) & (rise_b > 0.0)
     t = -off_a / tl.where(growth > 0.0, growth, 1.0)
@@ -86,7 +86,7 @@ def inverse_cubic(a, b, off_a, off_b, rise_a, rise_b):
     tangent_b = growth / tl.where(rising, rise_b, 1.0)
     step_to = a + (b - a) * t * t * (3.0 - 2.0 * t) + t * (1.0 - t) * (tangent_a * (1.0 - t) - tangent_b * t)
     good = rising & (step_to > a) & (step_to < b)
-    return tl.where(good, step_to, newton(a, b, off_a, off_b, rise_a, rise_b))
+    return tl.where(good, step_to, otherwise)
 
 
 @triton.jit
@@ -153,11 +153,8 @@ def ess_balance_alpha(
     which = tl.arange(0, 2)[None, None, :]
     while (tl.max(still_open.to(tl.int32), axis=0) > 0) & (rounds < MOST_ROUNDS):
         begun = still_open & (rounds > 0)
-        step_to = tl.where(
-            begun,
-            newton(a, b, off_a, off_b, rise_a, rise_b),
-            inverse_cubic(a, b, off_a, off_b, rise_a, rise_b),
-        )
+        by_newton = newton(a, b, off_a, off_b, rise_a, rise_b)
+        step_to = tl.where(begun, by_newton, inverse_cubic(a, b, off_a, off_b, rise_a, rise_b, by_newton))
         near = tl.where(begun | hazy, (b - a) * NEAR, CLOSES * CLOSED / (1.0 + divergences))
         tried = tried_at(pair, a, b, step_to, near)
         alphas = tried_at(of_pair, a, b, step_to, near)

@@ -54,6 +54,21 @@ def test_prepared_launches_are_tritons(found: dict[str, Any]) -> None:
         assert call["again"] == call["plain"], name
 
 
+@pytest.mark.parametrize("name", ["tally", "token_logprobs", "relax_top_p_", "relax_top_p_ with top-k"])
+def test_other_kernels_are_launched_as_triton_would(found: dict[str, Any], name: str) -> None:
+    call = found["others"][name]
+    assert call["is_prepared"]
+    # The second call has more rows elsewhere; the third has rows that 16 does not divide, on which Triton compiles again.
+    assert call["kinds"] == [1, 1, 2]
+    for plain, first, again in call["calls"]:
+        assert len(plain) == 1
+        assert first == plain
+        assert again == plain
+    few, more, _ = (plain[0] for plain, _, _ in call["calls"])
+    assert few[0] == more[0]
+    assert few != more
+
+
 def test_calls_differ_where_they_should(found: dict[str, Any]) -> None:
     rows, more, others, device = found["mix"].values()
     assert [call["was_new"] for call in (rows, more, others, device)] == [True, False, True, True]
