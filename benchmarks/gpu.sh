@@ -81,7 +81,8 @@ engines() { # engines NAME PROGRAM ARGUMENTS...: started now, timed later
   programs+=("$name")
   begin "$name" "$PYTHON" "benchmarks/$program" "$@" --gate "$STATE/$name.gate" --logs "$STATE/$name" --output "$RESULTS/$name.json"
 }
-late() { # late SECONDS NAME ARGUMENTS...: speed.py, started when the other engines have given back their memory
+late() { # late SECONDS NAME ARGUMENTS...: speed.py, if it is not done, when the other engines have given back their memory
+  [[ " ${programs[*]} " != *" $2 "* ]] || return
   [ "$(left)" -ge "$1" ] || { say "$2: $(left) s are left, too few for it"; left_out+=("$2"); return; }
   begin "$2" "$PYTHON" benchmarks/speed.py "${@:3}" --logs "$STATE/$2" --output "$RESULTS/$2.json"
   finish "$2"
@@ -114,6 +115,9 @@ fi
 # shellcheck disable=SC2086,SC2206  # lists of words
 own=(--pair "${pairs[$((CALL - 1))]}" $inductor --acceptance 0.8 --engines teacher self scored --batches $own_batches
   --max-tokens $tokens --profile $own_profile)
+# shellcheck disable=SC2206
+by_drafts=(--pair "${pairs[0]}" $inductor --acceptance 0.8 --engines $several --batches $batches --max-tokens $tokens
+  --profile $several_profile)
 # shellcheck disable=SC2086
 if [ "$CALL" = 1 ]; then
   engines "heavy-${pairs[0]}$suffix" heavy_benchmark.py --pair "${pairs[0]}" $inductor --acceptance $rates \
@@ -132,7 +136,9 @@ if [ "$CALL" = 1 ]; then
   fi
   check gpu-tests $tests tests/engine/test_gpu.py -k "not float and not ($engine_each)"
 else
-  if [ -z "$SMALL" ]; then
+  if [ -n "$SMALL" ]; then
+    engines "speed-${pairs[0]}$suffix" speed.py "${by_drafts[@]}"
+  else
     engines "heavy-${pairs[1]}$suffix" heavy_benchmark.py --pair "${pairs[1]}" $inductor --acceptance $rates \
       --configurations $more --methods teacher optimal --repeats 1
     [ "$memory" -lt 100 ] || engines "speed-${pairs[1]}-self" speed.py "${own[@]}"
@@ -170,10 +176,8 @@ for name in "${programs[@]}"; do
   finish "$name"
 done
 if [ "$CALL" = 2 ]; then
-  [[ " ${programs[*]} " = *" speed-${pairs[1]}-self "* ]] || late $own_seconds "speed-${pairs[1]}-self" "${own[@]}"
-  # shellcheck disable=SC2086
-  late $several_seconds "speed-${pairs[0]}$suffix" --pair "${pairs[0]}" $inductor --acceptance 0.8 --engines $several \
-    --batches $batches --max-tokens $tokens --profile $several_profile
+  late $own_seconds "speed-${pairs[1]}-self" "${own[@]}"
+  late $several_seconds "speed-${pairs[0]}$suffix" "${by_drafts[@]}"
 fi
 if [ "$CALL" = 2 ] && [ -z "$SMALL" ] && [ "$(left)" -gt 45 ] && command -v compute-sanitizer > /dev/null; then
   begin sanitizer timeout "$(($(left) - 10))" compute-sanitizer --tool memcheck --error-exitcode 9 "$PYTHON" benchmarks/kernel.py --check
