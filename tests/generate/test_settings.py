@@ -201,6 +201,14 @@ def test_a_machine_without_a_gpu_is_not_filled_to_the_brim() -> None:
         assert engine_args(given(engine=options)).gpu_memory_utilization == 0.7
 
 
+def test_a_machine_without_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM then looks for its model where its options are made, and for its own default where it is not told which."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert engine_args(given(teacher=str(tmp_path))).model == str(tmp_path)
+    with pytest.raises(SettingsError, match="teacher='owner/a-model-that-is-not-here' cannot be loaded"):
+        engine_args(given(teacher="owner/a-model-that-is-not-here"))
+
+
 def test_drafts_may_be_numbered_in_either_place_and_not_in_both() -> None:
     config = ["--speculative-config", '{"num_speculative_tokens": 2}']
     assert engine_args(given(engine=config)).speculative_config["num_speculative_tokens"] == 2
