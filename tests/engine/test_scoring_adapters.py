@@ -12,10 +12,11 @@ from vllm.lora.request import LoRARequest
 
 from support.adapters import TARGETS, save_adapter, save_merged
 from support.cases import KL_SYMMETRY, OPTED_OUT, Case, mixed_batch, token_ids
-from support.engines import scoring_options
+from support.engines import find_runner, scoring_options
 from support.random_models import save_model
 from support.reference_models import Reference, greedy_tokens
 from support.scored_steps import FEW_TOKENS, audited, check_greedy
+from vllm_optimal_sampling.worker.theta.one_model import THETA_LORA_ID
 
 SAMPLER_ARGUMENTS = ("dtype", "enforce_eager", "max_model_len", "max_num_seqs", "kv_cache_memory_bytes", "block_size")
 
@@ -63,6 +64,10 @@ def test_adapters_of_requests_are_the_teachers(scoring_engines: Callable[..., LL
     cases = [Case(token_ids(rng, 20), None, OPTED_OUT), Case(token_ids(rng, 300), token_ids(rng, 290), KL_SYMMETRY)]
     audited(llm, reference, cases, max_tokens=6, lora_request=lora)
     audited(llm, Reference(base, second), mixed_batch(seed=63, long=70)[:6], max_tokens=4)
+    runner = find_runner(llm)
+    with runner.theta.capturing(runner):  # on a GPU, where vLLM then lets go of every adapter
+        runner.maybe_remove_all_loras(runner.lora_config)
+    assert runner.list_loras() == {THETA_LORA_ID}, "the first step would read it from the disk"
 
 
 def test_adapters_of_requests_beside_a_theta_without_one(

@@ -206,6 +206,14 @@ def test_all_data_parallel_ranks_have_work() -> None:
     assert most_in_flight(engine_args(given(engine=options)).create_engine_config()) == 2 * 8 * 2
 
 
+def test_a_machine_without_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM then looks for its model where its options are made, and for its own default where it is not told which."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert engine_args(given(teacher=str(tmp_path))).model == str(tmp_path)
+    with pytest.raises(SettingsError, match="teacher='owner/a-model-that-is-not-here' cannot be loaded"):
+        engine_args(given(teacher="owner/a-model-that-is-not-here"))
+
+
 def test_drafts_may_be_numbered_in_either_place_and_not_in_both() -> None:
     config = ["--speculative-config", '{"num_speculative_tokens": 2}']
     assert engine_args(given(engine=config)).speculative_config["num_speculative_tokens"] == 2

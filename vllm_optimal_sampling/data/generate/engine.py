@@ -41,15 +41,17 @@ def engine_args(settings: Settings) -> Any:
             raise SettingsError(f"neither this command nor vLLM's engine takes these options: {message}")
 
     parser = AsyncEngineArgs.add_cli_args(Parser(add_help=False))
+    if any(word.partition("=")[0] == "--model" for word in settings.engine):
+        raise SettingsError("--model is vLLM's name for what is --teacher here; drop it")
     try:
-        arguments = AsyncEngineArgs.from_cli_args(parser.parse_args(list(settings.engine)))
+        # With HF_HUB_OFFLINE vLLM looks for the model here already, and for one of its own where none is named.
+        arguments = AsyncEngineArgs.from_cli_args(parser.parse_args(["--model", settings.teacher, *settings.engine]))
+    except OSError as error:
+        raise SettingsError(f"teacher={settings.teacher!r} cannot be loaded: {error}") from None
     except (argparse.ArgumentTypeError, ValueError) as error:
         if isinstance(error, SettingsError):
             raise
         raise SettingsError(f"vLLM refuses its options {' '.join(settings.engine)!r}: {error}") from None
-    if any(word.partition("=")[0] == "--model" for word in settings.engine):
-        raise SettingsError("--model is vLLM's name for what is --teacher here; drop it")
-    arguments.model = settings.teacher
     given = {option.partition("=")[0].replace("_", "-") for option in settings.engine}
     if "--gpu-memory-utilization" not in given:
         arguments.gpu_memory_utilization = default_memory_share(arguments.gpu_memory_utilization)

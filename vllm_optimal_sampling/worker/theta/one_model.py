@@ -116,6 +116,13 @@ class OneModelScorer(ThetaScorer):
         if self.offset is not None:
             self.scoring.capture(runner.model, create_lora_capture_hook(runner.lora_config, runner))
 
+    @contextmanager
+    def capturing(self, runner: Any) -> Iterator[None]:
+        with super().capturing(runner):
+            yield
+        if self.adapter is not None:  # vLLM captures with adapters of its own, and then lets go of all
+            runner.add_lora(self.adapter)
+
     def reload_weights(self, *args: Any, **kwargs: Any) -> None:
         self.check_own_weights()
 
