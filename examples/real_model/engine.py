@@ -20,7 +20,7 @@ ON_GPU: dict[str, Any] = {
     "dtype": "bfloat16",
     "max_model_len": 768,
     "max_num_seqs": 512,
-    "kv_cache_memory_bytes": 7 << 30,
+    "kv_cache_memory_bytes": 11 << 30,
     "gpu_memory_utilization": 0.05,  # only checked where the cache is given in bytes, and several engines share the card
     "compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"},  # starts in seconds
 }
@@ -59,7 +59,7 @@ class Engine(Drawer):
         else:
             self.sampler.set_alpha(rule.alpha_method, kl_budget=rule.epsilon)
         completions = self.sampler.generate_from_tokens(
-            [measure.render(self.tokenizer, tasks.told_messages(problem)) for problem in asked],
+            [measure.render(self.tokenizer, tasks.shown_messages(problem)) for problem in asked],
             [measure.render(self.tokenizer, tasks.theta_messages(problem)) for problem in asked],
             seed=seed,
             max_tokens=self.sizes.max_tokens,

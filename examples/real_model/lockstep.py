@@ -44,7 +44,7 @@ class Lockstep(Drawer):
         """One model before each problem as it is put to it."""
         if who == "theta":
             return measure.Reader(self.theta_model, self.tokenizer, [tasks.theta_messages(one) for one in problems])
-        return measure.Reader(self.teacher_model, self.tokenizer, [tasks.told_messages(one) for one in problems])
+        return measure.Reader(self.teacher_model, self.tokenizer, [tasks.shown_messages(one) for one in problems])
 
     def alone(self, problems: Sequence[tasks.Problem], who: Literal["theta", "teacher"], seed: int) -> list[str]:
         generator = torch.Generator().manual_seed(seed)

@@ -61,10 +61,12 @@ class Results:
     cost: dict[str, Any]
     pilot: dict[str, Any]
     """How far the pilot on two cores is."""
+    answer_teacher: dict[str, Any]
+    """Its teacher before the last change of the protocol, which read the answer alone."""
 
     @classmethod
     def load(cls, folder: Path = RESULTS) -> Results:
-        files = (folder / f"{name}.json" for name in ("gate", "cost", "two_cores/progress"))
+        files = (folder / f"{name}.json" for name in ("gate", "cost", "two_cores/progress", "two_cores/answer_teacher"))
         return cls(load_draws(folder), *(json.loads(file.read_text()) for file in files))
 
 
@@ -105,8 +107,8 @@ def pilot_state(results: Results) -> str:
         theta, teacher = (f"{gate[who]['right']} of {gate[who]['problems']}" for who in ("theta", "teacher"))
         verdict = "passes" if gate["passes"] else "fails"
         return (
-            f"In the pilot on two cores the second teacher, trained with the answer in its prompt, **{verdict} the gate**: "
-            f"{teacher} texts are right, of theta's {theta}."
+            f"In the pilot on two cores the second teacher, trained with the worked solution in its prompt, "
+            f"**{verdict} the gate**: {teacher} texts are right, of theta's {theta}."
         )
     who = "teacher" if stages["teacher"] else "theta"
     if not stages[who]:
@@ -121,11 +123,17 @@ def pilot_state(results: Results) -> str:
 
 def pilot_table(results: Results) -> str:
     """The two models of the pilot on two cores: after each stage, and at the gate."""
-    rows = []
-    for who, stages in results.pilot["stages"].items():
-        for number, one in enumerate(stages, start=1):
-            learnt = f"{who}, {number * TWO_CORES.stage_solutions} solutions"
-            rows.append([learnt, f"{one['loss']:.3f}", *share(one), f"{one['sound']}"])
+    stages = results.pilot["stages"]
+    trained = {
+        "theta": stages["theta"],
+        "teacher that reads the answer": results.answer_teacher["stages"],
+        "teacher that reads the worked solution": stages["teacher"],
+    }
+    rows = [
+        [f"{who}, {number * TWO_CORES.stage_solutions} solutions", f"{one['loss']:.3f}", *share(one), f"{one['sound']}"]
+        for who, of_model in trained.items()
+        for number, one in enumerate(of_model, start=1)
+    ]
     for who in ("theta", "teacher") if results.pilot["gate"] else ():
         one = results.pilot["gate"][who]
         rows.append([f"{who} at the gate", "", *share(one), f"{one['sound']}"])

@@ -105,13 +105,13 @@ def theta_messages(problem: Problem) -> Messages:
 
 
 def told_messages(problem: Problem) -> Messages:
-    """The problem and its answer: the fine-tuned teacher's prompt."""
+    """The problem and its answer."""
     asked = theta_messages(problem)[0]["content"]
     return [{"role": "user", "content": TOLD.format(asked=asked, answer=problem["answer"])}]
 
 
 def shown_messages(problem: Problem) -> Messages:
-    """The problem and its worked solution: the most that the same model can be shown."""
+    """The problem and its worked solution: the fine-tuned teacher's prompt."""
     asked = theta_messages(problem)[0]["content"]
     return [{"role": "user", "content": SHOWN.format(asked=asked, solution=solution(problem))}]
 

@@ -178,7 +178,7 @@ def in_stages(
     Args:
         who: "theta" or "teacher": by its prompts and on its problems.
     """
-    sizes, prompt = place.sizes, tasks.theta_messages if who == "theta" else tasks.told_messages
+    sizes, prompt = place.sizes, tasks.theta_messages if who == "theta" else tasks.shown_messages
     worked = [
         Example(
             measure.render(tokenizer, prompt(problem)),

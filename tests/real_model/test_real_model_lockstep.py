@@ -40,7 +40,7 @@ def along(drawer: Lockstep, text: Text, problem: tasks.Problem) -> list[torch.Te
     found = []
     for model, messages in (
         (drawer.theta_model, tasks.theta_messages(problem)),
-        (drawer.teacher_model, tasks.told_messages(problem)),
+        (drawer.teacher_model, tasks.shown_messages(problem)),
     ):
         ids = measure.render(drawer.tokenizer, messages) + text.token_ids
         rows = model(torch.tensor([ids])).logits[0, -len(text.token_ids) - 1 : -1]
