@@ -26,9 +26,9 @@ THETA_MESSAGES = [{"role": "user", "content": "two and two"}]
 MAX_TOKENS = 8
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_multimodal_model(tmp_path_factory.mktemp("models") / "model", "qwen2_5_vl")
+@pytest.fixture(scope="module", params=["qwen2_5_vl", "gemma3"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_multimodal_model(tmp_path_factory.mktemp("models") / "model", request.param)
 
 
 @pytest.fixture(scope="module")

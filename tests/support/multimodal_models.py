@@ -48,6 +48,16 @@ SPECIALS = {
 }
 
 
+CHAT_TEMPLATE_OF_PARTS = (
+    "{% for message in messages %}{{ message['role'] }}: "
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{{ '<start_of_image>' if part['type'] == 'image' else part['text'] | trim }}{% endfor %}{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+"""As Gemma 3 is published, a message is a list of parts. For a template of text vLLM puts a line break behind the image, does
+not find the image again, and answers with status 500, with and without this package (`_find_mm_placeholders` in
+`gemma3_mm.py` takes three line breaks for one and two, where they are two and one)."""
+
 IDS = {family: {name: FIRST_SPECIAL + place for place, name in enumerate(names)} for family, names in SPECIALS.items()}
 """Of the tokens that stand for images and what is around them."""
 
@@ -175,6 +185,8 @@ def save_image_tokenizer(path: Path, family: str) -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(path, extra_special_tokens=names)
     tokenizer.add_tokens(["\n" * count for count in range(1, 5)])  # vLLM's Gemma 3 looks for them
     assert {name: tokenizer.convert_tokens_to_ids(token) for name, token in names.items()} == IDS[family]
+    if family == "gemma3":
+        tokenizer.chat_template = CHAT_TEMPLATE_OF_PARTS
     tokenizer.save_pretrained(path)
     return tokenizer
 
