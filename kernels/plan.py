@@ -8,8 +8,6 @@ support, balance effective sample sizes or are gated by a divergence are read he
 # What Triton compiles has no Python types.
 # mypy: disable-error-code="no-untyped-def"
 
-from typing import Any, NamedTuple
-
 import triton
 import triton.language as tl
 
@@ -25,9 +23,9 @@ from .columns import (
     store_fields,
 )
 from .divergences import divergence_sums, gated_alpha
+from .ends import lse_of, read_ends
 from .ess_balance import ess_balance_alpha
 from .support import highest_floor
-from .tilt import LN_2, log_sum_exp, tilted_sums
 
 MOST_BUDGET = tl.constexpr(1.0e30)
 """Nats. More than any divergence, and finite, so that differences are never nan."""
@@ -49,44 +47,10 @@ def scheduled(start, end, progress):
     return tl.where(progress <= 0.0, start, tl.where(progress >= 1.0, end, between))
 
 
-class Ends(NamedTuple):
-    """What one program reads of rows alone: theta's sum (alpha 0) and the teacher's (alpha 1) over the mixed tokens, and the
-    teacher's over the tokens that its own row keeps. All [ROWS]; peaks in bits, sums relative to them."""
-
-    theta: Any
-    teacher: Any
-    own: Any
-    peak_theta: Any
-    peak_teacher: Any
-    peak_own: Any
-    divergences: Any
-    """g(1) - g(0) = D_KL(theta || teacher) + D_KL(teacher || theta), nats."""
-
-
-@triton.jit
-def read_ends(teacher_row, theta_row, floor, active, vocab, ROWS: tl.constexpr, SUB: tl.constexpr, LANES: tl.constexpr):
-    """The `Ends` of whole rows."""
-    low = tl.full([ROWS], 0.0, tl.float32)
-    reading = tilted_sums(
-        teacher_row, theta_row, floor, active, low, low + 1.0, low, low, 0, vocab, ROWS, 2, 2, SUB, LANES, True, False
-    )
-    is_theta = tl.arange(0, 2)[None, :] == 0
-    # What r is relative to cancels.
-    mean = reading.r / reading.z
-    return Ends(
-        theta=tl.sum(tl.where(is_theta, reading.z, 0.0), axis=1),
-        teacher=tl.sum(tl.where(is_theta, 0.0, reading.z), axis=1),
-        own=reading.own,
-        peak_theta=reading.peak_low,
-        peak_teacher=reading.peak_high,
-        peak_own=reading.peak_own,
-        divergences=tl.sum(tl.where(is_theta, -mean, mean), axis=1) * LN_2,
-    )
-
-
-# Calls take any slice of a step's rows: neither their number nor the alignment of a slice is worth a compilation.
+# Calls take any slice of a step's rows: neither their number nor the alignment of a slice is worth a compilation, and neither
+# are the numbers of requests and drafts of an engine.
 @triton.jit(
-    do_not_specialize=["num_rows"],
+    do_not_specialize=["num_rows", "num_slots", "num_positions"],
     do_not_specialize_on_alignment=["slots_ptr", "draft_positions_ptr", "token_positions_ptr"],
 )
 def plan_kernel(
@@ -122,8 +86,6 @@ def plan_kernel(
     num_positions,
     vocab,
     ROWS: tl.constexpr,
-    NODES: tl.constexpr,
-    PAD: tl.constexpr,
     SUB: tl.constexpr,
     LANES: tl.constexpr,
 ):
@@ -173,8 +135,8 @@ def plan_kernel(
         teacher_row = (teacher_ptr + row.to(tl.int64) * teacher_stride)[:, None]
         theta_row = (theta_ptr + tl.where(read, offset, 0))[:, None]
         ends = read_ends(teacher_row, theta_row, floor, read, vocab, ROWS, SUB, LANES)
-        teacher_lse = log_sum_exp(ends.own, ends.peak_own)
-        theta_lse = log_sum_exp(ends.theta, ends.peak_theta)
+        teacher_lse = lse_of(ends.own, ends.peak_own)
+        theta_lse = lse_of(ends.theta, ends.peak_theta)
         if tl.max(restricted.to(tl.int32), axis=0) > 0:
             theta_decides = method != ARITHMETIC
             limited = restricted & (top_k > 0)
@@ -196,12 +158,12 @@ def plan_kernel(
         if tl.max(searched.to(tl.int32), axis=0) > 0:
             if tl.max(restricted.to(tl.int32), axis=0) > 0:
                 ends = read_ends(teacher_row, theta_row, floor, searched, vocab, ROWS, SUB, LANES)
-            mixed_theta_lse = log_sum_exp(ends.theta, ends.peak_theta)
-            mixed_teacher_lse = log_sum_exp(ends.teacher, ends.peak_teacher)
+            mixed_theta_lse = lse_of(ends.theta, ends.peak_theta)
+            mixed_teacher_lse = lse_of(ends.teacher, ends.peak_teacher)
             if tl.max(balanced.to(tl.int32), axis=0) > 0:
                 balanced_alpha = ess_balance_alpha(
-                    teacher_row, theta_row, floor, balanced, mixed_theta_lse, mixed_teacher_lse, ends.divergences,
-                    vocab, ROWS, NODES, PAD, SUB, LANES,
+                    teacher_row, theta_row, floor, balanced, mixed_theta_lse, mixed_teacher_lse, ends.shift,
+                    ends.divergences, ends.square, vocab, ROWS, SUB, LANES,
                 )  # fmt: skip
                 alpha = tl.where(balanced, balanced_alpha, alpha)
             if tl.max(gated.to(tl.int32), axis=0) > 0:

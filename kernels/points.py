@@ -3,8 +3,6 @@
 # What Triton compiles has no Python types.
 # mypy: disable-error-code="no-untyped-def, assignment"
 
-# ruff: noqa: RUF005 - Triton adds tuples, but does not unpack one into another.
-
 from typing import Any, NamedTuple
 
 import triton
@@ -49,81 +47,37 @@ def point_sums(
     vocab,
     ROWS: tl.constexpr,
     POINTS: tl.constexpr,
-    SUB: tl.constexpr,  # tiles of LANES tokens a step
     LANES: tl.constexpr,
 ):
     """The `PointSums` at alpha.
 
-    Tilts are added in float64: what is left of 300 - 300 has lost 3e-5 in float32, and g is of r's size times that. Not
-    those that a peak is chosen among, since a sum may be relative to anything near its largest term. SUB tiles share one
-    change of peaks.
+    Tilts are added in float64: what is left of 300 - 300 has lost 3e-5 in float32, and g is of r's size times that.
     """
     lane = tl.arange(0, LANES)[None, :]
     peak = tl.full([ROWS, POINTS, LANES], NOTHING, tl.float32)
     z = tl.full([ROWS, POINTS, LANES], 0.0, tl.float32)
     r = z
     q = z
-    if SUB == 1:
-        # In the registers of `settle_kernel` there is no room for tilts that a peak is chosen among.
-        for start in range(0, vocab, LANES):
-            ids = start + lane
-            teacher, theta, _, both = load_pair(
-                teacher_row, theta_row, floor[:, None], active[:, None] & (ids < vocab), ids
-            )
-            exact_theta = tl.where(both, theta.to(tl.float64), 0.0)
-            exact_ratio = tl.where(both, teacher.to(tl.float64) - exact_theta, 0.0)
-            exact_theta = ((exact_theta - lse_theta.to(tl.float64)[:, None]) * LOG2_E)[:, None, :]
-            exact_ratio -= shift[:, None]
-            ratio = tl.where(both, exact_ratio.to(tl.float32), 0.0)[:, None, :]
-            exact_bits = exact_theta + alpha.to(tl.float64)[:, :, None] * (exact_ratio * LOG2_E)[:, None, :]
-            exact_bits = tl.where(both[:, None, :], exact_bits, float("-inf"))
-            top = tl.maximum(peak, exact_bits.to(tl.float32))
-            scale = tl.exp2(peak - top)
-            weight = tl.exp2((exact_bits - top.to(tl.float64)).to(tl.float32))
-            moment = weight * ratio
-            z = z * scale + weight
-            r = r * scale + moment
-            q = q * scale + moment * ratio
-            peak = top
-    else:
-        for start in range(0, vocab, SUB * LANES):
-            thetas = ()
-            ratios = ()
-            boths = ()
-            top = peak
-            for sub in tl.static_range(SUB):
-                ids = start + sub * LANES + lane
-                teacher, theta, _, both = load_pair(
-                    teacher_row, theta_row, floor[:, None], active[:, None] & (ids < vocab), ids
-                )
-                exact_theta = tl.where(both, theta.to(tl.float64), 0.0)
-                exact_ratio = tl.where(both, teacher.to(tl.float64) - exact_theta, 0.0)
-                exact_theta = (exact_theta - lse_theta.to(tl.float64)[:, None]) * LOG2_E
-                exact_ratio -= shift[:, None]
-                bits = exact_theta.to(tl.float32)[:, None, :]
-                bits = bits + alpha[:, :, None] * (exact_ratio.to(tl.float32) * LOG2_E)[:, None, :]
-                top = tl.maximum(top, tl.where(both[:, None, :], bits, float("-inf")))
-                thetas = thetas + (exact_theta,)
-                ratios = ratios + (exact_ratio,)
-                boths = boths + (both,)
-            scale = tl.exp2(peak - top)
-            z = z * scale
-            r = r * scale
-            q = q * scale
-            exact_top = top.to(tl.float64)
-            for sub in tl.static_range(SUB):
-                both = boths[sub]
-                ratio = tl.where(both, ratios[sub].to(tl.float32), 0.0)[:, None, :]
-                exact_bits = (
-                    thetas[sub][:, None, :] + alpha.to(tl.float64)[:, :, None] * (ratios[sub] * LOG2_E)[:, None, :]
-                )
-                bits = tl.where(both[:, None, :], (exact_bits - exact_top).to(tl.float32), float("-inf"))
-                weight = tl.exp2(bits)
-                moment = weight * ratio
-                z += weight
-                r += moment
-                q += moment * ratio
-            peak = top
+    for start in range(0, vocab, LANES):
+        ids = start + lane
+        teacher, theta, _, both = load_pair(
+            teacher_row, theta_row, floor[:, None], active[:, None] & (ids < vocab), ids
+        )
+        exact_theta = tl.where(both, theta.to(tl.float64), 0.0)
+        exact_ratio = tl.where(both, teacher.to(tl.float64) - exact_theta, 0.0)
+        exact_theta = ((exact_theta - lse_theta.to(tl.float64)[:, None]) * LOG2_E)[:, None, :]
+        exact_ratio -= shift[:, None]
+        ratio = tl.where(both, exact_ratio.to(tl.float32), 0.0)[:, None, :]
+        exact_bits = exact_theta + alpha.to(tl.float64)[:, :, None] * (exact_ratio * LOG2_E)[:, None, :]
+        exact_bits = tl.where(both[:, None, :], exact_bits, float("-inf"))
+        top = tl.maximum(peak, exact_bits.to(tl.float32))
+        scale = tl.exp2(peak - top)
+        weight = tl.exp2((exact_bits - top.to(tl.float64)).to(tl.float32))
+        moment = weight * ratio
+        z = z * scale + weight
+        r = r * scale + moment
+        q = q * scale + moment * ratio
+        peak = top
     highest = tl.max(peak, axis=2)
     scale = tl.exp2(peak - highest[:, :, None])
     z *= scale
@@ -151,7 +105,7 @@ def shift_of(
     shift = lse_teacher.to(tl.float64) - lse_theta.to(tl.float64)
     end = tl.arange(0, 2)[None, :]
     ends = tl.full([ROWS], 0.0, tl.float32)[:, None] + end
-    sums = point_sums(teacher_row, theta_row, floor, active, ends, lse_theta, shift, vocab, ROWS, 2, 1, LANES)
+    sums = point_sums(teacher_row, theta_row, floor, active, ends, lse_theta, shift, vocab, ROWS, 2, LANES)
     rounding = tl.sum(tl.where(end == 0, -sums.value, sums.value), axis=1)
     return Shift(
         total=shift + rounding.to(tl.float64),

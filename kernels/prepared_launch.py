@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+import torch
 import triton
 from triton.runtime import driver
 
@@ -93,6 +94,55 @@ class PreparedLaunch:
         for name, place in self.places:
             arguments[place] = values[name]
         self.compiled[grid](*arguments, stream=stream)
+
+
+class RepeatedLaunches:
+    """Launches of a kernel that is called in every step: the first of a kind as Triton makes it, those like it prepared.
+
+    It lies beside its kernel, and remembers kinds of launches as Triton remembers what it compiled. Two are of a kind if
+    they differ in `changing` alone, and Triton takes the same for granted of those.
+
+    Args:
+        changing: names of arguments with which launches of a kind differ: tensors, None, and numbers that the kernel's
+            `do_not_specialize` has.
+    """
+
+    MOST_KINDS = 64
+    """How many are remembered. A few are usual."""
+
+    def __init__(self, changing: Collection[str]):
+        self.changing = frozenset(changing)
+        self.prepared: dict[tuple[Any, ...], PreparedLaunch | None] = {}
+
+    def kind_of(self, launch: Launch) -> tuple[Any, ...]:
+        """What tells a launch from those of other kinds."""
+        kind = [current_device(), launch.num_warps]
+        for name, value in launch.arguments.items():
+            if isinstance(value, torch.Tensor):
+                address = value.data_ptr()
+                kind += (value.dtype, address % 16 if name in self.changing else address)
+            elif value is None or name not in self.changing:
+                kind.append(value)
+        return tuple(kind)
+
+    def run(self, launch: Launch) -> None:
+        """Launch."""
+        if not isinstance(launch.kernel, triton.runtime.JITFunction):
+            launch()  # in Triton's interpreter
+            return
+        kind = self.kind_of(launch)
+        if kind not in self.prepared:
+            if len(self.prepared) >= self.MOST_KINDS:
+                self.prepared.clear()
+            given = [name for name in self.changing if launch.arguments[name] is not None]
+            self.prepared[kind] = PreparedLaunch.of(launch, launch(), given, given)
+            return
+        prepared = self.prepared[kind]
+        if prepared is None:
+            launch()
+            return
+        values = {name: _plain(launch.arguments[name]) for name, _ in prepared.places}
+        prepared.run(launch.grid, current_stream(kind[0]), values)
 
 
 def is_known_triton() -> bool:

@@ -14,6 +14,8 @@ _PROGRAMS = 132 * 12
 # `refine` reduces the splits of a row in its registers: 213 of them with 32 splits; with 64 it would spill.
 _MAX_SPLITS = 32
 _SUB, _LANES, _NUM_WARPS = 8, 256, 4
+# Elements of a tile in Triton's interpreter, and the most tiles a step.
+_INTERPRETED_TILE, _INTERPRETED_SUB = 2**16, 6
 _STEP = _SUB * _LANES
 # In steps. The end of a part costs about as much as a step; long parts make the last wave long.
 _SHORTEST_PART, _LONGEST_PART = 2, 16
@@ -56,7 +58,7 @@ class LaunchShape:
     @property
     def plan_lanes(self) -> int:
         """Lanes of the first kernel, whose program searches a row alone: enough to hide the latency of memory in an SM."""
-        return 2 * self.lanes if self.sub > 1 else self.lanes
+        return 2 * self.lanes if self.sub > 1 and self.rows * self.lanes < _INTERPRETED_TILE else self.lanes
 
     @property
     def plan_warps(self) -> int:
@@ -89,10 +91,15 @@ class LaunchShape:
         if interpreted:
             # Triton allows 2^20 elements a tensor, and the largest has 16 for each lane; beyond 64 rows of a small
             # vocabulary tiles outgrow the caches. Rows before lanes: 56 rows of 552 tokens took 76 to 149 ms in two
-            # programs, 45 to 73 in one.
+            # programs, 45 to 73 in one. Tiles of a step share a change of peaks: of 8 rows of 49,152 tokens `read` took 23
+            # ms in steps of six tiles, 25 of three, 34 of one.
             rows = min(triton.next_power_of_2(num_rows), 64)
-            lanes = min(triton.next_power_of_2(vocab), 2**16 // rows)
-            return cls(rows=rows, splits=1, split_size=-(-vocab // lanes) * lanes, sub=1, lanes=lanes, num_warps=1)
+            lanes = min(triton.next_power_of_2(vocab), _INTERPRETED_TILE // rows)
+            tiles = -(-vocab // lanes)
+            sub = -(-tiles // -(-tiles // _INTERPRETED_SUB))
+            step = sub * lanes
+            split_size = -(-vocab // step) * step
+            return cls(rows=rows, splits=1, split_size=split_size, sub=sub, lanes=lanes, num_warps=1)
         steps = -(-vocab // _STEP)
         part = min(max(_SHORTEST_PART, -(-num_rows * steps // _PROGRAMS)), _LONGEST_PART)
         part = max(part, -(-steps // _MAX_SPLITS))

@@ -109,7 +109,7 @@ def settle_alpha(
         begun = still_open & (rounds > 0)
         alpha = points_of(a, b, step_to, begun, POINTS)
         sums = point_sums(
-            teacher_row, theta_row, floor, still_open, alpha, lse_theta, off_r, vocab, ROWS, POINTS, 1, LANES
+            teacher_row, theta_row, floor, still_open, alpha, lse_theta, off_r, vocab, ROWS, POINTS, LANES
         )
         off = off_of(alpha, sums.value, sums.slope, budgeted[:, None], spare[:, None])
         rise = sums.curvature * tl.where(budgeted[:, None], alpha, 1.0)

@@ -58,7 +58,7 @@ def floor_of(key):
 def measured(logit, peak, BY_MASS: tl.constexpr):
     """What a token counts for: 1, or its mass relative to exp(peak)."""
     if BY_MASS:
-        result = tl.exp2(logit * LOG2_E - peak)
+        result = tl.exp2((logit - peak) * LOG2_E)
     else:
         result = tl.where(logit > float("-inf"), 1.0, 0.0)
     return result
@@ -198,7 +198,7 @@ def highest_floor(
     floor,  # [ROWS]: tokens below it take no part
     active,  # [ROWS]
     target,  # [ROWS]: tokens, or mass relative to exp(peak)
-    peak,  # [ROWS]: the largest logit, in bits
+    peak,  # [ROWS]: the largest logit
     vocab,
     BY_MASS: tl.constexpr,
     ROWS: tl.constexpr,

@@ -14,10 +14,11 @@ import triton
 import triton.language as tl
 
 from .checks import SLOT_DTYPES, check_tensor
+from .prepared_launch import Launch, RepeatedLaunches
 from .record import Kind, MixRecord
 from .settings import NEVER
 
-BLOCK = 256
+BLOCK, NUM_WARPS = 256, 4
 NUM_EDGES = 16
 """Most edges of a histogram; fewer are filled up with inf."""
 ALPHA, KL, ALPHA_SUM, KL_SUM, MIXED, FALLBACK, PLAIN = 0, NUM_EDGES, *range(2 * NUM_EDGES, 2 * NUM_EDGES + 5)
@@ -88,6 +89,37 @@ def tally_kernel(
     tl.store(tally_ptr + PLAIN_AT, (tl.sum(drawn_count, axis=0) - mixed_total - fallback_total).to(tl.float32))
 
 
+LAUNCHES = RepeatedLaunches(("slots_ptr", "num_sampled_ptr", "tally_ptr", "num_requests"))
+
+
+def launch_of(
+    slots: torch.Tensor,
+    num_sampled: torch.Tensor,
+    first_position: torch.Tensor,
+    edges: torch.Tensor,
+    record: MixRecord,
+    counts: torch.Tensor,
+) -> Launch:
+    """The launch of a `tally` that is written to `counts`."""
+    arguments = {
+        "slots_ptr": slots,
+        "num_sampled_ptr": num_sampled,
+        "first_position_ptr": first_position,
+        "alpha_ptr": record.alpha,
+        "kl_ptr": record.kl_theta,
+        "fallback_ptr": record.fallback,
+        "kind_ptr": record.kind,
+        "edges_ptr": edges,
+        "tally_ptr": counts,
+        "num_requests": slots.shape[0],
+        "num_positions": record.alpha.shape[1],
+        "NEVER": NEVER,
+        "BLOCK": BLOCK,
+        "EDGES": NUM_EDGES,
+    }
+    return Launch(tally_kernel, (1, 1, 1), arguments, NUM_WARPS)
+
+
 def tally(
     slots: torch.Tensor,
     num_sampled: torch.Tensor,
@@ -113,7 +145,7 @@ def tally(
         TypeError: a tensor has the wrong dtype.
         ValueError: a tensor has the wrong device, shape or strides.
     """
-    num_slots, num_positions = record.alpha.shape
+    num_slots = record.alpha.shape[0]
     device = record.alpha.device
     num_requests = slots.shape[0]
     check_tensor("slots", slots, dtypes=SLOT_DTYPES, shape=(None,), device=device)
@@ -121,20 +153,5 @@ def tally(
     check_tensor("first_position", first_position, dtypes=(torch.int64,), shape=(num_slots,), device=device)
     check_tensor("edges", edges, dtypes=(torch.float32,), shape=(2, NUM_EDGES), device=device)
     counts = torch.empty(TALLY_SIZE, dtype=torch.float32, device=device)
-    tally_kernel[(1,)](
-        slots_ptr=slots,
-        num_sampled_ptr=num_sampled,
-        first_position_ptr=first_position,
-        alpha_ptr=record.alpha,
-        kl_ptr=record.kl_theta,
-        fallback_ptr=record.fallback,
-        kind_ptr=record.kind,
-        edges_ptr=edges,
-        tally_ptr=counts,
-        num_requests=num_requests,
-        num_positions=num_positions,
-        NEVER=NEVER,
-        BLOCK=BLOCK,
-        EDGES=NUM_EDGES,
-    )
+    LAUNCHES.run(launch_of(slots, num_sampled, first_position, edges, record, counts))
     return counts

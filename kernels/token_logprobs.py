@@ -18,10 +18,11 @@ import triton
 import triton.language as tl
 
 from .checks import THETA_DTYPES, check_rows, check_tensor
+from .prepared_launch import Launch, RepeatedLaunches
 from .record import Kind, MixRecord
 from .tilt import LOWEST
 
-BLOCK = 128
+BLOCK, NUM_WARPS = 128, 4
 GEOMETRIC = tl.constexpr(int(Kind.GEOMETRIC))
 ARITHMETIC = tl.constexpr(int(Kind.ARITHMETIC))
 
@@ -94,6 +95,50 @@ def token_logprobs_kernel(
     tl.store(theta_logprob_ptr + entry, theta_logprob, mask=wanted)
 
 
+LAUNCHES = RepeatedLaunches(("token_ids_ptr", "teacher_ptr", "slots_ptr", "draft_positions_ptr", "num_rows"))
+
+
+def launch_of(
+    token_ids: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    theta_logits: torch.Tensor,
+    slots: torch.Tensor,
+    draft_positions: torch.Tensor,
+    record: MixRecord,
+) -> Launch:
+    """The launch of `token_logprobs`."""
+    num_rows, teacher_vocab = teacher_logits.shape
+    num_slots, num_positions, theta_vocab = theta_logits.shape
+    arguments = {
+        "token_ids_ptr": token_ids,
+        "teacher_ptr": teacher_logits,
+        "teacher_stride": teacher_logits.stride(0),
+        "theta_ptr": theta_logits,
+        "theta_slot_stride": theta_logits.stride(0),
+        "theta_position_stride": theta_logits.stride(1),
+        "slots_ptr": slots,
+        "draft_positions_ptr": draft_positions,
+        "alpha_ptr": record.alpha,
+        "kind_ptr": record.kind,
+        "log_z_ptr": record.log_z,
+        "floor_ptr": record.floor,
+        "mixed_teacher_lse_ptr": record.mixed_teacher_lse,
+        "mixed_theta_lse_ptr": record.mixed_theta_lse,
+        "teacher_lse_ptr": record.teacher_lse,
+        "theta_lse_ptr": record.theta_lse,
+        "logprob_ptr": record.logprob,
+        "teacher_logprob_ptr": record.teacher_logprob,
+        "theta_logprob_ptr": record.theta_logprob,
+        "num_rows": num_rows,
+        "num_slots": num_slots,
+        "num_positions": num_positions,
+        "teacher_vocab": teacher_vocab,
+        "theta_vocab": theta_vocab,
+        "BLOCK": BLOCK,
+    }
+    return Launch(token_logprobs_kernel, (-(-num_rows // BLOCK), 1, 1), arguments, NUM_WARPS)
+
+
 def token_logprobs(
     token_ids: torch.Tensor,
     teacher_logits: torch.Tensor,
@@ -120,36 +165,9 @@ def token_logprobs(
         ValueError: a tensor has the wrong device, shape or strides.
     """
     check_rows(teacher_logits, theta_logits, slots, draft_positions, record, teacher_dtypes=THETA_DTYPES)
-    num_rows, teacher_vocab = teacher_logits.shape
+    num_rows = teacher_logits.shape[0]
     device = teacher_logits.device
     check_tensor("token_ids", token_ids, dtypes=(torch.int32, torch.int64), shape=(num_rows,), device=device)
-    num_slots, num_positions, theta_vocab = theta_logits.shape
     if num_rows == 0:
         return
-    token_logprobs_kernel[(-(-num_rows // BLOCK),)](
-        token_ids_ptr=token_ids,
-        teacher_ptr=teacher_logits,
-        teacher_stride=teacher_logits.stride(0),
-        theta_ptr=theta_logits,
-        theta_slot_stride=theta_logits.stride(0),
-        theta_position_stride=theta_logits.stride(1),
-        slots_ptr=slots,
-        draft_positions_ptr=draft_positions,
-        alpha_ptr=record.alpha,
-        kind_ptr=record.kind,
-        log_z_ptr=record.log_z,
-        floor_ptr=record.floor,
-        mixed_teacher_lse_ptr=record.mixed_teacher_lse,
-        mixed_theta_lse_ptr=record.mixed_theta_lse,
-        teacher_lse_ptr=record.teacher_lse,
-        theta_lse_ptr=record.theta_lse,
-        logprob_ptr=record.logprob,
-        teacher_logprob_ptr=record.teacher_logprob,
-        theta_logprob_ptr=record.theta_logprob,
-        num_rows=num_rows,
-        num_slots=num_slots,
-        num_positions=num_positions,
-        teacher_vocab=teacher_vocab,
-        theta_vocab=theta_vocab,
-        BLOCK=BLOCK,
-    )
+    LAUNCHES.run(launch_of(token_ids, teacher_logits, theta_logits, slots, draft_positions, record))

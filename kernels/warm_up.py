@@ -3,14 +3,21 @@
 A launch shape depends on the number of rows only through the number of splits, and a kernel on that only through its power
 of two: at 151,936 tokens three variants serve 1 to any number of rows. Each is launched on one row without a slot, which
 every kernel skips: nothing is read, written or recorded. The scratch remembers them, so that calls launch what is compiled.
+
+All are compiled side by side, since Triton's compiler leaves Python to others while it works: the first kernel alone takes more
+than half of what they take one after the other (74 of 130 s of a processor with Triton 3.6).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 import triton
 
-from .mix import INTERPRETED, launch
+from .mix import INTERPRETED, Rows, launch, launches
+from .prepared_launch import Launch
 from .record import MixRecord
 from .scratch import LaunchShape, MixScratch
 from .settings import MixSettings
@@ -44,8 +51,18 @@ def warm_up(
     for num_rows in range(scratch.max_rows, 0, -1):
         shape = LaunchShape.choose(num_rows, vocab, interpreted=INTERPRETED)
         variants[triton.next_power_of_2(shape.splits)] = shape
+    rows = Rows(teacher_logits, theta_logits, no_slot, position, no_slot.long())
+    if not INTERPRETED:
+        _compile(step for shape in variants.values() for step in launches(rows, settings, record, scratch, shape))
     for shape in variants.values():
-        launch(teacher_logits, theta_logits, no_slot, position, no_slot.long(), settings, record, scratch, shape)
+        launch(*rows, settings, record, scratch, shape)
     if raw_teacher_dtype is not None:
         raw = teacher_logits.to(raw_teacher_dtype)
         token_logprobs(no_slot.long(), raw, theta_logits, no_slot, position, record)
+
+
+def _compile(steps: Iterable[Launch]) -> None:
+    """Compile what launches need, each kernel in a thread of its own, where that is not in Triton's cache."""
+    with ThreadPoolExecutor() as executor, triton.AsyncCompileMode(executor):
+        for step in steps:
+            step.kernel.warmup(**step.arguments, grid=step.grid, num_warps=step.num_warps)

@@ -65,7 +65,8 @@ def update_theta(
             as `model.named_parameters()`, or the model. Any floating dtype, on any device, whole: shards are gathered
             by the caller. Of tied weights either name may be left out. Nothing is kept of them.
         adapter_path: instead, for a theta that is the teacher with a LoRA adapter (`theta_lora`): the folder of the next one,
-            as PEFT's `save_pretrained` writes it.
+            as PEFT's `save_pretrained` writes it. It has to stay there: where requests name many adapters, vLLM lets go of
+            those that were not used lately, and reads them again.
 
     Returns:
         The version of theta from now on: 1 after the first update, one more with each. It is `theta_version` of the records

@@ -81,8 +81,9 @@ def evidence(results: Results) -> str:
     if not results.decision.teaches_better:
         first = "**Not shown to help training:**"
     return (
-        f"{first} in {experiment}, {against_controls(results, results.decision.recommended)}. In points of accuracy, with 95 % "
-        f"intervals over {DRAWS} draws of one pair of small models. Nothing is known about large models."
+        f"{first} {experiment} trained copies of theta on texts from q\\* and on others, for one pair of small models. Judged "
+        f"by accuracy (in brackets the difference in points, and its 95 % interval over {DRAWS} draws), "
+        f"{against_controls(results, results.decision.recommended)}. Nothing is known about large models."
     )
 
 

@@ -220,10 +220,16 @@ def tokens_of(llm: LLM) -> list[list[int]]:
 
 @pytest.mark.parametrize("mode", ["graphs, bfloat16", "vLLM's defaults"])
 def test_async_scheduling_changes_no_token(pair: tuple[str, str], mode: str) -> None:
-    """The same seeds, batch and kernels: what the host knows later moves nothing."""
+    """The same seeds and batch: what the host knows later moves nothing.
+
+    But for a request that ends, which is in the batch for a step more, and kernels round otherwise in a batch of another size:
+    by enough in bfloat16 to draw other tokens, in float32 not.
+    """
     drawn: dict[bool, list[list[int]]] = {}
     for is_async in (True, False):
-        llm = start_engine(*pair, num_speculative_tokens=NUM_DRAFTS, async_scheduling=is_async, **MODES[mode])
+        llm = start_engine(
+            *pair, num_speculative_tokens=NUM_DRAFTS, async_scheduling=is_async, **{**MODES[mode], "dtype": "float32"}
+        )
         try:
             assert llm.llm_engine.vllm_config.scheduler_config.async_scheduling is is_async
             drawn[is_async] = tokens_of(llm)
@@ -246,19 +252,23 @@ def test_self_distillation_starts_with_vllms_defaults(pair: tuple[str, str], ref
         stop_engine(llm)
 
 
-def test_nothing_compiles_after_start(llm: LLM, capfd: pytest.CaptureFixture[str]) -> None:
-    """Triton compiles every kernel that a request can need before the first one: top-p, greedy, opted out, records."""
+def test_nothing_compiles_after_start(llm: LLM) -> None:
+    """Triton compiles every kernel of ours that a request can need before the first one: top-p, greedy, opted out, records.
+
+    vLLM's own sampler has kernels for other numbers of rows with top-p, which it compiles when they come.
+    """
     compiled: list[str] = []
     import triton
 
     hook = triton.knobs.runtime.jit_post_compile_hook
-    triton.knobs.runtime.jit_post_compile_hook = lambda *args, fn, **kwargs: compiled.append(fn.name)
+    triton.knobs.runtime.jit_post_compile_hook = lambda *args, fn, **kwargs: compiled.append(f"{fn.module}.{fn.name}")
     try:
         cases = cases_of(MAX_NUM_SEQS, seed=1)
         for options in ({"temperature": 1.0}, {"temperature": 0.0}, {"top_p": 0.9}, {"top_p": 0.9, "top_k": 20}):
             generate(llm, cases, max_tokens=6, **options)
+        generate(llm, [Case(case.prompt, case.theta_prompt, {"return_alpha": True}) for case in cases], max_tokens=6)
         generate(llm, cases_of(1, seed=2), max_tokens=6)
         torch.cuda.synchronize()
     finally:
         triton.knobs.runtime.jit_post_compile_hook = hook
-    assert compiled == []
+    assert [name for name in compiled if name.startswith("vllm_optimal_sampling.")] == []

@@ -26,6 +26,7 @@ ARGUMENTS: list[dict[str, Any]] = [
     {"alpha_max": 0.4},
     {"support_top_k": 5},
     {"support_top_p": 0.8},
+    {"support_top_p": 1e-300},  # 0 in float32
     {"teacher_only_tokens": 3},
     {"max_js_divergence": 0.0},
     {"max_js_divergence": 0.05},
@@ -56,4 +57,6 @@ def test_rows_of_every_method(engines: Callable[..., LLM], reference: Reference)
     assert max(records(alpha_max=0.4).alpha) <= 0.4 + 1e-6
     assert records(teacher_only_tokens=3).alpha[:3] == [1.0] * 3
     assert all(records(max_js_divergence=0.0).fallback)
+    assert records(support_top_p=1e-300).fallback == [False] * 6
+    assert records(support_top_p=1e-300).logprob == pytest.approx([0.0] * 6, abs=1e-6)
     assert not any(records(alpha_method="kl_symmetry").fallback)

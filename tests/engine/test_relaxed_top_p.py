@@ -1,11 +1,13 @@
 """`relax_top_p_`: the rows whose nucleus is all that is left, by sorting in float64; and what vLLM's top-p makes of them."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
+from support.device_copies import launches_where_kernels_run
 from vllm_optimal_sampling.interpreter import gaps
 from vllm_optimal_sampling.worker.relaxed_top_p_kernel import relax_top_p_
 
@@ -14,8 +16,10 @@ ROUNDING = 1e-5
 
 
 @pytest.fixture(scope="module", autouse=True)
-def filled_gaps() -> None:
+def filled_gaps() -> Iterator[None]:
     gaps.fill()
+    with launches_where_kernels_run():
+        yield
 
 
 def rows_of(vocab: int, left: int, seed: int, count: int = 32) -> torch.Tensor:

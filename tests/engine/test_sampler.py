@@ -1,4 +1,4 @@
-"""`OptimalSampler`: what the original implementation's users call, on a real engine."""
+"""`OptimalSampler`: what users of the reference implementation call, on a real engine."""
 
 from __future__ import annotations
 

@@ -111,6 +111,9 @@ def test_steps_too_large_for_one_forward(
     assert report.rows == 8 * 12 and steps.apart > 5
 
 
+NO_REAL_GRAPHS = pytest.mark.skipif(ON_GPU, reason="stands in for CUDA graphs; test_gpu.py has real ones")
+
+
 class EagerGraphs:
     """In place of CUDA graphs, which a CPU has none of: the forward that one would hold, padded as one would be."""
 
@@ -146,6 +149,7 @@ class EagerGraphs:
         return self.hidden_states
 
 
+@NO_REAL_GRAPHS
 @pytest.mark.parametrize("drafts", [0, 3])
 def test_rows_padded_as_for_a_cuda_graph(
     drafts: int,
@@ -162,9 +166,6 @@ def test_rows_padded_as_for_a_cuda_graph(
         table.fill_(1)  # what an earlier step may have left in the padding
     audited(llm, self_reference, mixed_batch(seed=46, long=70), max_tokens=10)
     assert graphs.replays > 5
-
-
-NO_REAL_GRAPHS = pytest.mark.skipif(ON_GPU, reason="stands in for CUDA graphs; test_gpu.py has real ones")
 
 
 @NO_REAL_GRAPHS

@@ -244,6 +244,19 @@ def test_rows_without_a_common_schema_are_one_sentence(tmp_path: Path, capsys: p
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_shards_without_a_common_schema_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    import pyarrow.parquet as pq
+
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for name, answer in (("0", 7), ("1", "7")):
+        pq.write_table(pa.table({"custom_id": [name], "answer": [answer]}), shards / f"{name}.parquet")
+    assert command("filter", shards, "--output", tmp_path / "kept.parquet") == 1
+    assert "no common parquet schema (Unable to merge: Field answer has" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [shards]
+
+
 def test_rows_that_contain_the_right_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = ["It is Paris.", "it is paris", "In Parisian style", "Comparisons"]
     rows = [row(number) | {"completion": text, "answer": "Paris"} for number, text in enumerate(texts)]

@@ -80,15 +80,24 @@ def test_jsonl_loads_with_datasets(tmp_path: Path) -> None:
     assert data[1]["optimal_sampling"] == RECORD
 
 
-def test_columns_of_two_types_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"a": 1}, "column 'data_source' has values that no one type holds"),
+        (2**70, "column 'data_source' has values that no one type holds"),
+        ({}, "Cannot write struct type 'more' with no child field"),
+    ],
+    ids=["two types", "a large number", "an empty object"],
+)
+def test_columns_that_no_table_holds_are_named(tmp_path: Path, value: object, reason: str) -> None:
     settings = rows_written(tmp_path, chat=False, name="rows.parquet")
     lines = settings.rows_path.read_text().splitlines()
     row = json.loads(lines[-1])
-    lines[-1] = json.dumps(row | {"data_source": {"a": 1}})
+    lines[-1] = json.dumps(row | ({"more": value} if value == {} else {"data_source": value}))
     settings.rows_path.write_text("\n".join(lines) + "\n")
-    with pytest.raises(RunError, match=r"cannot become a table: column 'data_source' has values"):
+    with pytest.raises(RunError, match=f"cannot become a table: {reason}"):
         write(settings)
-    assert not (tmp_path / "rows.parquet").exists()
+    assert list(tmp_path.iterdir()) == [settings.rows_path]
 
 
 @pytest.mark.parametrize("chat", [False, True], ids=["text", "chat"])

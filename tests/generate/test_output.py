@@ -74,14 +74,15 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == '{"mine": 1}\n{"mine": 2}\n'
 
 
-def test_damage_in_the_middle_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("retry_errors", [False, True])
+def test_damage_in_the_middle_is_named(tmp_path: Path, retry_errors: bool) -> None:
     output = opened(tmp_path)
     output.write(row("p0"))
     output.close()
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"garbage\n" + path.read_bytes())
     with pytest.raises(SettingsError, match=r"rows.jsonl line 1 is not a row that this command wrote"):
-        opened(tmp_path)
+        opened(tmp_path, retry_errors=retry_errors)
 
 
 def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:

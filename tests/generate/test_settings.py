@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import TEACHER, THETA, problems, run, write_rows
+from commands import SMALL, TEACHER, THETA, problems, run, write_rows
 
-from vllm_optimal_sampling.data.generate.engine import engine_args
+from vllm_optimal_sampling.data.generate.engine import engine_args, most_in_flight
 from vllm_optimal_sampling.data.generate.errors import SettingsError
 from vllm_optimal_sampling.data.generate.identity import check_same, identity_of, model_digest
 from vllm_optimal_sampling.data.generate.sampling import sampling_params
@@ -199,6 +199,19 @@ def test_a_machine_without_a_gpu_is_not_filled_to_the_brim() -> None:
     assert default == (0.5 if current_platform.is_cpu() else 0.92)
     for options in (["--gpu-memory-utilization", "0.7"], ["--gpu_memory_utilization=0.7"]):
         assert engine_args(given(engine=options)).gpu_memory_utilization == 0.7
+
+
+def test_all_data_parallel_ranks_have_work() -> None:
+    options = [*SMALL, "--max-num-seqs", "8", "--data-parallel-size", "2"]
+    assert most_in_flight(engine_args(given(engine=options)).create_engine_config()) == 2 * 8 * 2
+
+
+def test_a_machine_without_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM then looks for its model where its options are made, and for its own default where it is not told which."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert engine_args(given(teacher=str(tmp_path))).model == str(tmp_path)
+    with pytest.raises(SettingsError, match="teacher='owner/a-model-that-is-not-here' cannot be loaded"):
+        engine_args(given(teacher="owner/a-model-that-is-not-here"))
 
 
 def test_drafts_may_be_numbered_in_either_place_and_not_in_both() -> None:

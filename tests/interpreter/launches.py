@@ -7,6 +7,8 @@ import hashlib
 import sys
 
 import torch
+import triton
+import triton.language as tl
 from vllm.v1.sample.ops.topk_topp_triton import apply_top_k_top_p_triton
 from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler_utils import rejection_sample
@@ -15,6 +17,33 @@ from vllm_optimal_sampling.kernels import MixRecord, MixScratch, MixSettings, mi
 from vllm_optimal_sampling.interpreter import gaps, shortcuts
 
 REQUESTS, DRAFTS, VOCABULARY = 6, 3, 1500  # more than one block of the kernels, and not a multiple of it
+
+
+@triton.jit
+def blocks_kernel(x_ptr, kept_ptr, out_ptr, apart, ROWS: tl.constexpr, SIZE: tl.constexpr):
+    """Loads, choices and stores of large blocks, with masks of every kind; `apart`: elements from one token to the next."""
+    row = tl.arange(0, ROWS)[:, None]
+    token = tl.arange(0, SIZE)[None, :]
+    # The row that nobody reads is nowhere.
+    x_row = x_ptr + tl.where(row == 1, 2**30, row * SIZE * apart)
+    kept = tl.load(kept_ptr + row * SIZE + token) & (row != 1)
+    x = tl.load(x_row + token * apart, mask=kept, other=float("-inf")).to(tl.float32)
+    first = tl.load(x_ptr + token * apart + row * 0, mask=token < SIZE - 3, other=2.5).to(tl.float32)
+    chosen = tl.where(kept, 0.25 - x * 3, tl.where(row == 0, first, -0.0))
+    chosen = tl.where(token < SIZE, chosen, 7.0) + tl.where(x > 1e30, x, first)
+    out_row = out_ptr + row * SIZE
+    tl.store(out_row + token, chosen.to(tl.float16), mask=kept | (row == 2))
+    tl.store(out_row + (SIZE - 1 - token), chosen, mask=(row == 3) & (token % 5 == 0))
+
+
+def blocks(dtype: torch.dtype, apart: int, random: torch.Generator) -> torch.Tensor:
+    """What the kernel writes over four rows of 1,024 tokens."""
+    x = (torch.randn(4 * 1024 * apart, generator=random) * 4).to(dtype)
+    x[::7], x[::11], x[::13], x[::17] = float("inf"), float("nan"), -0.0, 1e-39
+    kept = torch.rand(4, 1024, generator=random) < torch.tensor([[0.5], [1.0], [1.0], [0.0]])
+    out = torch.zeros(4, 1024)
+    blocks_kernel[(1,)](x, kept, out, apart, ROWS=4, SIZE=1024)
+    return torch.where(out.isnan(), torch.nan, out)  # of two nan an addition may give either
 
 
 def digest(*outputs: torch.Tensor) -> str:
@@ -58,6 +87,16 @@ def launches() -> dict[str, str]:
         settings, record, MixScratch.allocate(rows, VOCABULARY, "cpu"),
     )  # fmt: skip
     digests["mix"] = digest(mixed, record.alpha, record.kl_theta)
+    wide = torch.randn(rows, 5000, generator=random) * 3
+    wide_theta = (wide + torch.randn(rows, 5000, generator=random)).bfloat16().view(REQUESTS, DRAFTS + 1, -1)
+    mix_(
+        wide, wide_theta, request_of_row, torch.arange(DRAFTS + 1, dtype=torch.int32).repeat(REQUESTS), positions,
+        settings, record, MixScratch.allocate(rows, 5000, "cpu"),
+    )  # fmt: skip
+    digests["mix, several tiles"] = digest(wide, record.alpha, record.kl_theta)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for apart in (1, 2):
+            digests[f"blocks, {dtype}, {apart} apart"] = digest(blocks(dtype, apart, random))
     return digests
 
 

@@ -38,6 +38,11 @@ if is_interpreting():
         tl.store(log1p_ptr, libdevice.log1p(tl.load(x_ptr)))
 
     @triton.jit
+    def _as_float32(x_ptr, result_ptr, SIZE: tl.constexpr):
+        index = tl.arange(0, SIZE)
+        tl.store(result_ptr + index, tl.load(x_ptr + index).to(tl.float32))
+
+    @triton.jit
     def _rows(x_ptr, stride, rows):
         for row in tl.range(tl.program_id(0), rows, tl.num_programs(0)):
             pointer = x_ptr + row.to(tl.int64) * stride
@@ -63,6 +68,14 @@ def test_log1p_of_a_small_scalar_keeps_its_digits() -> None:
     x, result = torch.tensor([1e-9]), torch.zeros(1)
     _scalar[(1,)](x, result)
     assert result[0] == x[0]
+
+
+def test_every_bfloat16_becomes_the_float32_that_it_is() -> None:
+    """Those too small to be normalised too, which Triton takes for others."""
+    x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    result = torch.empty(2**16)
+    _as_float32[(1,)](x, result, SIZE=2**16)
+    assert torch.equal(result.view(torch.int32), x.view(torch.int16).to(torch.int32) << 16)
 
 
 @pytest.mark.parametrize("dtype", [np.bool_, np.int8, np.int32, np.int64, np.uint8])

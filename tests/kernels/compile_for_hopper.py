@@ -21,7 +21,6 @@ from vllm_optimal_sampling.kernels.read import read_kernel
 from vllm_optimal_sampling.kernels.refine import refine_kernel
 from vllm_optimal_sampling.kernels.scratch import LaunchShape
 from vllm_optimal_sampling.kernels.settle import settle_kernel
-from vllm_optimal_sampling.kernels.solution import NODES, PAD
 from vllm_optimal_sampling.kernels.token_logprobs import token_logprobs_kernel
 from vllm_optimal_sampling.kernels.write import write_kernel
 
@@ -59,10 +58,9 @@ def variants() -> Iterator[tuple[str, Any, dict[str, Any], int]]:
         shape = LaunchShape.choose(rows, 151_936, interpreted=False)
         tile = {"ROWS": shape.rows, "SUB": shape.sub, "LANES": shape.lanes}
         splits = triton.next_power_of_2(shape.splits)
-        nodes = {"NODES": NODES.value, "PAD": PAD.value}
         if rows == 1:
             constants = {"ROWS": 1, "SUB": shape.sub, "LANES": shape.plan_lanes}
-            yield "plan", plan_kernel, constants | nodes, shape.plan_warps
+            yield "plan", plan_kernel, constants, shape.plan_warps
             for name, of_read in (("read", shape), ("read_quickly", replace(shape, each=8))):
                 quick = {"QUICK_LANES": of_read.quick_lanes, "EACH": of_read.each, "ALIGNED": True}
                 yield name, read_kernel, tile | {"JOIN": shape.join} | quick, shape.num_warps

@@ -12,6 +12,7 @@ import torch
 from call import mix
 from triton import next_power_of_2
 from vllm_optimal_sampling.kernels import Method
+from vllm_optimal_sampling.kernels.mix import INTERPRETED
 from vllm_optimal_sampling.kernels.reference import LOWEST
 from vllm_optimal_sampling.kernels.scratch import LaunchShape
 
@@ -315,11 +316,17 @@ def judge(
 ) -> Verdict:
     """Mix the rows in one call and compare them with float64. `settings` are those that `truth` takes.
 
+    `shape` is for Triton's interpreter, whose programs hold up to a thousand rows; a GPU has its own.
     A row whose nucleus can be another one is right.
     """
     limits = {"support_top_k": support_top_k, "support_top_p": support_top_p}
     mixed = mix(
-        list(zip(teacher, theta, strict=True)), method, theta_dtype=theta_dtype, shape=shape, **limits, **settings
+        list(zip(teacher, theta, strict=True)),
+        method,
+        theta_dtype=theta_dtype,
+        shape=shape if INTERPRETED else None,
+        **limits,
+        **settings,
     )
     as_read = theta.to(theta_dtype).float()
     inside, near_limit = supported(teacher, as_read, support_top_k, support_top_p)

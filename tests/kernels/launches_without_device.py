@@ -7,16 +7,27 @@ Run without TRITON_INTERPRET.
 
 import json
 import sys
+import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from driver_without_device import DriverWithoutDevice, types_of
-from vllm_optimal_sampling.kernels import MixRecord, MixScratch, MixSettings, mix_
+from vllm_optimal_sampling.kernels import MixRecord, MixScratch, MixSettings, mix_, warm_up
 from vllm_optimal_sampling.kernels.mix import INTERPRETED, Rows, launches, variant_of
-from vllm_optimal_sampling.kernels.prepared_launch import Launch, PreparedLaunch, current_device
+from vllm_optimal_sampling.kernels.prepared_launch import Launch, PreparedLaunch, RepeatedLaunches, current_device
 from vllm_optimal_sampling.kernels.scratch import LaunchShape
+from vllm_optimal_sampling.kernels.tally import LAUNCHES as TALLIES
+from vllm_optimal_sampling.kernels.tally import NUM_EDGES, TALLY_SIZE
+from vllm_optimal_sampling.kernels.tally import launch_of as launch_of_tally
+from vllm_optimal_sampling.kernels.token_logprobs import LAUNCHES as TOKEN_LOGPROBS
+from vllm_optimal_sampling.kernels.token_logprobs import launch_of as launch_of_token_logprobs
+
+from vllm_optimal_sampling.worker.relaxed_top_p_kernel import LAUNCHES as RELAXATIONS
+from vllm_optimal_sampling.worker.relaxed_top_p_kernel import launch_of as launch_of_relaxation
 
 # Nothing is read or written, so memory is only promised. The kernels are those that compile_for_hopper.py compiles.
 SLOTS, POSITIONS, VOCAB, MOST_ROWS = 8, 5, 151_936, 12
@@ -94,6 +105,22 @@ def calls_of_mix(driver: DriverWithoutDevice) -> dict[str, Any]:
     return found
 
 
+def compiled(driver: DriverWithoutDevice) -> dict[str, list[tuple[str, bool]]]:
+    """The kernels that the warm-up had compiled, and that a call after it had, and whether its thread waited for that."""
+    calls = Calls(driver)
+    rest = (calls.settings, calls.record, calls.scratch)
+    kernels: list[tuple[str, bool]] = []
+    triton.knobs.compilation.listener = lambda *, src, **_: kernels.append(
+        (src.name, threading.current_thread() is threading.main_thread())
+    )
+    warm_up(VOCAB, rows(1).theta_logits, *rest)
+    found = {"warm-up": list(kernels)}
+    kernels.clear()
+    mix_(*rows(MOST_ROWS), *rest)
+    triton.knobs.compilation.listener = None
+    return found | {"call": kernels}
+
+
 def new_variants(driver: DriverWithoutDevice) -> dict[str, bool]:
     """Whether a call is told apart from one that was made, so that Triton is asked about it. Nothing is launched."""
     calls = Calls(driver)
@@ -108,6 +135,48 @@ def new_variants(driver: DriverWithoutDevice) -> dict[str, bool]:
         "teacher's rows in wider ones": rows(6)._replace(teacher_logits=torch.empty(3, VOCAB + 1)[:, :VOCAB]),
     }
     return {name: calls.variant(call).is_new for name, call in others.items()}
+
+
+def calls_of_others(driver: DriverWithoutDevice) -> dict[str, Any]:
+    """The kernels that a step calls beside the mix: a launch, one like it with more rows elsewhere, and one of another kind.
+
+    Each is made three times: by Triton alone, then twice as its function makes it.
+    """
+    settings, record = MixSettings.allocate(SLOTS, "cpu"), MixRecord.allocate(SLOTS, POSITIONS, "cpu")
+    edges = torch.zeros(2, NUM_EDGES)
+    theta = rows(1).theta_logits
+
+    def tally(num: int, offset: int = 0) -> Launch:
+        slots, sampled = (torch.zeros(num + offset, dtype=torch.int32)[offset:] for _ in range(2))
+        return launch_of_tally(slots, sampled, settings.first_position, edges, record, torch.zeros(TALLY_SIZE))
+
+    def logprobs(num: int, offset: int = 0) -> Launch:
+        call = rows(num, teacher_offset=offset)
+        ids = torch.zeros(num, dtype=torch.int64)
+        return launch_of_token_logprobs(ids, call.teacher_logits, theta, call.slots, call.draft_positions, record)
+
+    def relaxation(num: int, offset: int = 0, *, with_top_k: bool) -> Launch:
+        top_k = torch.zeros(num, dtype=torch.int32) if with_top_k else None
+        return launch_of_relaxation(rows(num, teacher_offset=offset).teacher_logits, top_k, torch.zeros(num))
+
+    def called(launches: RepeatedLaunches, launch_of: Callable[..., Launch]) -> dict[str, Any]:
+        found: dict[str, Any] = {"kinds": [], "calls": []}
+        before = len(launches.prepared)
+        for launch in (launch_of(3), launch_of(MOST_ROWS), launch_of(3, offset=1)):
+            compiled = launch()
+            types = {compiled.function: types_of(compiled)}
+            ways = (launch, *[partial(launches.run, launch)] * 2)
+            found["calls"].append([driver.launches_of(way, types) for way in ways])
+            found["kinds"].append(len(launches.prepared) - before)
+        found["is_prepared"] = all(launches.prepared.values())
+        return found
+
+    return {
+        "tally": called(TALLIES, tally),
+        "token_logprobs": called(TOKEN_LOGPROBS, logprobs),
+        "relax_top_p_": called(RELAXATIONS, partial(relaxation, with_top_k=False)),
+        "relax_top_p_ with top-k": called(RELAXATIONS, partial(relaxation, with_top_k=True)),
+    }
 
 
 @triton.jit(do_not_specialize=["free"])
@@ -140,7 +209,14 @@ def refusals() -> dict[str, bool]:
 
 def main() -> None:
     driver = DriverWithoutDevice.install()
-    json.dump({"mix": calls_of_mix(driver), "new": new_variants(driver), "can_change": refusals()}, sys.stdout)
+    found = {
+        "compiled": compiled(driver),
+        "mix": calls_of_mix(driver),
+        "others": calls_of_others(driver),
+        "new": new_variants(driver),
+        "can_change": refusals(),
+    }
+    json.dump(found, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,12 @@ def test_the_installed_triton_is_known() -> None:
     assert is_known_triton(), f"run this file with the installed Triton, then widen TESTED_TRITON = {TESTED_TRITON}"
 
 
+def test_the_warm_up_compiles_kernels_side_by_side(found: dict[str, Any]) -> None:
+    names = {f"{name}_kernel" for name in ("plan", "read", "refine", "settle", "write")}
+    assert sorted(found["compiled"]["warm-up"]) == sorted([name, False] for name in names)
+    assert found["compiled"]["call"] == []
+
+
 def test_prepared_launches_are_tritons(found: dict[str, Any]) -> None:
     for name, call in found["mix"].items():
         assert call["prepared"] == KERNELS, name
@@ -46,6 +52,21 @@ def test_prepared_launches_are_tritons(found: dict[str, Any]) -> None:
         # Kernel, grid, threads, shared memory, stream, every parameter; the second call is a prepared one in any case.
         assert call["first"] == call["plain"], name
         assert call["again"] == call["plain"], name
+
+
+@pytest.mark.parametrize("name", ["tally", "token_logprobs", "relax_top_p_", "relax_top_p_ with top-k"])
+def test_other_kernels_are_launched_as_triton_would(found: dict[str, Any], name: str) -> None:
+    call = found["others"][name]
+    assert call["is_prepared"]
+    # The second call has more rows elsewhere; the third has rows that 16 does not divide, on which Triton compiles again.
+    assert call["kinds"] == [1, 1, 2]
+    for plain, first, again in call["calls"]:
+        assert len(plain) == 1
+        assert first == plain
+        assert again == plain
+    few, more, _ = (plain[0] for plain, _, _ in call["calls"])
+    assert few[0] == more[0]
+    assert few != more
 
 
 def test_calls_differ_where_they_should(found: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ def test_every_number_of_splits_is_launched(vocab: int, monkeypatch: pytest.Monk
     # The package exports the function under the name of its module.
     module = importlib.import_module("vllm_optimal_sampling.kernels.warm_up")
     monkeypatch.setattr(module, "launch", lambda *arguments: launched.append(arguments[-1]))
+    monkeypatch.setattr(module, "_compile", lambda steps: None)  # on a GPU
     choose = LaunchShape.choose
     monkeypatch.setattr(
         LaunchShape, "choose", lambda rows, vocab, *, interpreted: choose(rows, vocab, interpreted=False)

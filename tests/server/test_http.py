@@ -333,6 +333,30 @@ def test_an_argument_in_the_wrong_place_is_refused(server: Server, path: str) ->
     assert status == 200, answer
 
 
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+def test_a_record_is_refused_where_the_answer_has_no_place_for_it(server: Server, path: str) -> None:
+    body = {"model": "teacher", **ENDPOINTS[path]}
+    status, answer = server.send(path, body | {"vllm_xargs": {"return_alpha": True}})
+    assert status == 400
+    assert f"return_alpha has no effect here: an answer of {path} has no place" in answer["error"]["message"]
+    assert answer["error"]["param"] == "return_alpha"
+    status, answer = server.send(path, body | {"vllm_xargs": {"return_alpha": False, "theta_prompt": "y"}})
+    assert status == 200, answer
+
+
+def test_a_value_that_vllm_would_refuse_in_many_lines_gets_one_sentence(server: Server) -> None:
+    for arguments, sentence in (
+        ({"theta_messages": THETA_MESSAGES}, "send the list of messages as JSON text: json.dumps"),
+        ({"theta_prompt_token_ids": [[5]]}, "vllm_xargs.theta_prompt_token_ids is a list with a list in it; give"),
+        ({"alpha": None}, "vllm_xargs.alpha is null, which is no value over HTTP; leave alpha out"),
+        ("x", "vllm_xargs is text, not an object; send it as in"),
+    ):
+        status, answer = server.send("/v1/chat/completions", chat_body() | {"vllm_xargs": arguments})
+        assert status == 400
+        assert sentence in answer["error"]["message"]
+        assert "validation error" not in answer["error"]["message"]
+
+
 def test_a_batch_from_a_file_is_refused_alike() -> None:
     """`vllm run-batch` asks the same classes without a server."""
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest

@@ -11,13 +11,15 @@ from support.reference_models import model_class
 TARGETS = ("q_proj", "v_proj", "down_proj")
 
 
-def save_adapter(path: Path, model: str, *, seed: int, rank: int = 8, scale: float = 0.2) -> str:
+def save_adapter(
+    path: Path, model: str, *, seed: int, rank: int = 8, scale: float = 0.2, targets: tuple[str, ...] = TARGETS
+) -> str:
     """Save an adapter of a model by `save_model` that changes every row it makes."""
     weights = {}
     torch.manual_seed(seed)
     for name, weight in model_class(model).from_pretrained(model, dtype=torch.float32).named_parameters():
         module = name.removesuffix(".weight")
-        if "vis" not in module and module.rpartition(".")[2] in TARGETS:
+        if "vis" not in module and module.rpartition(".")[2] in targets:
             outputs, inputs = weight.shape
             weights[f"base_model.model.{module}.lora_A.weight"] = torch.randn(rank, inputs) * scale
             weights[f"base_model.model.{module}.lora_B.weight"] = torch.randn(outputs, rank) * scale
@@ -27,7 +29,7 @@ def save_adapter(path: Path, model: str, *, seed: int, rank: int = 8, scale: flo
         "peft_type": "LORA",
         "r": rank,
         "lora_alpha": rank,
-        "target_modules": list(TARGETS),
+        "target_modules": list(targets),
         "task_type": "CAUSAL_LM",
         "bias": "none",
         "lora_dropout": 0.0,

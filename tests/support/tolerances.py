@@ -9,8 +9,10 @@ teacher's 0.40.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from vllm_optimal_sampling.worker.theta.one_model import OneModelScorer
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ TOLERANCES: dict[tuple[str, str], Tolerances] = {
 
 
 def tolerances_of(runner: Any) -> Tolerances:
-    """Those of an engine's model runner.
+    """Those of an engine's model runner; where theta is the teacher, its rows may be as far off as the teacher's.
 
     Raises:
         KeyError: nothing was measured with its dtype and backend.
@@ -58,4 +60,6 @@ def tolerances_of(runner: Any) -> Tolerances:
     (backend,) = {group.backend.get_name() for groups in runner.attn_groups for group in groups}
     if (dtype, backend) not in TOLERANCES:
         raise KeyError(f"no tolerances for {dtype} with {backend}: measure rows against float64, and add them")
-    return TOLERANCES[dtype, backend]
+    found = TOLERANCES[dtype, backend]
+    is_teacher = isinstance(runner.theta, OneModelScorer) or getattr(runner.theta, "shares_weights", False)
+    return replace(found, theta_nats=found.teacher_nats) if is_teacher else found

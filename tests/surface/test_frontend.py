@@ -464,6 +464,14 @@ def test_a_streamed_input_has_no_theta_prompt_of_its_own(frontend: Frontend, ext
     assert frontend.admit({"alpha_max": 0.5}, resumable=True).sampling_params.extra_args == {"alpha_max": 0.5}
 
 
+def test_log_probabilities_that_vllm_loses_beside_drafts_are_refused(frontend: Frontend) -> None:
+    """vLLM's rejection sampler has no `logprob_token_ids`: its server answers with status 500, its `LLM` with empty lists."""
+    assert "vLLM returns nothing for logprob_token_ids where drafts are verified" in frontend.refuse(
+        logprob_token_ids=[5]
+    )
+    assert "ask for logprobs" in frontend.refuse({"optimal_sampling": False}, logprob_token_ids=[5])
+
+
 def test_beam_search_is_refused() -> None:
     refuse_beam_search(SamplingParams())
     with pytest.raises(VLLMValidationError, match="beam search draws nothing from q"):

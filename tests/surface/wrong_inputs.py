@@ -81,11 +81,13 @@ def request(given: dict[str, Any], defaults: dict[str, Any] | None = None) -> st
     return refusal_of(lambda: OptimalSamplingParams.from_extra_args(given, engine))
 
 
-def fields(given: dict[str, Any]) -> str | None:
+def fields(given: dict[str, Any], path: str = "/v1/completions") -> str | None:
     """Fields of a request's JSON."""
-    from vllm_optimal_sampling.front_end.misplaced import bool_as_number, misplaced
+    from vllm_optimal_sampling.front_end.http_values import without_effect, wrong_value
+    from vllm_optimal_sampling.front_end.misplaced import misplaced
 
-    error = misplaced(given) or bool_as_number(given.get("vllm_xargs"))
+    arguments = given.get("vllm_xargs")
+    error = misplaced(given) or wrong_value(arguments) or without_effect(path, arguments)
     return None if error is None else str(error)
 
 
@@ -207,6 +209,12 @@ def wrong_inputs() -> Iterator[Wrong]:
     for kind, given in (
         ("of a wrong type", {"vllm_xargs": {"alpha_max": True}}),
         ("of a wrong type", {"vllm_xargs": {"alpha_max": [True, 0.5], "alpha_steps": 8}}),
+        ("of a wrong type", {"vllm_xargs": {"theta_prompt_token_ids": [5, True]}}),
+        ("of a wrong type", {"vllm_xargs": {"theta_messages": [{"role": "user", "content": "x"}]}}),
+        ("of a wrong type", {"vllm_xargs": {"theta_prompt": {"text": "x"}}}),
+        ("of a wrong type", {"vllm_xargs": {"theta_prompt_token_ids": [[5, 6]]}}),
+        ("of a wrong type", {"vllm_xargs": '{"theta_prompt": "x"}'}),
+        ("missing", {"vllm_xargs": {"alpha_max": None}}),
         ("misplaced", {"theta_prompt": "x"}),
         ("misplaced", {"alpha_max": 0.5}),
         ("misplaced", {"extra_body": {"vllm_xargs": {"theta_prompt": "x"}}}),
@@ -217,6 +225,11 @@ def wrong_inputs() -> Iterator[Wrong]:
         ("unknown", {"theta_chat": "x"}),
     ):
         yield Wrong(FIELDS, kind, json.dumps(given), lambda given=given: fields(given))
+    recorded = {"vllm_xargs": {"return_alpha": True}}
+    for path in ("/v1/responses", "/v1/messages"):
+        yield Wrong(
+            FIELDS, "ineffective", f"{json.dumps(recorded)} to {path}", lambda path=path: fields(recorded, path)
+        )
     yield from engines()
     for kind, arguments in (
         ("misspelt", {"alpha_method": "kl"}),

@@ -220,10 +220,13 @@ def test_the_ratio_is_one_where_the_student_draws(
         assert log["sampling/sampling_logp_difference/max"] < MAX_LOG_PROB_ERROR
 
 
-def test_a_temperature(sampler: OptimalSampler, models: tuple[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{"temperature": 0.6}, {"generation_kwargs": {"temperature": 0.6}}], ids=str)
+def test_a_temperature(
+    sampler: OptimalSampler, models: tuple[str, str], tmp_path: Path, options: dict[str, Any]
+) -> None:
     """The log-probabilities are those after the temperature, as TRL computes the student's."""
     watched = Watched(rollout_func(sampler, "answer"), models[0], tmp_path)
-    trainer_of(models, PLAIN, watched, tmp_path, max_steps=1, temperature=0.6).train()
+    trainer_of(models, PLAIN, watched, tmp_path, max_steps=1, **options).train()
     tokens = encode(models)
     watched.check(lambda prompt: tokens(f"{prompt}\n\n{by_problem(prompt)['answer']}"), temperature=0.6)
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 SELF = "self"
 """The setting `theta` for a theta that has the teacher's weights."""
 
+NUM_SPECULATIVE_TOKENS = 4
+"""Drafts of a round, where nobody says how many to the tools that start an engine themselves."""
+
 EXACT_DRAFTERS = ("ngram", "ngram_gpu", "eagle", "eagle3", "mtp")
 """Methods of vLLM's Model Runner V2 that may draft where theta scores."""
 

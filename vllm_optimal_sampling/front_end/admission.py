@@ -91,6 +91,7 @@ class RequestResolver:
                     "lora_request",
                     "this engine has no room for adapters of requests; start it with --enable-lora, which makes some",
                 )
+            self._check_logprobs(sampling_params)
             params = self._params(extra_args)
             check_media(request, params)
             if request.resumable:
@@ -204,6 +205,15 @@ class RequestResolver:
             f"{name} has {length} tokens, and theta reads at most {self.max_theta_len}, with at least one token of "
             "output; shorten it, or start the engine with a larger --max-model-len",
         )
+
+    def _check_logprobs(self, sampling_params: SamplingParams) -> None:
+        """vLLM's rejection sampler does not know `logprob_token_ids`, and its server answers them with status 500."""
+        if sampling_params.logprob_token_ids and self.vllm_config.speculative_config is not None:
+            raise ArgumentError(
+                "logprob_token_ids",
+                "vLLM returns nothing for logprob_token_ids where drafts are verified, as in this engine; ask for logprobs, or "
+                "for this package's record with return_alpha",
+            )
 
     def _check_streaming(self, params: OptimalSamplingParams) -> None:
         name = params.theta_prompt_argument

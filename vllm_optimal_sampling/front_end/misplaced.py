@@ -11,8 +11,8 @@ import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from vllm_optimal_sampling.argument_checks import wrong_type
 from vllm_optimal_sampling.config.settings import ENGINE_SETTINGS, is_enabled
+from vllm_optimal_sampling.front_end.http_values import without_effect, wrong_value
 from vllm_optimal_sampling.params import ARGUMENTS, ArgumentError, closest
 
 if TYPE_CHECKING:
@@ -27,13 +27,6 @@ WRAPPERS = {
     "extra_args": "over HTTP they are called vllm_xargs",
 }
 """Fields that would hold our arguments and mean nothing to vLLM's server."""
-
-
-NUMBERS = (
-    *("alpha", "alpha_min", "alpha_max", "kl_budget", "js_sensitivity", "alpha_steps"),
-    *("support_top_k", "support_top_p", "teacher_only_tokens", "max_js_divergence", "return_top_k"),
-)
-"""The arguments that are numbers."""
 
 
 def misplaced(fields: Iterable[str]) -> ArgumentError | None:
@@ -92,16 +85,5 @@ async def refuse_misplaced_in(raw_request: Request) -> None:
         return
     body = await raw_request.json()
     if isinstance(body, dict):
-        _refuse(misplaced(body) or bool_as_number(body.get("vllm_xargs")))
-
-
-def bool_as_number(arguments: object) -> ArgumentError | None:
-    """Why arguments with true or false for a number are refused: vLLM makes 1 and 0 of them. None where there are none."""
-    if not isinstance(arguments, dict):
-        return None
-    for name in NUMBERS:
-        value = arguments.get(name)
-        for number in value if isinstance(value, list) else (value,):
-            if isinstance(number, bool):
-                return wrong_type(name, number, "a number")
-    return None
+        arguments = body.get("vllm_xargs")
+        _refuse(misplaced(body) or wrong_value(arguments) or without_effect(raw_request.url.path, arguments))

@@ -6,7 +6,6 @@ A process pays only for what it uses, and no module is imported before its time.
 from __future__ import annotations
 
 import importlib.abc
-import importlib.util
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -47,12 +46,13 @@ def _apply(module: ModuleType) -> None:
         for name in path:
             owner = getattr(owner, name)
         original = vars(owner)[attribute]
-        # A module that imports a function after it was patched has the replacement already.
-        if not vars(original).get("is_patched", False) if hasattr(original, "__dict__") else True:
-            replacement = patch.wrap(original)
-            if not isinstance(replacement, property):
-                replacement.is_patched = True
-            setattr(owner, attribute, replacement)
+        # A module that imports a function after it was patched has the replacement already. Properties have no `__dict__`.
+        if "is_patched" in getattr(original, "__dict__", {}):
+            continue
+        replacement = patch.wrap(original)
+        if not isinstance(replacement, property):
+            replacement.is_patched = True
+        setattr(owner, attribute, replacement)
 
 
 class _PatchingLoader(importlib.abc.Loader):
@@ -73,7 +73,7 @@ class _PatchingLoader(importlib.abc.Loader):
 
 
 class _PatchingFinder(importlib.abc.MetaPathFinder):
-    """Finds the modules that have patches, once each."""
+    """Finds the modules that have patches, as the other finders do, and has them patched once they are loaded."""
 
     def __init__(self, modules: set[str]):
         self.modules = modules
@@ -81,8 +81,8 @@ class _PatchingFinder(importlib.abc.MetaPathFinder):
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if fullname not in self.modules:
             return None
-        self.modules.discard(fullname)  # the search below must not come back here
-        spec = importlib.util.find_spec(fullname)
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in others)), None)
         if spec is not None and spec.loader is not None:
             spec.loader = _PatchingLoader(spec.loader)
         return spec

@@ -198,22 +198,20 @@ def token_ids(tokenizer: Any, prompts: list[Prompt], **options: Any) -> list[lis
 def draw(
     sampler: OptimalSampler, trainer: Any, prompts: list[list[int]], theta_prompts: list[list[int]]
 ) -> list[CompletionOutput]:
-    """Completions as the trainer's arguments ask for them."""
+    """Completions as the trainer's arguments ask for them; `generation_kwargs` come before the others, as in TRL."""
     arguments = trainer.args
-    return sampler.generate_from_tokens(
-        prompts,
-        theta_prompts,
-        max_tokens=trainer.max_completion_length,
-        temperature=arguments.temperature,
-        top_p=arguments.top_p,
-        top_k=arguments.top_k or -1,
-        min_p=arguments.min_p or 0.0,
-        repetition_penalty=arguments.repetition_penalty,
-        stop_token_ids=teacher_token_ids(sampler.llm, trainer.eos_token_ids),
-        detokenize=False,
-        logprobs=None if draws_as_recorded(arguments) else 0,
-        **(arguments.generation_kwargs or {}),
-    )
+    sampling = {
+        "max_tokens": trainer.max_completion_length,
+        "temperature": arguments.temperature,
+        "top_p": arguments.top_p,
+        "top_k": arguments.top_k or -1,
+        "min_p": arguments.min_p or 0.0,
+        "repetition_penalty": arguments.repetition_penalty,
+        "stop_token_ids": teacher_token_ids(sampler.llm, trainer.eos_token_ids),
+        "detokenize": False,
+        "logprobs": None if draws_as_recorded(arguments) else 0,
+    }
+    return sampler.generate_from_tokens(prompts, theta_prompts, **sampling | (arguments.generation_kwargs or {}))
 
 
 def draws_as_recorded(arguments: Any) -> bool:

@@ -15,6 +15,9 @@ from vllm_optimal_sampling.interpreter import is_interpreting
 # The bodies replaced below were read in these releases; another one runs as Triton wrote it, only slower.
 TRITON_RELEASES = ("3.7.", "3.9.")
 
+MOST_CONSTANTS = 4096
+"""How many numbers are kept as Triton's tensors: what a kernel is called with may be another number each time."""
+
 
 class _Untouched:
     """What a launch holds in place of Triton's record of patches: there is nothing to restore."""
@@ -34,6 +37,8 @@ def take() -> bool:
     import triton  # heavy, and needed only here
     import triton.language as tl
     from triton.runtime import interpreter
+
+    from vllm_optimal_sampling.interpreter import blocks
 
     if not triton.__version__.startswith(TRITON_RELEASES):
         return False
@@ -115,13 +120,20 @@ def take() -> bool:
 
     broadcast_value = semantics.broadcast_impl_value
 
+    def beside(block_ty: Any, number: Any) -> Any:
+        shape, handle = block_ty.shape.values, number.handle
+        data = blocks.repeated(handle.data, shape)
+        return tl.tensor(interpreter.TensorHandle(data, handle.dtype.scalar), block_of(number.type.scalar, shape))
+
     def broadcast_impl_value(self: Any, lhs: Any, rhs: Any) -> Any:
         lhs_ty, rhs_ty = lhs.type, rhs.type
         if lhs_ty is rhs_ty:
             return lhs, rhs
         lhs_is_block = lhs_ty.is_block()
         if lhs_is_block != rhs_ty.is_block():
-            return broadcast_value(self, lhs, rhs)
+            if lhs_is_block:
+                return lhs, beside(lhs_ty, rhs)
+            return beside(rhs_ty, lhs), rhs
         if not lhs_is_block:
             return lhs, rhs
         left, right = lhs_ty.shape.values, rhs_ty.shape.values
@@ -137,6 +149,23 @@ def take() -> bool:
         return lhs, rhs
 
     semantics.broadcast_impl_value = broadcast_impl_value
+
+    # Of a number beside a float the type is known, and the number is made a tensor anew each time.
+    constants: dict[tuple[float, float, str], Any] = {}
+
+    def constant(self: Any, value: Any, dtype: Any) -> Any:
+        if type(value) is tl.constexpr:
+            value = value.value
+        is_number = type(value) in (int, float) and value == value
+        if not is_number or type(dtype) is not tl.dtype or dtype not in floats:
+            return None
+        key = value, math.copysign(1.0, value), dtype.name  # 0.0 == -0.0
+        found = constants.get(key)
+        if found is None:
+            if len(constants) >= MOST_CONSTANTS:
+                constants.clear()
+            found = constants[key] = self.scalar_constant(value, dtype)
+        return found
 
     check_types = semantics.binary_op_type_checking_impl
     kept_types = {tl.float32, tl.float64, tl.int32, tl.int64, tl.uint32, tl.uint64}
@@ -155,7 +184,16 @@ def take() -> bool:
         alike = type(lhs) is tl.tensor and type(rhs) is tl.tensor and lhs.dtype is rhs.dtype
         if alike and lhs.dtype in (floats if div_or_mod else kept_types):
             return broadcast_impl_value(self, lhs, rhs)
+        if type(lhs) is tl.tensor:
+            number = constant(self, rhs, lhs.dtype)
+            if number is not None:
+                return broadcast_impl_value(self, lhs, number)
+        elif type(rhs) is tl.tensor:
+            number = constant(self, lhs, rhs.dtype)
+            if number is not None:
+                return broadcast_impl_value(self, number, rhs)
         return check_types(self, lhs, rhs, allow_lhs_ptr, allow_rhs_ptr, arithmetic_check, div_or_mod)
 
     semantics.binary_op_type_checking_impl = binary_op_type_checking_impl
+    blocks.take(type(builder))
     return True

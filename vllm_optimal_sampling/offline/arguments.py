@@ -8,12 +8,11 @@ from typing import Any
 from vllm_optimal_sampling.argument_checks import ArgumentError, check_bool
 from vllm_optimal_sampling.config.memory import default_memory_share
 from vllm_optimal_sampling.config.settings import KEY, NAME
-from vllm_optimal_sampling.config.theta import SELF, is_teacher
+from vllm_optimal_sampling.config.theta import NUM_SPECULATIVE_TOKENS, SELF, is_teacher
 from vllm_optimal_sampling.params import ALPHA_ARGUMENTS, READERS, THETA_PROMPTS, OptimalSamplingParams
 
 MEMORY_SHARE = 0.9
 """Of the GPU's memory, for both models and their cache."""
-NUM_SPECULATIVE_TOKENS = 4
 
 
 def alpha_arguments(fixed_alpha: Any, **arguments: Any) -> dict[str, Any]:

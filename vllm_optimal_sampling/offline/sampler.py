@@ -1,7 +1,7 @@
 """Optimal sampling of lists of prompts, in one object: both models in one engine, texts and alphas out.
 
-The interface is the original implementation's (`OptimalSamplingV1`). Who wants vLLM's own outputs takes `vllm.LLM` with
-`OptimalSamplingParams` instead; nothing here goes beyond that.
+The interface is that of the reference implementation (`OptimalSamplingV1` of VESPO's recipe `optimal_sampling`), with more ways
+to find alpha. For vLLM's own outputs there is `vllm.LLM` with `OptimalSamplingParams`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from vllm_optimal_sampling.argument_checks import ArgumentError, check_bool
+from vllm_optimal_sampling.config.theta import NUM_SPECULATIVE_TOKENS
 from vllm_optimal_sampling.offline.arguments import (
-    NUM_SPECULATIVE_TOKENS,
     alpha_arguments,
     chat,
     check_llm_arguments,
@@ -413,4 +413,4 @@ class OptimalSampler:
 
 
 OptimalSamplingV1 = OptimalSampler
-"""The name that the original implementation gives it."""
+"""The name that the reference implementation gives it."""

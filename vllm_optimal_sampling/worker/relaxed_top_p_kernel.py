@@ -24,6 +24,8 @@ import triton
 import triton.language as tl
 
 from vllm_optimal_sampling.kernels.checks import check_tensor
+from vllm_optimal_sampling.kernels.mix import INTERPRETED
+from vllm_optimal_sampling.kernels.prepared_launch import Launch, RepeatedLaunches
 from vllm_optimal_sampling.kernels.scratch import LaunchShape
 from vllm_optimal_sampling.kernels.tilt import LOG2_E, NOTHING
 
@@ -79,6 +81,30 @@ def relax_top_p_kernel(
     tl.store(top_p_ptr + row, tl.full([ROWS], 1.0, tl.float32), mask=whole)
 
 
+LAUNCHES = RepeatedLaunches(("logits_ptr", "top_k_ptr", "top_p_ptr", "num_rows"))
+
+
+def launch_of(logits: torch.Tensor, top_k: torch.Tensor | None, top_p: torch.Tensor) -> Launch:
+    """The launch of `relax_top_p_`."""
+    num_rows, vocab = logits.shape
+    rows, lanes = 1, LANES
+    if INTERPRETED:
+        shape = LaunchShape.choose(num_rows, vocab, interpreted=True)
+        rows, lanes = shape.rows, shape.lanes
+    arguments = {
+        "logits_ptr": logits,
+        "logits_stride": logits.stride(0),
+        "top_k_ptr": top_k,
+        "top_p_ptr": top_p,
+        "num_rows": num_rows,
+        "vocab": vocab,
+        "HAS_TOP_K": top_k is not None,
+        "ROWS": rows,
+        "LANES": lanes,
+    }
+    return Launch(relax_top_p_kernel, (-(-num_rows // rows), 1, 1), arguments, NUM_WARPS)
+
+
 def relax_top_p_(logits: torch.Tensor, top_k: torch.Tensor | None, top_p: torch.Tensor) -> None:
     """Set `top_p` to 1, in place, in the rows whose nucleus is every token that is left.
 
@@ -94,28 +120,13 @@ def relax_top_p_(logits: torch.Tensor, top_k: torch.Tensor | None, top_p: torch.
     check_tensor(
         "logits", logits, dtypes=(torch.float32,), shape=(None, None), device=logits.device, last_dim_only=True
     )
-    num_rows, vocab = logits.shape
+    num_rows = logits.shape[0]
     check_tensor("top_p", top_p, dtypes=(torch.float32,), shape=(num_rows,), device=logits.device)
     if top_k is not None:
         check_tensor("top_k", top_k, dtypes=(torch.int32,), shape=(num_rows,), device=logits.device)
     if num_rows == 0:
         return
-    rows, lanes = 1, LANES
-    if logits.is_cpu:
-        shape = LaunchShape.choose(num_rows, vocab, interpreted=True)
-        rows, lanes = shape.rows, shape.lanes
-    relax_top_p_kernel[(-(-num_rows // rows),)](
-        logits_ptr=logits,
-        logits_stride=logits.stride(0),
-        top_k_ptr=top_k,
-        top_p_ptr=top_p,
-        num_rows=num_rows,
-        vocab=vocab,
-        HAS_TOP_K=top_k is not None,
-        ROWS=rows,
-        LANES=lanes,
-        num_warps=NUM_WARPS,
-    )
+    LAUNCHES.run(launch_of(logits, top_k, top_p))
 
 
 def warm_up(vocab: int, device: torch.device) -> None:

@@ -21,6 +21,7 @@ from vllm_optimal_sampling.data.rows import (
     read_rows,
     schema_of,
 )
+from vllm_optimal_sampling.data.tables import TableError, write_table
 
 COLUMNAR = (".parquet", ".arrow")
 
@@ -94,7 +95,10 @@ def _plain(value: Any) -> Any:
 def _write_same_schema(source: Path, partial: Path, rules: Rules) -> None:
     files = files_of(source)
     arrow = import_arrow(source)
-    schema = arrow.unify_schemas([schema_of(file) for file in files], promote_options="permissive")
+    try:
+        schema = arrow.unify_schemas([schema_of(file) for file in files], promote_options="permissive")
+    except arrow.ArrowException as error:
+        raise _no_common_schema(error) from None
     with arrow.parquet.ParquetWriter(partial, schema) as writer:
         for file in files:
             for batch in batches_of(file):
@@ -112,19 +116,16 @@ def _write_same_schema(source: Path, partial: Path, rules: Rules) -> None:
 
 
 def _lines_to_parquet(lines: Path, partial: Path) -> None:
-    """Two passes: the first finds types that hold every row, the second writes."""
-    arrow = import_arrow(lines)
-    schema = arrow.schema([])
+    import_arrow(lines)
     try:
-        for rows in _chunks(lines):
-            found = arrow.schema(list(arrow.array(rows).type))
-            schema = arrow.unify_schemas([schema, found], promote_options="permissive")
-        with arrow.parquet.ParquetWriter(partial, schema) as writer:
-            for rows in _chunks(lines):
-                writer.write_batch(arrow.RecordBatch.from_pylist(rows, schema))
-    except (arrow.ArrowException, TypeError, OverflowError) as error:
-        reason = " ".join(str(error).split())
-        raise RowsError(f"the rows have no common parquet schema ({reason}); write them as .jsonl") from None
+        write_table(lambda: _chunks(lines), partial)
+    except TableError as error:
+        raise _no_common_schema(error) from None
+
+
+def _no_common_schema(error: Exception) -> RowsError:
+    reason = " ".join(str(error).split())
+    return RowsError(f"the rows have no common parquet schema ({reason}); write them as .jsonl")
 
 
 def _chunks(lines: Path) -> Iterator[list[dict[str, Any]]]:

@@ -10,13 +10,13 @@ from typing import Any, NoReturn
 
 from vllm_optimal_sampling.config.memory import default_memory_share
 from vllm_optimal_sampling.config.settings import KEY, NAME
-from vllm_optimal_sampling.config.theta import SELF
+from vllm_optimal_sampling.config.theta import NUM_SPECULATIVE_TOKENS, SELF
 from vllm_optimal_sampling.data.generate.errors import RowError, RunError, SettingsError
 from vllm_optimal_sampling.data.generate.jobs import Sample
 from vllm_optimal_sampling.data.generate.progress import Figures
 from vllm_optimal_sampling.data.generate.samplers import Prepared
 from vllm_optimal_sampling.data.generate.sampling import sampling_params
-from vllm_optimal_sampling.data.generate.settings import NUM_SPECULATIVE_TOKENS, Settings
+from vllm_optimal_sampling.data.generate.settings import Settings
 from vllm_optimal_sampling.data.generate.templates import Prompts
 from vllm_optimal_sampling.front_end.admission import RequestResolver
 from vllm_optimal_sampling.params import ARGUMENTS, ArgumentError
@@ -41,15 +41,17 @@ def engine_args(settings: Settings) -> Any:
             raise SettingsError(f"neither this command nor vLLM's engine takes these options: {message}")
 
     parser = AsyncEngineArgs.add_cli_args(Parser(add_help=False))
+    if any(word.partition("=")[0] == "--model" for word in settings.engine):
+        raise SettingsError("--model is vLLM's name for what is --teacher here; drop it")
     try:
-        arguments = AsyncEngineArgs.from_cli_args(parser.parse_args(list(settings.engine)))
+        # With HF_HUB_OFFLINE vLLM looks for the model here already, and for one of its own where none is named.
+        arguments = AsyncEngineArgs.from_cli_args(parser.parse_args(["--model", settings.teacher, *settings.engine]))
+    except OSError as error:
+        raise SettingsError(f"teacher={settings.teacher!r} cannot be loaded: {error}") from None
     except (argparse.ArgumentTypeError, ValueError) as error:
         if isinstance(error, SettingsError):
             raise
         raise SettingsError(f"vLLM refuses its options {' '.join(settings.engine)!r}: {error}") from None
-    if any(word.partition("=")[0] == "--model" for word in settings.engine):
-        raise SettingsError("--model is vLLM's name for what is --teacher here; drop it")
-    arguments.model = settings.teacher
     given = {option.partition("=")[0].replace("_", "-") for option in settings.engine}
     if "--gpu-memory-utilization" not in given:
         arguments.gpu_memory_utilization = default_memory_share(arguments.gpu_memory_utilization)
@@ -102,12 +104,18 @@ def _check_engine_settings(additional: Any) -> None:
             )
 
 
+def most_in_flight(vllm_config: Any) -> int:
+    """Completions that an engine is given at a time: twice what all its data-parallel ranks run together."""
+    # vLLM's `max_num_seqs` is of one rank's scheduler.
+    return 2 * vllm_config.scheduler_config.max_num_seqs * vllm_config.parallel_config.data_parallel_size
+
+
 class LocalEngine:
     """An engine in this machine, for one run. Made by `start`."""
 
     def __init__(self, engine: Any, settings: Settings) -> None:
         self.engine = engine
-        self.max_in_flight = 2 * engine.vllm_config.scheduler_config.max_num_seqs
+        self.max_in_flight = most_in_flight(engine.vllm_config)
         # What equals the default is written out: the engine may have been given other defaults.
         self._arguments = {
             name: value

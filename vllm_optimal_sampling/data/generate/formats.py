@@ -15,8 +15,8 @@ from typing import Any
 
 from vllm_optimal_sampling.data.generate.errors import RunError, SettingsError
 from vllm_optimal_sampling.data.generate.settings import Settings
-
-BATCH = 1000
+from vllm_optimal_sampling.data.rows import BATCH_ROWS
+from vllm_optimal_sampling.data.tables import TableError, write_table
 
 
 def check_available(settings: Settings) -> None:
@@ -47,14 +47,17 @@ def write(settings: Settings) -> None:
     """Make `settings.output` of the rows; what was there is replaced in one step, once the new one is whole.
 
     Raises:
-        RunError: a column has values of types that do not go together.
+        RunError: a column has values that no one type holds, or the disk takes no more.
 
     """
     output = Path(settings.output)
     part = output.with_name(output.name + ".part")
     if settings.format == "parquet":
-        _write_parquet(settings.rows_path, part)
-        part.replace(output)
+        try:
+            _write_parquet(settings.rows_path, part)
+            part.replace(output)
+        finally:
+            part.unlink(missing_ok=True)
         return
     import datasets
 
@@ -72,27 +75,16 @@ def write(settings: Settings) -> None:
 def _batches(rows: Path) -> Iterator[list[dict[str, Any]]]:
     with rows.open("rb") as file:
         good = (row for row in map(json.loads, file) if row["error"] is None)
-        while batch := list(itertools.islice(good, BATCH)):
+        while batch := list(itertools.islice(good, BATCH_ROWS)):
             yield batch
 
 
 def _write_parquet(rows: Path, path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    # Twice through the file: a column that is null or missing at first gets the type that it has later.
-    schema = pa.schema([])
-    for batch in _batches(rows):
-        for name in dict.fromkeys(itertools.chain.from_iterable(batch)):
-            try:
-                field = pa.field(name, pa.array([row.get(name) for row in batch]).type)
-                schema = pa.unify_schemas([schema, pa.schema([field])], promote_options="permissive")
-            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-                raise RunError(
-                    f"{rows} cannot become a table: column {name!r} has values of several types "
-                    f"({' '.join(str(error).split())}). The rows themselves are whole; mend the column, or take --format "
-                    "jsonl"
-                ) from None
-    with pq.ParquetWriter(path, schema) as writer:
-        for batch in _batches(rows):
-            writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+    try:
+        write_table(lambda: _batches(rows), path)
+    except TableError as error:
+        raise RunError(
+            f"{rows} cannot become a table: {error}. The rows themselves are whole; mend the column, or take --format jsonl"
+        ) from None
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error}; make room and run the same command again") from None

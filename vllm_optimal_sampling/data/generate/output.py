@@ -223,15 +223,14 @@ class Output:
                 tail = file.read(step) + tail
                 begin = tail.rfind(b"\n", 0, len(tail) - 1)
                 if begin >= 0:
-                    return position + begin + 1, _is_row(tail[begin + 1 :])
-            return None if size == 0 else (0, _is_row(tail))
+                    return position + begin + 1, _row_of(tail[begin + 1 :]) is not None
+            return None if size == 0 else (0, _row_of(tail) is not None)
 
     def _drop_errors(self) -> None:
         """Write the file again without the rows that have an error, and put it in place in one step."""
         temporary = self.path.with_name(self.path.name + ".part")
-        with self.path.open("rb") as old, temporary.open("wb") as new:
-            for line in old:
-                row = json.loads(line)
+        with temporary.open("wb") as new:
+            for line, row in self._lines():
                 if row.get("error") is None:
                     new.write(line)
             new.flush()
@@ -248,14 +247,19 @@ class Output:
             SettingsError: a line is no row.
 
         """
+        return (row for _, row in self._lines())
+
+    def _lines(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
+        """Each line as it stands, and its row."""
         with self.path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                if not _is_row(line):
+                row = _row_of(line)
+                if row is None:
                     raise SettingsError(
                         f"{self.path} line {number} is not a row that this command wrote; give another --output, or take "
                         "the line out"
                     )
-                yield json.loads(line)
+                yield line, row
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append a row.
@@ -289,12 +293,13 @@ class Output:
         self.finished.close()
 
 
-def _is_row(line: bytes) -> bool:
+def _row_of(line: bytes) -> dict[str, Any] | None:
+    """The row that a line is; None where it is none."""
     try:
         row = json.loads(line)
     except ValueError:
-        return False
-    return isinstance(row, dict) and isinstance(row.get("custom_id"), str) and "sample" in row
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("custom_id"), str) and "sample" in row else None
 
 
 def _replace(path: Path, content: bytes) -> None:

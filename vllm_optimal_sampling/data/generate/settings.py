@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from vllm_optimal_sampling.config.theta import is_teacher
+from vllm_optimal_sampling.config.theta import NUM_SPECULATIVE_TOKENS, is_teacher
 from vllm_optimal_sampling.data.generate.errors import SettingsError
 from vllm_optimal_sampling.data.generate.templates import Templates, template_text
 from vllm_optimal_sampling.data.rows import SUFFIXES as READ_SUFFIXES
@@ -17,8 +17,6 @@ from vllm_optimal_sampling.params import ArgumentError, OptimalSamplingParams
 from vllm_optimal_sampling.selection import Selection, selection_of
 
 FORMATS = ("jsonl", "parquet", "hf")
-
-NUM_SPECULATIVE_TOKENS = 4
 
 ROW_ARGUMENTS = {
     "optimal_sampling": "every row is sampled from q*; vLLM alone samples from the teacher",
@@ -96,7 +94,8 @@ class Settings:
     """Also write the whole conversation as `messages`."""
     format: Literal["jsonl", "parquet", "hf"] = "jsonl"
     max_in_flight: int | None = None
-    """At least 1: requests given to the engine at a time. None: twice its `max_num_seqs`; 256 of a server."""
+    """At least 1: requests given to the engine at a time. None: twice the `max_num_seqs` of all its data-parallel ranks;
+    256 of a server."""
     retry_errors: bool = False
     ray: int | None = None
     """At least 1: engines on a Ray cluster. None: one engine in this machine."""

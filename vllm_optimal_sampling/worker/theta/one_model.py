@@ -29,7 +29,7 @@ from vllm.v1.worker.utils import clear_layer_kv_caches
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError, first_line
 from vllm_optimal_sampling.config.theta import theta_lora
 from vllm_optimal_sampling.worker.theta.rows import Rows, decode_rows, joined
-from vllm_optimal_sampling.worker.theta.scorer import GIB, ThetaScorer, hidden_states_of
+from vllm_optimal_sampling.worker.theta.scorer import ThetaScorer, hidden_states_of
 from vllm_optimal_sampling.worker.theta.twin_layers import add_twin_layers, block_offset, extend_caches, twins_caches
 
 logger = init_logger(__name__)
@@ -64,12 +64,10 @@ class OneModelScorer(ThetaScorer):
             except ValueError as error:  # before anything runs
                 raise UnsupportedEngineError(f"optimal sampling cannot start: {error}") from error
         logger.info(
-            "Theta is the teacher itself%s: no weights of its own, %.2f GiB for the rows of %d requests with %d drafts, and "
-            "a KV cache in the teacher's blocks",
+            "Theta is the teacher itself%s: it takes no weights of its own, and with the teacher %s; its KV cache lies in the "
+            "teacher's blocks",
             "" if self.adapter is None else f" with the adapter {self.adapter.lora_path}",
-            self.rows.nbytes / GIB,
-            self.max_num_reqs,
-            self.num_speculative_steps,
+            self.row_memory,
         )
 
     def _load_adapter(self, runner: Any, adapter: LoRARequest) -> None:
@@ -117,6 +115,13 @@ class OneModelScorer(ThetaScorer):
     def capture(self, runner: Any) -> None:
         if self.offset is not None:
             self.scoring.capture(runner.model, create_lora_capture_hook(runner.lora_config, runner))
+
+    @contextmanager
+    def capturing(self, runner: Any) -> Iterator[None]:
+        with super().capturing(runner):
+            yield
+        if self.adapter is not None:  # vLLM captures with adapters of its own, and then lets go of all
+            runner.add_lora(self.adapter)
 
     def reload_weights(self, *args: Any, **kwargs: Any) -> None:
         self.check_own_weights()
@@ -195,22 +200,36 @@ class OneModelScorer(ThetaScorer):
         if apart:
             self._run_apart(runner, batch)
         self._fused = None
+        with self._loras_for_logits(runner, batch) if apart else nullcontext(), self._head_of_both(runner):
+            yield
+
+    @contextmanager
+    def _loras_for_logits(self, runner: Any, batch: InputBatch) -> Iterator[None]:
+        """The adapters of the head's rows, after forwards of theta's own; then the step's again, as vLLM had set them."""
+        if self.lora_config is None or not len(self._sampled(batch)):
+            yield
+            return
+        # Also where none of theta's rows is wanted, in the middle of a prompt: those of the teacher still are.
+        rows = self._loras_of_logits(batch, sum(len(slots) for _, slots, _ in self._wanted))
+        runner.set_loras_of_rows(rows, rows, self._adapters(runner, batch))
+        yield
+        # Logits of prompts may still be wanted.
+        inputs = runner.lora_state.make_lora_inputs(batch.req_ids, batch.idx_mapping_np, batch.num_scheduled_tokens)
+        runner.set_loras_of_rows(*inputs)
+
+    @contextmanager
+    def _head_of_both(self, runner: Any) -> Iterator[None]:
+        """The runner's head computes theta's wanted logits too."""
         if not self._wanted:
             yield
             return
         hidden_states, slots, drafts = (torch.cat(parts) for parts in zip(*self._wanted, strict=True))
-        if apart and self.lora_config is not None:
-            rows = self._loras_of_logits(batch, len(slots))
-            runner.set_loras_of_rows(rows, rows, self._adapters(runner, batch))
         model = runner.model
         runner.model = _Logits(model, hidden_states, lambda logits: self._keep(logits, slots, drafts))
         try:
             yield
         finally:
             runner.model = model
-        if apart and self.lora_config is not None:  # as vLLM had it: logits of prompts may still be wanted
-            inputs = runner.lora_state.make_lora_inputs(batch.req_ids, batch.idx_mapping_np, batch.num_scheduled_tokens)
-            runner.set_loras_of_rows(*inputs)
 
     def release(self) -> None:
         clear_layer_kv_caches(self.layers[twin] for twin in self.twins.values())

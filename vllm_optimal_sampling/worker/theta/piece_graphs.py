@@ -25,10 +25,9 @@ from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor, CudaGra
 from vllm.v1.worker.gpu.input_batch import InputBuffers
 
 from vllm_optimal_sampling.config.graph_sizes import prompt_sizes
+from vllm_optimal_sampling.worker.verification_memory import GIB
 
 logger = init_logger(__name__)
-
-GIB = 1 << 30
 
 
 class PieceGraphs:

@@ -105,7 +105,8 @@ class ThetaRequests:
             "schedule_steps": params.alpha_steps or 1,
             "js_sensitivity": min(params.js_sensitivity, torch.finfo(torch.float32).max),
             "support_top_k": params.support_top_k or 0,
-            "support_top_p": 1.0 if params.support_top_p is None else params.support_top_p,
+            # A mass that float32 has no number for would be no mass, of no token; the likeliest one is always in.
+            "support_top_p": max(params.support_top_p or 1.0, torch.finfo(torch.float32).tiny),
             "max_js_divergence": float("inf") if params.max_js_divergence is None else params.max_js_divergence,
         }
         for name in SCHEDULED:

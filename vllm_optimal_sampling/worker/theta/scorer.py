@@ -39,11 +39,9 @@ from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
 from vllm_optimal_sampling.worker.theta.rows import Rows, chunk_rows, decode_rows, passes
 from vllm_optimal_sampling.worker.theta.scoring_pass import ScoringPass
 from vllm_optimal_sampling.worker.theta.vocabulary import ThetaVocabulary
-from vllm_optimal_sampling.worker.verification_memory import chunk_rows_in_float32
+from vllm_optimal_sampling.worker.verification_memory import GIB, RowMemory, chunk_rows_in_float32
 
 logger = init_logger(__name__)
-
-GIB = 1 << 30
 
 
 @dataclass
@@ -146,6 +144,11 @@ class ThetaScorer(ABC):
     @abstractmethod
     def capture(self, runner: Any) -> None:
         """Capture theta's CUDA graphs."""
+
+    @property
+    def row_memory(self) -> RowMemory:
+        """What the rows of both models take, for the log."""
+        return RowMemory(self.max_num_reqs, self.num_speculative_steps, self.rows.shape[-1], self.rows.element_size())
 
     def profile(self) -> None:
         """Take the memory that sampling with theta takes at most beyond the teacher's own, for vLLM's memory profile."""
@@ -278,12 +281,10 @@ class TwoModelsScorer(ThetaScorer):
         weights = weight_bytes(self.model)
         runner.model_memory_usage += weights
         logger.info(
-            "Theta %s scores: %.2f GiB of weights, and %.2f GiB for the rows of %d requests with %d drafts",
+            "Theta %s scores: it takes %.2f GiB of weights, and with the teacher %s; its KV cache lies in the teacher's blocks",
             self.model_config.model,
             weights / GIB,
-            self.rows.nbytes / GIB,
-            self.max_num_reqs,
-            self.num_speculative_steps,
+            self.row_memory,
         )
 
     def _layers(self) -> dict[str, Any]:
