@@ -76,7 +76,7 @@ class Results:
 def state(results: Results) -> str:
     """The page's first words."""
     if not results.draws:
-        said = "Nothing is known yet of students of a real model: no draw has been made."
+        said = f"Nothing is known yet of students of a real model: none of the {DRAWS} draws has been made."
     else:
         said = f"{len(results.draws)} of {DRAWS} draws. {' '.join(sentences(results.draws))}"
     ways, outcome = results.gate["ways"], results.gate.get("passes", {})
@@ -215,7 +215,7 @@ def draws_table(results: Results) -> str:
     """The sources: their rows, their students, and the differences that the protocol names."""
     draws = results.draws
     if not draws:
-        return "No draw has been made."
+        return f"None of the {DRAWS} draws has been made."
 
     def accuracy(evaluated: dict[str, Any], names: tuple[str, ...]) -> float | None:
         counts = evaluated["tasks"]
