@@ -26,7 +26,7 @@ import torch
 from distillation import student
 from distillation.protocol import ROWS_PER_STEP
 
-from real_model.protocol import CANDIDATES, DRAWS, EPOCHS, LEARNING_RATES, OF_FAMILY, SOURCES, THETA_RATE, Sizes
+from real_model.protocol import CANDIDATES, DRAWS, EPOCHS, LEARNING_RATES, OF_FAMILY, SOURCES, Sizes
 
 MEAN_TOKENS = 220
 """Of a completion; the worked solutions have 140 to 260."""
@@ -51,8 +51,8 @@ class Assumed:
     """30 rows of 350 tokens, in a process that shares the card."""
     plain_step: float = 0.025
     """A token of transformers' `generate`."""
-    stages: int = 9
-    """Of theta's and the teacher's training together, of at most 20."""
+    stages: int = 11
+    """Of theta's and the teacher's training together, of at most 20: 10 and 1 in the pilot on two cores."""
     processes: int = 3
 
 
@@ -87,19 +87,14 @@ def predicted(sizes: Sizes, assumed: Assumed) -> dict[str, float]:
     }
 
 
-def share_right(candidates: int) -> float:
-    """Of problems with a right text among so many, at the share of right texts at which theta's own training ends."""
-    return 1 - (1 - THETA_RATE) ** candidates
-
-
 def _rows(name: str, sizes: Sizes, assumed: Assumed) -> float:
-    """A source's rows; of theta's right ones as many problems are read as its share of right texts asks for."""
+    """A source's rows; for theta's right ones all problems are read, so rarely is theta right in the pilot on two cores."""
     source = SOURCES[name]
     if source.kept == "first":
         return engine_seconds(sizes.rows, assumed, sizes.max_tokens)
     chunks = 1
     if source.kept == "right":
-        chunks = math.ceil(1 / share_right(CANDIDATES))
+        chunks = math.ceil(sizes.training_problems / sizes.rows)
     return chunks * engine_seconds(CANDIDATES * sizes.rows, assumed, sizes.max_tokens)
 
 
@@ -113,7 +108,7 @@ def extrapolated(gate: dict[str, Any], cost: dict[str, Any], sizes: Sizes) -> di
     texts = {
         "first": sizes.rows,
         "theta_logprob": CANDIDATES * sizes.rows,
-        "right": CANDIDATES * sizes.rows / share_right(CANDIDATES),
+        "right": CANDIDATES * sizes.training_problems,
     }
     models = {"theta": 1, "teacher": 1, "q*": 2}
     drawn = sum(texts[source.kept] * models[source.family] for source in SOURCES.values())

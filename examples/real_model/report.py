@@ -63,17 +63,20 @@ class Results:
     """How far the pilot on two cores is."""
     answer_teacher: dict[str, Any]
     """Its teacher before the last change of the protocol, which read the answer alone."""
+    pilot_draws: list[dict[str, Any]]
+    """Its draw, once finished."""
 
     @classmethod
     def load(cls, folder: Path = RESULTS) -> Results:
         files = (folder / f"{name}.json" for name in ("gate", "cost", "two_cores/progress", "two_cores/answer_teacher"))
-        return cls(load_draws(folder), *(json.loads(file.read_text()) for file in files))
+        read = (json.loads(file.read_text()) for file in files)
+        return cls(load_draws(folder), *read, load_draws(folder / "two_cores"))
 
 
 def state(results: Results) -> str:
     """The page's first words."""
     if not results.draws:
-        said = "Nothing is known yet of students of a real model: no draw has been made."
+        said = f"Nothing is known yet of students of a real model: none of the {DRAWS} draws has been made."
     else:
         said = f"{len(results.draws)} of {DRAWS} draws. {' '.join(sentences(results.draws))}"
     ways, outcome = results.gate["ways"], results.gate.get("passes", {})
@@ -168,6 +171,18 @@ def pilot_cost_table(results: Results) -> str:
     return table(["part", "core seconds", "core seconds each", "seconds on a shared machine"], rows)
 
 
+def pilot_rows_table(results: Results) -> str:
+    """The rows of the pilot's draw."""
+    if not results.pilot_draws:
+        return "Its draw is not finished."
+    rows = []
+    for name, source in SOURCES.items():
+        one = results.pilot_draws[0]["data"][name]
+        numbers = (f"{one[key]}" for key in ("rows", "right", "sound"))
+        rows.append([source.label, *numbers, f"{one['kl']:.3f}", f"{one['alpha']:.2f}"])
+    return table(["source", "rows", "right", "sound", "KL a token", "mean α"], rows)
+
+
 def gate_table(results: Results) -> str:
     """SmolLM2 by what it reads."""
     rows = []
@@ -200,7 +215,7 @@ def draws_table(results: Results) -> str:
     """The sources: their rows, their students, and the differences that the protocol names."""
     draws = results.draws
     if not draws:
-        return "No draw has been made."
+        return f"None of the {DRAWS} draws has been made."
 
     def accuracy(evaluated: dict[str, Any], names: tuple[str, ...]) -> float | None:
         counts = evaluated["tasks"]
@@ -252,6 +267,7 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "state": lambda results: f"{state(results)} {pilot_state(results)}",
     "gate": gate_table,
     "pilot": pilot_table,
+    "pilot_rows": pilot_rows_table,
     "pilot_cost": pilot_cost_table,
     "prediction": prediction_table,
     "cost": cost_table,

@@ -132,5 +132,8 @@ def test_what_it_takes_follows_the_sizes() -> None:
     alone = predicted(sizes, replace(assumed, processes=1))
     assert alone["rows of 5 draws"] == pytest.approx(3 * parts["rows of 5 draws"])
     results = Results.load()
-    once, twice = (extrapolated(results.gate, results.cost, replace(sizes, rows=rows)) for rows in (100, 200))
+    once, twice = (
+        extrapolated(results.gate, results.cost, replace(sizes, rows=rows, training_problems=3 * rows))
+        for rows in (100, 200)
+    )
     assert twice["rows"] == pytest.approx(2 * once["rows"]) and twice["answers"] == once["answers"]
