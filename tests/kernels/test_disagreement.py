@@ -66,6 +66,11 @@ FOUND: list[tuple[list[float], list[float]]] = [
         [-509.066, -4.087, -9.072, 3.456, -1034.471, -1373.618, -1798.082, 45.571],
         [6.912, -8.16, -8.835, 21.683, 25.407, -1493.939, -1243.637, 31.934],
     ),
+    # alpha given, near a node where a token 1,780 nats away still counts: the record's slope was off by 7e-3 nats.
+    (
+        [1.887823343, -1788.249634, -4.698268414, 3.967676163, 0.951499462, 5.323378086, 2.999382019, -8.327626228],
+        [-3.226880789, -4.719553947, -5.261196613, 10.359347343, 2.206790924, 5.695861816, 5.736763954, -3.053554535],
+    ),
 ]
 
 # Rows of `tests/reliability/alpha_rows.py`, or of what it was before: family, seed, rows, vocabulary, method.
