@@ -7,9 +7,11 @@ from collections.abc import Iterator
 import pytest
 
 from support.device_copies import launches_where_kernels_run
+from vllm_optimal_sampling.interpreter import shortcuts
 
 
 @pytest.fixture(scope="session", autouse=True)
 def launched_where_kernels_run() -> Iterator[None]:
+    shortcuts.take()
     with launches_where_kernels_run():
         yield
