@@ -120,6 +120,7 @@ def test_settings_reach_every_process_as_json(build_config: BuildConfig, tmp_pat
         "alpha_method": "fixed",
         "alpha": 0.25,
         "theta_chat_template": str(template),
+        "theta_chat_template_kwargs": {"enable_thinking": False},
         "theta_system_prompt": "Think.",
         "theta_prompt_graphs": True,
         "require_theta_prompt": True,
@@ -131,6 +132,7 @@ def test_settings_reach_every_process_as_json(build_config: BuildConfig, tmp_pat
     assert EngineSettings.from_config(config) == EngineSettings(
         defaults=OptimalSamplingParams(alpha_method="fixed", alpha=0.25),
         theta_chat_template="{{ messages[0].content }}",
+        theta_chat_template_kwargs={"enable_thinking": False},
         theta_system_prompt="Think.",
         theta_prompt_graphs=True,
         require_theta_prompt=True,
@@ -155,6 +157,16 @@ def test_settings_reach_every_process_as_json(build_config: BuildConfig, tmp_pat
         (
             {"theta_system_prompt": ""},
             "additional_config['optimal_sampling']: theta_system_prompt='' is not text; give some, or leave it out",
+        ),
+        (
+            {"theta_chat_template_kwargs": "enable_thinking"},
+            "additional_config['optimal_sampling']: theta_chat_template_kwargs='enable_thinking' is not an object; give what "
+            'theta\'s template reads, such as {"enable_thinking": false}',
+        ),
+        (
+            {"theta_chat_template_kwargs": {"tokenize": False}},
+            "additional_config['optimal_sampling']: theta_chat_template_kwargs has tokenize, which is no variable of a "
+            "template; drop it (a template goes to theta_chat_template)",
         ),
         (
             {"alpha": 0.7},

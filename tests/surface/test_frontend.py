@@ -128,6 +128,17 @@ def test_the_engines_template_and_system_prompt_come_first(build_config: BuildCo
         assert ids == frontend.tokenizer.encode(text)
 
 
+@pytest.mark.parametrize(
+    ("given", "text"), [({}, "2<think>"), ({"enable_thinking": False}, "2"), ({"unread": 1}, "2<think>")]
+)
+def test_thetas_template_reads_the_engines_variables(build_config: BuildConfig, given: Any, text: str) -> None:
+    template = "{{ messages[0].content }}{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
+    settings = {"theta_chat_template": template, "theta_chat_template_kwargs": given}
+    frontend = Frontend(build_config(additional_config={"optimal_sampling": settings}))
+    request = frontend.admit({"theta_messages": [{"role": "user", "content": "2"}]})
+    assert request.sampling_params.extra_args["theta_prompt_token_ids"] == frontend.tokenizer.encode(text)
+
+
 def test_token_ids_are_taken_as_they_are(frontend: Frontend) -> None:
     ids = [VOCAB_SIZE - 1, 0, 5]
     request = frontend.admit({"theta_prompt_token_ids": tuple(ids)})

@@ -28,12 +28,23 @@ ENGINE_SETTINGS = (
     "theta",
     "theta_lora",
     "theta_chat_template",
+    "theta_chat_template_kwargs",
     "theta_system_prompt",
     "theta_prompt_graphs",
     "require_theta_prompt",
     "other_extra_args",
 )
 """Keys of `additional_config["optimal_sampling"]` beside the request arguments."""
+
+NOT_OF_TEMPLATES = (
+    "chat_template",
+    "conversation",
+    "tokenize",
+    "return_dict",
+    "add_generation_prompt",
+    "continue_final_message",
+)
+"""Names that say what is made of a chat; no template reads them."""
 
 
 def is_enabled(vllm_config: VllmConfig) -> bool:
@@ -59,6 +70,9 @@ class EngineSettings:
     theta_chat_template: str | None = None
     """Jinja template for `theta_messages`, as text; given as a file's path, it is read once, at start-up. None: the
     template of theta's own tokenizer."""
+    theta_chat_template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What the template of `theta_messages` reads beside them, such as `enable_thinking`. A request's
+    `chat_template_kwargs` are for the teacher's chat alone."""
     theta_system_prompt: str | None = None
     """Put before `theta_messages` that do not begin with a system message."""
     theta_prompt_graphs: bool = False
@@ -99,6 +113,17 @@ class EngineSettings:
         for key in ("theta_prompt_graphs", "require_theta_prompt"):
             if not isinstance(mapping.get(key, False), bool):
                 raise ValueError(f"{where}: {key}={shown(mapping[key])} is not true or false")
+        variables = mapping.get("theta_chat_template_kwargs", {})
+        if not isinstance(variables, Mapping) or not all(isinstance(name, str) for name in variables):
+            raise ValueError(
+                f"{where}: theta_chat_template_kwargs={shown(variables)} is not an object; give what theta's template reads, "
+                'such as {"enable_thinking": false}'
+            )
+        if reserved := sorted(set(variables) & set(NOT_OF_TEMPLATES)):
+            raise ValueError(
+                f"{where}: theta_chat_template_kwargs has {', '.join(reserved)}, which is no variable of a template; drop it "
+                "(a template goes to theta_chat_template)"
+            )
         required = mapping.get("require_theta_prompt", False)
         others = mapping.get("other_extra_args", ())
         if not isinstance(others, (list, tuple)) or not all(isinstance(name, str) for name in others):
@@ -119,6 +144,7 @@ class EngineSettings:
             theta=mapping.get("theta"),
             theta_lora=mapping.get("theta_lora"),
             theta_chat_template=mapping.get("theta_chat_template"),
+            theta_chat_template_kwargs=dict(variables),
             theta_system_prompt=mapping.get("theta_system_prompt"),
             theta_prompt_graphs=mapping.get("theta_prompt_graphs", False),
             require_theta_prompt=required,

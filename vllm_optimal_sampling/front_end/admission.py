@@ -260,7 +260,12 @@ class RequestResolver:
         try:
             with self._lock:
                 ids = tokenizer.apply_chat_template(
-                    conversation, chat_template=template, tokenize=True, add_generation_prompt=True, return_dict=False
+                    conversation,
+                    chat_template=template,
+                    tokenize=True,
+                    add_generation_prompt=True,
+                    return_dict=False,
+                    **self.settings.theta_chat_template_kwargs,
                 )
         except Exception as error:  # templates raise whatever they like about a conversation
             raise ArgumentError(name, f"theta's chat template refused theta_messages: {_reason(error)}") from error
