@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from configurations import MAX_MODEL_LEN, VOCAB_SIZE, refusal, save_model
+from vllm import SamplingParams
 
 from vllm_optimal_sampling.config.engine_args import prepare_engine_args
 from vllm_optimal_sampling.config.settings import KEY, EngineSettings
@@ -109,7 +110,7 @@ def test_a_requests_adapter_needs_room(build_config: BuildConfig, adapter: str) 
 
     resolver = RequestResolver(build_config(**scoring(theta_lora=adapter)))
     request: Any = SimpleNamespace(
-        sampling_params=SimpleNamespace(extra_args=None, max_tokens=4, min_tokens=0),
+        sampling_params=SamplingParams(max_tokens=4),
         prompt_embeds=None,
         prompt_token_ids=[1, 2],
         resumable=False,

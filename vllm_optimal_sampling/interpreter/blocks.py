@@ -7,6 +7,7 @@ theta in bfloat16, took 103 ms of processor time, and takes 70. Every result sta
 
 import ctypes
 import math
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,7 @@ def take(builder: Any) -> None:
     cast, select = builder.cast_impl, builder.create_select
     _keep_freed_memory()
 
+    @wraps(add)
     def create_addptr(self: Any, ptr: Any, offset: Any) -> Any:
         shape = offset.data.shape
         if math.prod(shape) < LEAST:
@@ -98,6 +100,7 @@ def take(builder: Any) -> None:
         width = max(1, ptr.get_element_ty().primitive_bitwidth // 8)
         return Addresses(_unrepeated(ptr.data), _unrepeated(offset.data), width, shape, ptr.dtype)
 
+    @wraps(load)
     def create_masked_load(self: Any, ptrs: Any, mask: Any, other: Any, *rest: Any, **named: Any) -> Any:
         dtype_tt = ptrs.get_element_ty()
         dtype = interpreter._get_np_dtype(dtype_tt)
@@ -117,6 +120,7 @@ def take(builder: Any) -> None:
                 np.copyto(loaded.reshape(-1, size)[row], _memory(address, size, dtype), where=kept[row])
         return TensorHandle(loaded, dtype_tt)
 
+    @wraps(store)
     def create_masked_store(self: Any, ptrs: Any, value: Any, mask: Any, *rest: Any, **named: Any) -> Any:
         runs = _runs_of(ptrs, value.data.dtype, mask)
         if runs is None:
@@ -128,6 +132,7 @@ def take(builder: Any) -> None:
                 np.copyto(_memory(address, size, value.data.dtype), values[row], where=kept[row])
         return None
 
+    @wraps(select)
     def create_select(self: Any, cond: Any, lhs: Any, rhs: Any) -> Any:
         chosen, first, second = cond.data, lhs.data, rhs.data
         is_float = first.dtype == np.float32 and second.dtype == np.float32
@@ -139,6 +144,7 @@ def take(builder: Any) -> None:
         bits = (first ^ second) & np.negative(chosen.view(np.int8)).astype(np.int32)
         return TensorHandle((bits ^ second).view(np.float32), rhs.dtype.scalar)
 
+    @wraps(cast)
     def cast_impl(self: Any, src: Any, dst_type: Any) -> Any:
         if src.data.size < LEAST or any(src.data.strides):
             return cast(self, src, dst_type)
