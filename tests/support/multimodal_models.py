@@ -51,7 +51,7 @@ SPECIALS = {
 CHAT_TEMPLATE_OF_PARTS = (
     "{% for message in messages %}{{ message['role'] }}: "
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{{ '<start_of_image>' if part['type'] == 'image' else part['text'] | trim }}{% endfor %}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{{ '<start_of_image>' if part['type'] == 'image' else part['text'] | trim }}{% endfor %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 """As Gemma 3 is published, a message is a list of parts. For a template of text vLLM puts a line break behind the image, does

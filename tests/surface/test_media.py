@@ -96,7 +96,7 @@ def test_a_template_of_the_processor_is_found(build_config: Callable[..., Any], 
     (Path(model) / "chat_template.json").write_text(json.dumps({"chat_template": template}))
     resolver = RequestResolver(build_config(model=model, **SELF))
     ids = resolve(resolver, {"theta_messages": [{"role": "user", "content": "the fox"}]})
-    assert resolver._tokenizer("theta_messages").decode(ids) == "user: the fox\nassistant: "
+    assert resolver._tokenizer("theta_messages").decode(ids) == "user: the foxassistant: "
 
 
 def test_adapters_of_a_vision_tower_are_refused(build_config: Callable[..., Any], gemma: str) -> None:
