@@ -57,7 +57,10 @@ class LaunchShape:
 
     @property
     def plan_lanes(self) -> int:
-        """Lanes of the first kernel, whose program searches a row alone: enough to hide the latency of memory in an SM."""
+        """Lanes of the first kernel, whose program searches a row alone: enough to hide the latency of memory in an SM.
+
+        Where lanes fill a tile of Triton's interpreter, it gets no more of them.
+        """
         return 2 * self.lanes if self.sub > 1 and self.rows * self.lanes < _INTERPRETED_TILE else self.lanes
 
     @property

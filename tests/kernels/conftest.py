@@ -7,13 +7,12 @@ from collections.abc import Iterator
 import pytest
 
 from support.device_copies import launches_where_kernels_run
-from vllm_optimal_sampling.interpreter import gaps, is_interpreting, shortcuts
+from vllm_optimal_sampling.interpreter import gaps, shortcuts
 
 
 @pytest.fixture(scope="session", autouse=True)
 def launched_where_kernels_run() -> Iterator[None]:
-    if is_interpreting():
-        gaps.fill()  # first, as in an engine
-        shortcuts.take()
+    gaps.fill()  # first, as in an engine
+    shortcuts.take()
     with launches_where_kernels_run():
         yield
