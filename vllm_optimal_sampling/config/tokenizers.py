@@ -74,11 +74,12 @@ def check_tokenizers(config: VllmConfig) -> None:
 
     teacher = cached_tokenizer_from_config(config.model_config)
     theta = load_theta_tokenizer(config)
-    template = EngineSettings.from_config(config).theta_chat_template
+    settings = EngineSettings.from_config(config)
+    template = settings.theta_chat_template
     problem = _pair_vocabularies(config, teacher, theta, template)
     problems = [] if problem is None else [problem]
     if template is not None:
-        problems += _template_problems(theta, template)
+        problems += _template_problems(theta, template, settings.theta_chat_template_kwargs)
     if problems:
         raise UnsupportedEngineError(listed(problems))
 
@@ -145,12 +146,14 @@ def _vocabulary_difference(teacher: Mapping[str, int], theta: Mapping[str, int])
     )
 
 
-def _template_problems(tokenizer: TokenizerLike, template: str) -> Iterator[str]:
+def _template_problems(tokenizer: TokenizerLike, template: str, variables: Mapping[str, Any]) -> Iterator[str]:
     from jinja2 import TemplateSyntaxError
 
     messages: Any = [{"role": "user", "content": "2 + 2"}]
     try:
-        tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=True)
+        tokenizer.apply_chat_template(
+            messages, chat_template=template, tokenize=False, add_generation_prompt=True, **variables
+        )
     except TemplateSyntaxError as error:
         yield f"theta_chat_template is not a Jinja template: {error.message} (line {error.lineno})"
     except Exception as error:  # it may want other messages than these
