@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm_optimal_sampling.config.adapters import CONFIG, adapter_rank, read_adapter_config, unsupported_adapter
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError, listed
 from vllm_optimal_sampling.config.settings import ENGINE_SETTINGS, KEY, NAME, PROCESSOR, EngineSettings
 from vllm_optimal_sampling.config.theta import EXACT_DRAFTERS, SELF, reserved_lora_slots, same_place
@@ -247,17 +248,18 @@ def _adapter_problems(settings: EngineSettings, max_rank: int) -> Iterator[str]:
     folder = Path(adapter)
     if not _looks_like_folder(adapter) and not folder.is_dir():
         return  # a name of the hub, which the worker looks up
-    config = folder / "adapter_config.json"
-    if not config.is_file():
-        yield f"theta_lora={adapter!r} holds no LoRA adapter: there is no adapter_config.json in it; correct the path"
+    if not (folder / CONFIG).is_file():
+        yield f"theta_lora={adapter!r} holds no LoRA adapter: there is no {CONFIG} in it; correct the path"
         return
     try:
-        rank = json.loads(config.read_text(encoding="utf-8")).get("r")
-    except (OSError, ValueError, AttributeError) as error:
-        yield f"theta_lora's {str(config)!r} cannot be read ({error}); write the adapter once more"
+        config = read_adapter_config(folder)
+    except (OSError, ValueError) as error:
+        yield f"theta_lora's {str(folder / CONFIG)!r} cannot be read ({error}); write the adapter once more"
         return
-    if isinstance(rank, int) and rank > max_rank:
+    if (rank := adapter_rank(config)) > max_rank:
         yield f"theta_lora={adapter!r} has rank {rank}, and the engine takes {max_rank}; raise --max-lora-rank"
+    elif (problem := unsupported_adapter(config)) is not None:
+        yield f"theta_lora={adapter!r} {problem}"
 
 
 def _drafter_problems(spec: Mapping[str, Any], theta: str) -> Iterator[str]:
