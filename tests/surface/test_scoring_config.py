@@ -20,6 +20,7 @@ from vllm_optimal_sampling.config.theta import (
     theta_model_config,
 )
 from vllm_optimal_sampling.front_end.admission import RequestResolver
+from vllm_optimal_sampling.worker.theta.shared_weights import same_model
 
 BuildConfig = Callable[..., Any]
 LORA = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "target_modules": ["q_proj"]}
@@ -54,6 +55,27 @@ def test_a_theta_that_drafts_scores_nothing(build_config: BuildConfig) -> None:
     config = build_config()
     assert not scores(config) and not scores_itself(config)
     assert theta_model_config(config) is config.speculative_config.draft_model_config
+
+
+@pytest.mark.parametrize("named_as", ["theta", "draft model"])
+def test_the_teachers_name_on_a_machine_without_the_hub(
+    build_config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named_as: str
+) -> None:
+    """vLLM puts the folder in the hub's cache for the teacher's name there, and for no other name."""
+    snapshot = tmp_path / "models--owner--teacher" / "snapshots" / ("0" * 40)
+    save_model(snapshot)
+    (tmp_path / "models--owner--teacher" / "refs").mkdir()
+    (tmp_path / "models--owner--teacher" / "refs" / "main").write_text(snapshot.name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    name = "owner/teacher"
+    if named_as == "theta":
+        config = build_config(model=name, **scoring(name))
+        assert scores_itself(config)
+    else:
+        config = build_config(model=name, speculative_config={"model": name, "num_speculative_tokens": 2})
+        assert same_model(config.model_config, theta_model_config(config))
+    assert config.model_config.model == str(snapshot)
 
 
 def test_another_model(build_config: BuildConfig, theta: str) -> None:
