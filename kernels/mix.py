@@ -67,7 +67,7 @@ CHANGING = (
 """Arguments of the kernels in which calls of the same `Variant` differ."""
 DIVISIBLE = ("teacher_ptr", "theta_ptr", "split_size")
 """Those of them that Triton asks whether 16 divides them, as the variant's key does."""
-MOST_FORMS, MOST_VARIANTS = 16384, 64
+MOST_FORMS, MOST_VARIANTS = 16384, 256
 """How many a scratch remembers. A form for each number of rows and a few variants are usual."""
 
 
@@ -163,7 +163,7 @@ def launches(
         "splits": shape.splits,
         "ROWS": shape.rows,
         "LANES": shape.lanes,
-        "SPLITS": splits,
+        "SPLITS": shape.settle_splits,
     }
     write = common | {
         "entry_ptr": scratch.entry,

@@ -74,6 +74,11 @@ class LaunchShape:
         return max(1, min(self.lanes // 32, 8))
 
     @property
+    def settle_splits(self) -> int:
+        """Parts that `settle` makes room for: one variant is compiled for all numbers of them. It reduces them once a row."""
+        return _MAX_SPLITS if self.splits > 1 else 1
+
+    @property
     def join(self) -> bool:
         """Whether the lanes of a program are few enough to be summed one by one in the interpreter too."""
         return self.lanes <= 256

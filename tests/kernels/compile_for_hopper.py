@@ -67,14 +67,14 @@ def variants(theta_type: str) -> Iterator[tuple[str, Any, dict[str, Any], int]]:
             for name, of_read in (("read", shape), ("read_quickly", replace(shape, each=each))):
                 quick = {"QUICK_LANES": of_read.quick_lanes, "EACH": of_read.each, "ALIGNED": True}
                 yield name, read_kernel, tile | {"JOIN": shape.join} | quick, shape.num_warps
+            constants = {"ROWS": shape.rows, "LANES": shape.lanes, "SPLITS": shape.settle_splits}
+            yield "settle", settle_kernel, constants, shape.settle_warps
             yield "token_logprobs", token_logprobs_kernel, {"BLOCK": 128}, 4
             for has_top_k in (True, False):
                 constants = {"HAS_TOP_K": has_top_k, "ROWS": 1, "LANES": LANES}
                 yield f"relax_top_p_top_k={has_top_k}", relax_top_p_kernel, constants, NUM_WARPS
         constants = tile | {"SUB": shape.refine_sub, "SPLITS": splits, "JOIN": shape.join}
         yield f"refine_splits={splits}", refine_kernel, constants, shape.num_warps
-        constants = {"ROWS": shape.rows, "LANES": shape.lanes, "SPLITS": splits}
-        yield f"settle_splits={splits}", settle_kernel, constants, shape.settle_warps
         constants = {"ROWS": shape.rows, "BLOCK": shape.block, "SPLITS": splits}
         yield f"write_splits={splits}", write_kernel, constants, shape.num_warps
 

@@ -51,7 +51,7 @@ def test_kernels_of_every_row_compile_without_spills() -> None:
             "bf16",
             "read",
             "refine_splits=32",
-            "settle_splits=32",
+            "settle",
             "write_splits=16",
             "token_logprobs",
             "relax_top_p_top_k=True",
