@@ -4,7 +4,7 @@
 
 Needs no GPU, and takes none: kernels are compiled for an H200 and launched by Triton's own code on the driver of
 driver_without_device.py, which runs nothing. What is in the figures is all that Python and Triton's launcher do in a call:
-checks, the choice of a launch shape, arguments, Triton's bookkeeping. What is not is CUDA's driver: five launches and, as
+checks, the choice of a launch shape, arguments, Triton's bookkeeping. What is not is CUDA's driver: four launches and, as
 Triton launches, a question for each tensor. `kernel.py` measures both ways with a GPU.
 
 Times are of the thread (`time.thread_time`): what other processes take from it does not count, what they take from its
