@@ -23,7 +23,7 @@ else:
     from .mix import mix_
     from .record import Kind, MixRecord
     from .scratch import MixScratch
-    from .settings import NEVER, Method, MixSettings
+    from .settings import NEVER, Method, MixSettings, Search
     from .tally import tally
     from .token_logprobs import token_logprobs
     from .warm_up import warm_up
@@ -35,6 +35,7 @@ __all__ = [
     "MixRecord",
     "MixScratch",
     "MixSettings",
+    "Search",
     "mix_",
     "tally",
     "token_logprobs",

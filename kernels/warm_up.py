@@ -4,8 +4,8 @@ A launch shape depends on the number of rows only through the number of splits, 
 of two: at 151,936 tokens three variants serve 1 to any number of rows. Each is launched on one row without a slot, which
 every kernel skips: nothing is read, written or recorded. The scratch remembers them, so that calls launch what is compiled.
 
-All are compiled side by side, since Triton's compiler leaves Python to others while it works: the first kernel alone takes more
-than half of what they take one after the other (74 of 130 s of a processor with Triton 3.6).
+All are compiled side by side, since Triton's compiler leaves Python to others while it works, and none takes much longer than
+the others.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def warm_up(
         variants[triton.next_power_of_2(shape.splits)] = shape
     rows = Rows(teacher_logits, theta_logits, no_slot, position, no_slot.long())
     if not INTERPRETED:
-        _compile(step for shape in variants.values() for step in launches(rows, settings, record, scratch, shape))
+        _compile(
+            step.launch for shape in variants.values() for step in launches(rows, settings, record, scratch, shape)
+        )
     for shape in variants.values():
         launch(*rows, settings, record, scratch, shape)
     if raw_teacher_dtype is not None:

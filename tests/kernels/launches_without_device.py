@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 from driver_without_device import DriverWithoutDevice, types_of
-from vllm_optimal_sampling.kernels import MixRecord, MixScratch, MixSettings, mix_, warm_up
+from vllm_optimal_sampling.kernels import MixRecord, MixScratch, MixSettings, Search, mix_, warm_up
 from vllm_optimal_sampling.kernels.mix import INTERPRETED, Rows, launches, variant_of
 from vllm_optimal_sampling.kernels.prepared_launch import Launch, PreparedLaunch, RepeatedLaunches, current_device
 from vllm_optimal_sampling.kernels.scratch import LaunchShape
@@ -66,18 +66,18 @@ class Calls:
 
     def variant(self, call: Rows) -> Any:
         shape = LaunchShape.choose(len(call.slots), VOCAB, interpreted=INTERPRETED)
-        return variant_of(call, self.settings, self.record, self.scratch, shape, current_device())
+        return variant_of(call, self.settings, self.record, self.scratch, shape, Search.ALL, current_device())
 
     def launched(self, call: Rows) -> dict[str, Any]:
         """A call made three times: by Triton's launches alone, then twice by `mix_`."""
         rest = (self.settings, self.record, self.scratch)
         steps = launches(call, *rest, LaunchShape.choose(len(call.slots), VOCAB, interpreted=INTERPRETED))
         for step in steps:
-            compiled = step()
+            compiled = step.launch()
             self.types[compiled.function] = types_of(compiled)
         variant = self.variant(call)
         was_new = variant.is_new
-        plain = self.driver.launches_of(lambda: [step() for step in steps], self.types)
+        plain = self.driver.launches_of(lambda: [step.launch() for step in steps], self.types)
         first = self.driver.launches_of(lambda: mix_(*call, *rest), self.types)
         again = self.driver.launches_of(lambda: mix_(*call, *rest), self.types)
         assert self.variant(call) is variant

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from vllm_optimal_sampling.kernels import Method, MixRecord, MixScratch, MixSettings, mix_
+from vllm_optimal_sampling.kernels import Method, MixRecord, MixScratch, MixSettings, Search, mix_
 from vllm_optimal_sampling.kernels.prepared_launch import TESTED_TRITON, is_known_triton
 
 SCRIPT = Path(__file__).parent / "launches_without_device.py"
-KERNELS = 5
+KERNELS = 4 + len(Search)
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,9 @@ def test_the_installed_triton_is_known() -> None:
 
 
 def test_the_warm_up_compiles_kernels_side_by_side(found: dict[str, Any]) -> None:
-    names = {f"{name}_kernel" for name in ("plan", "read", "refine", "settle", "write")}
-    assert sorted(found["compiled"]["warm-up"]) == sorted([name, False] for name in names)
+    once = [[f"{name}_kernel", False] for name in ("read", "refine", "settle", "write")]
+    searches = [["search_kernel", False]] * len(Search)
+    assert sorted(found["compiled"]["warm-up"]) == sorted(once + searches)
     assert found["compiled"]["call"] == []
 
 

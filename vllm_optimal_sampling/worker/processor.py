@@ -78,5 +78,6 @@ class OptimalSamplingLogitsProcessor(LogitsProcessor):
             self.theta.requests.settings,
             self.theta.record,
             self.theta.scratch,
+            self.theta.requests.searches(ctx.idx_mapping_np),
         )
         return logits
