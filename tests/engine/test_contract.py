@@ -104,6 +104,10 @@ CALLED: dict[str, str] = {
     "vllm.v1.worker.gpu.lora_utils:LoraState.get_activate_loras": "self req_ids",
     "vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin.add_lora": "self lora_request",
     "vllm.lora.model_manager:LoRAModelManager.get_adapter": "self adapter_id",
+    "vllm.lora.peft_helper:PEFTHelper.from_dict": "cls config_dict",
+    "vllm.lora.peft_helper:PEFTHelper.validate_legal": "self lora_config",
+    "vllm.lora.utils:is_base_embedding_weights": "name",
+    "vllm.transformers_utils.repo_utils:get_model_path": "model revision",
     "vllm.v1.worker.gpu.dp_utils:dispatch_cg_and_sync_dp": (
         "cudagraph_manager num_reqs num_tokens uniform_token_count dp_size dp_rank ..."
     ),

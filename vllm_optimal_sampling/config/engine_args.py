@@ -15,7 +15,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from vllm_optimal_sampling.config.adapters import CONFIG, adapter_rank, read_adapter_config, unsupported_adapter
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError, listed
@@ -132,7 +132,7 @@ def _with_theta_named_once(settings: EngineSettings, engine_args: EngineArgs, sp
     return dataclasses.replace(settings, theta=theta)
 
 
-def _is_teacher(name: Any, engine_args: EngineArgs) -> bool:
+def _is_teacher(name: Any, engine_args: EngineArgs) -> TypeGuard[str]:
     """Whether a name of a model, which may be anything, means the teacher.
 
     Under HF_HUB_OFFLINE vLLM has replaced the teacher's name by its folder in the cache of the hub.
