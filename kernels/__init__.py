@@ -26,7 +26,7 @@ else:
     from .settings import NEVER, Method, MixSettings, Search
     from .tally import tally
     from .token_logprobs import token_logprobs
-    from .warm_up import warm_up
+    from .warm_up import WarmUp
 
 __all__ = [
     "NEVER",
@@ -36,8 +36,8 @@ __all__ = [
     "MixScratch",
     "MixSettings",
     "Search",
+    "WarmUp",
     "mix_",
     "tally",
     "token_logprobs",
-    "warm_up",
 ]
