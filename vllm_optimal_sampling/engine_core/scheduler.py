@@ -63,6 +63,7 @@ class ThetaSchedulerMixin:
                     request.num_prompt_tokens,
                     self.block_size,
                     self._vocabulary_pairs,
+                    arguments.get(wire.THETA_VERSION, 0),
                 )
             request.theta_layout = layout
         return layout
