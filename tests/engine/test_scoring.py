@@ -23,8 +23,9 @@ from support.engines import ON_GPU, find_runner, scoring_options, stop_engine
 from support.pieces_on_cpu import run_in_pieces
 from support.random_models import save_model
 from support.reference_models import Reference, greedy_tokens
-from support.row_audit import AuditError
+from support.row_audit import AuditError, RowAudit
 from support.scored_steps import FEW_TOKENS, audited, check_greedy, counts
+from support.sessions import Part, run_session
 from vllm_optimal_sampling.worker import model_runner
 from vllm_optimal_sampling.worker.theta import one_model, twin_layers
 from vllm_optimal_sampling.worker.theta.scorer import ScorerSteps
@@ -66,6 +67,21 @@ def test_requests_that_opted_out_cost_nothing(
     # What they left in the prefix cache has no keys and values of theta: nobody with a theta may find it.
     report, _ = audited(llm, self_reference, [Case(prompt, None, KL_SYMMETRY), *opted_out], max_tokens=6)
     assert report.mixed == 6
+
+
+def test_a_session_that_mixes_now_and_then(
+    scoring_engines: Callable[..., LLM], pair: tuple[str, str], self_reference: Reference
+) -> None:
+    """Theta reads along where a session that streams its input has opted out: what comes next may be mixed."""
+    llm = scoring_engines(pair[0])
+    rng = random.Random(15)
+    parts = [Part(token_ids(rng, 30 + i), OPTED_OUT if i % 2 == 0 else KL_SYMMETRY) for i in range(4)]
+    with RowAudit(llm) as audit:
+        run_session(llm, "session", parts, max_tokens=5)
+    report = audit.check(self_reference)
+    assert report.rows == 20 and all(record is None for part in parts for record in part.records)
+    drawn_alone = [row for row in audit.rows if row.position < row.settings["first_position"]]
+    assert len(drawn_alone) == 10 and all(torch.equal(row.before, row.after) for row in drawn_alone)
 
 
 def test_records(scoring_engines: Callable[..., LLM], pair: tuple[str, str], self_reference: Reference) -> None:

@@ -124,6 +124,9 @@ class RequestResolver:
                     error.argument, f"{error.message} ({error.argument} is this engine's default, not the request's)"
                 )
             _refuse(error)
+        if request.resumable and not params.optimal_sampling and scores(self.vllm_config):
+            # A later part of the session may be mixed, and theta has to have read all before it.
+            params = OptimalSamplingParams(teacher_only_tokens=self.vllm_config.model_config.max_model_len)
         arguments = params.to_extra_args()
         for name in ("theta_prompt", "theta_messages", "theta_prompt_token_ids"):
             arguments.pop(name, None)
