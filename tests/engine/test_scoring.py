@@ -355,3 +355,23 @@ def test_the_offset_is_refused_where_it_is_none() -> None:
     assert "are 2147483648 elements apart" in str(offset(**{**right, "a": far, "theta.a": far})[1])
     config.kv_cache_groups = [SimpleNamespace(layer_names=names) for names in (["a", "b"], ["theta.a", "theta.b"])]
     assert "in different groups" in str(offset(**right)[1])
+
+
+def test_block_tables_reach_behind_the_last_drafts() -> None:
+    """Theta may be at the model's length when more drafts come than a block has tokens; vLLM makes what it is told to."""
+
+    class Runner:
+        vllm_config = SimpleNamespace(
+            cache_config=SimpleNamespace(block_size=16, prefix_match_unit=None),
+            parallel_config=SimpleNamespace(decode_context_parallel_size=1),
+            num_speculative_tokens=20,
+        )
+        max_model_len = 496
+
+        def initialize_kv_cache(self, config: Any) -> None:
+            self.tokens = self.max_model_len
+
+    runner: Any = type("ThetaRunner", (model_runner.ThetaRunnerMixin, Runner), {})()
+    runner.initialize_kv_cache(SimpleNamespace(kv_cache_groups=[]))
+    last_row, behind_the_teachers = 496 + 20, 496 + 16
+    assert runner.tokens >= max(last_row, behind_the_teachers) and runner.max_model_len == 496
