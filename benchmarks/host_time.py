@@ -4,7 +4,7 @@
 
 Needs no GPU, and takes none: kernels are compiled for an H200 and launched by Triton's own code on the driver of
 driver_without_device.py, which runs nothing. What is in the figures is all that Python and Triton's launcher do in a call:
-checks, the choice of a launch shape, arguments, Triton's bookkeeping. What is not is CUDA's driver: five launches and, as
+checks, the choice of a launch shape, arguments, Triton's bookkeeping. What is not is CUDA's driver: four launches and, as
 Triton launches, a question for each tensor. `kernel.py` measures both ways with a GPU.
 
 Times are of the thread (`time.thread_time`): what other processes take from it does not count, what they take from its
@@ -25,7 +25,7 @@ os.environ["TRITON_INTERPRET"] = "0"  # it would leave nothing to be compiled an
 import torch
 from driver_without_device import DriverWithoutDevice
 from recording import RESULTS, Spread, header, write
-from vllm_optimal_sampling.kernels import MixRecord, MixScratch, MixSettings, mix_
+from vllm_optimal_sampling.kernels import MixRecord, MixScratch, MixSettings, Search, mix_
 from vllm_optimal_sampling.kernels.mix import INTERPRETED, Rows, launches
 from vllm_optimal_sampling.kernels.scratch import LaunchShape
 
@@ -65,18 +65,21 @@ def measure(driver: DriverWithoutDevice, num_rows: int, repeats: int) -> dict[st
 
     def as_triton_launches() -> None:
         shape = LaunchShape.choose(num_rows, VOCAB, interpreted=INTERPRETED)
-        for launch in launches(rows, *rest, shape):
-            launch()
+        for step in launches(rows, *rest, shape, Search(0)):
+            step.launch()
 
-    mix_(*rows, *rest)
+    def prepared() -> None:
+        mix_(*rows, *rest, Search(0))
+
+    prepared()
     before = driver.num_launches
-    mix_(*rows, *rest)
+    prepared()
     return {
         "rows": num_rows,
         "vocab": VOCAB,
         "launches": driver.num_launches - before,
         "microseconds": {
-            "prepared": microseconds(lambda: mix_(*rows, *rest), repeats),
+            "prepared": microseconds(prepared, repeats),
             "as_triton_launches": microseconds(as_triton_launches, repeats),
         },
     }
@@ -95,7 +98,7 @@ def main() -> None:
     result |= {
         "clock": "CPU time of the thread",
         "counted": "mix_ as the engine calls it, in Python and in Triton's launcher",
-        "not_counted": "CUDA's driver: five launches a call, and a question for each tensor as Triton launches",
+        "not_counted": "CUDA's driver: four launches a call, and a question for each tensor as Triton launches",
         "lines": [measure(driver, num_rows, arguments.repeats) for num_rows in arguments.rows],
     }
     for line in result["lines"]:

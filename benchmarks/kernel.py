@@ -39,6 +39,7 @@ from vllm_optimal_sampling.kernels import (  # noqa: E402
     MixRecord,
     MixScratch,
     MixSettings,
+    Search,
     mix_,
     reference,
 )
@@ -71,11 +72,12 @@ class Case:
     settings: MixSettings
     record: MixRecord
     scratch: MixScratch
+    searches: Search
 
     @classmethod
-    def make(cls, num_rows: int, vocab: int, noise: float, device: torch.device) -> Case:
+    def make(cls, num_rows: int, vocab: int, noise: float, device: torch.device, **asked: Any) -> Case:
         """Rows like a language model's: shared normal logits of 2.5 nats, a few likely tokens, `noise` nats on each
-        model."""
+        model. What is `asked` for goes to every slot, by the names of `MixSettings`."""
         generator = torch.Generator(device=device).manual_seed(SEED)
         num_slots = -(-num_rows // NUM_POSITIONS)
 
@@ -90,7 +92,9 @@ class Case:
         rows = torch.arange(num_rows, device=device, dtype=torch.int32)
         settings = MixSettings.allocate(num_slots, device)
         settings.first_position.zero_()
-        settings.method.fill_(Method.KL_SYMMETRY)
+        asked = {"method": Method.KL_SYMMETRY} | asked
+        for name, value in asked.items():
+            getattr(settings, name).fill_(value)
         return cls(
             teacher=teacher,
             theta=theta,
@@ -100,6 +104,7 @@ class Case:
             settings=settings,
             record=MixRecord.allocate(num_slots, NUM_POSITIONS, device),
             scratch=MixScratch.allocate(num_rows, vocab, device),
+            searches=Search.of(asked["method"], asked.get("support_top_k", 0), asked.get("support_top_p", 1.0)),
         )
 
     @property
@@ -112,18 +117,19 @@ class Case:
         return num_rows * vocab * (4 + 4 + self.theta.element_size())
 
     def mix(self, rows: torch.Tensor) -> None:
-        mix_(*self.tensors(rows), self.settings, self.record, self.scratch)
+        mix_(*self.tensors(rows), self.settings, self.record, self.scratch, self.searches)
 
     def mix_as_triton_launches(self, rows: torch.Tensor) -> None:
         """The same without what the scratch remembers of calls before."""
         shape = LaunchShape.choose(*self.teacher.shape, interpreted=INTERPRETED)
-        for one in launches(self.tensors(rows), self.settings, self.record, self.scratch, shape):
-            one()
+        for step in launches(self.tensors(rows), self.settings, self.record, self.scratch, shape, self.searches):
+            step.launch()
 
     def mix_quickly(self, rows: torch.Tensor) -> None:
         """With the quick first reading (`kernels/quick_sums.py`), which is off until a GPU has timed it."""
         shape = LaunchShape.choose(*self.teacher.shape, interpreted=INTERPRETED)
-        launch(*self.tensors(rows), self.settings, self.record, self.scratch, replace(shape, each=QUICK_EACH))
+        quick = replace(shape, each=QUICK_EACH)
+        launch(*self.tensors(rows), self.settings, self.record, self.scratch, quick, self.searches)
 
     def tensors(self, rows: torch.Tensor) -> Rows:
         return Rows(rows, self.theta, self.slots, self.draft_positions, self.token_positions)
@@ -241,10 +247,8 @@ def single_calls(seconds: float, rows: int = 40, vocab: int = 151_936) -> dict[s
         "max_js_divergence=0.3": {"max_js_divergence": 0.3},
     }
     found = {}
-    for name, changes in ways.items():
-        case = Case.make(rows, vocab, 1.0, device)
-        for field, value in changes.items():
-            getattr(case.settings, field).fill_(value)
+    for name, asked in ways.items():
+        case = Case.make(rows, vocab, 1.0, device, **asked)
         mixed = case.teacher.clone()
         case.mix(mixed)
         found[name] = timed(

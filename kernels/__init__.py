@@ -23,10 +23,10 @@ else:
     from .mix import mix_
     from .record import Kind, MixRecord
     from .scratch import MixScratch
-    from .settings import NEVER, Method, MixSettings
+    from .settings import NEVER, Method, MixSettings, Search
     from .tally import tally
     from .token_logprobs import token_logprobs
-    from .warm_up import warm_up
+    from .warm_up import WarmUp
 
 __all__ = [
     "NEVER",
@@ -35,8 +35,9 @@ __all__ = [
     "MixRecord",
     "MixScratch",
     "MixSettings",
+    "Search",
+    "WarmUp",
     "mix_",
     "tally",
     "token_logprobs",
-    "warm_up",
 ]

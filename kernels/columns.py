@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from . import scratch
-from .settings import NEVER, Method
+from .settings import NEVER, Method, Search
 
 OPTED_OUT = tl.constexpr(NEVER)
 KL_SYMMETRY = tl.constexpr(int(Method.KL_SYMMETRY))
@@ -22,6 +22,9 @@ REVERSE_KL_SYMMETRY = tl.constexpr(int(Method.REVERSE_KL_SYMMETRY))
 ARITHMETIC = tl.constexpr(int(Method.ARITHMETIC))
 KL_BUDGET = tl.constexpr(int(Method.KL_BUDGET))
 JS_GATE = tl.constexpr(int(Method.JS_GATE))
+SEARCH_TOP_K = tl.constexpr(int(Search.TOP_K))
+SEARCH_TOP_P = tl.constexpr(int(Search.TOP_P))
+SEARCH_ESS_BALANCE = tl.constexpr(int(Search.ESS_BALANCE))
 
 # Partial sums: one row and split each, [PARTIAL_WIDTH] fp32. A reading (`tilt.Reading`), and the divergences
 # (`divergences.Divergences`). The last three begin one column a node.

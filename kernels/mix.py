@@ -4,9 +4,9 @@ The mathematics
     q*(y) = theta(y)^(1 - alpha) teacher(y)^alpha / Z(alpha), alpha by the row's method; `tilt.py` and `solution.py` say
     how. `ARITHMETIC` is q(y) = alpha teacher(y) + (1 - alpha) theta(y).
 
-The passes (rows x splits programs each, five launches, no atomics, no host sync, no allocation)
-    plan    settings of each row; the support's floor, the balanced or gated alpha for rows that ask for it (`plan.py`)
-    read    both rows at alpha 0, 1/4, .., 1 (`read.py`)
+The passes (rows x splits programs each, four launches, no atomics, no host sync, no allocation)
+    search  only in calls that ask for it: the support's floor, the balanced or gated alpha; a launch each (`search.py`)
+    read    settings of each row (`plan.py`), both rows at alpha 0, 1/4, .., 1 (`read.py`)
     refine  solve; read the open cell (1/4) again at nine alphas, and the divergences of rows that need them (`refine.py`)
     settle  solve; what is open still is read by one program a row until it is closed (`settle.py`)
     write   log q*, and the record; rows in reverse, so that what `read` touched last is still in L2 (`write.py`)
@@ -22,9 +22,9 @@ nats are all done after the first reading, 99 % of those with 2.0 nats, 86 % wit
 has work from noise of 7 nats on (1 % of the rows; 15 % at 13, 65 % at 21).
 `KL_BUDGET` is read as often as KL symmetry or once more: with noise of 1.4 nats 81 % of the rows are done after the first
 reading for a budget of 0.1, 27 % for 0.01, all after the second; from 1e-3 down `settle` has most of them, since sums of
-float32 do not know so small a budget (64 rows of 3,000 tokens). `plan` reads rows more often, one program each: for `JS_GATE`
+float32 do not know so small a budget (64 rows of 3,000 tokens). `search` reads rows more often, one program each: for `JS_GATE`
 twice, for `ESS_BALANCE` four times, for a limit of the support twice, for one that leaves thousands of tokens five times.
-Rows that are not mixed: one load per program.
+Rows that are not mixed: a few loads per program.
 
 A row's tokens, and what happens to a row that cannot be mixed
     Tokens at -inf (at or below -1e4) in either row have no mass in q and take no part in alpha, and neither do those
@@ -42,13 +42,13 @@ import torch
 import triton
 
 from .checks import check_rows, check_tensor
-from .plan import plan_kernel
 from .prepared_launch import Launch, PreparedLaunch, current_device, current_stream
 from .read import read_kernel
 from .record import MixRecord
 from .refine import refine_kernel
 from .scratch import READINGS, THETA_UNIT, LaunchShape, MixScratch
-from .settings import MixSettings
+from .search import search_kernel
+from .settings import MixSettings, Search
 from .settle import settle_kernel
 from .write import write_kernel
 
@@ -67,7 +67,7 @@ CHANGING = (
 """Arguments of the kernels in which calls of the same `Variant` differ."""
 DIVISIBLE = ("teacher_ptr", "theta_ptr", "split_size")
 """Those of them that Triton asks whether 16 divides them, as the variant's key does."""
-MOST_FORMS, MOST_VARIANTS = 16384, 64
+MOST_FORMS, MOST_VARIANTS = 16384, 256
 """How many a scratch remembers. A form for each number of rows and a few variants are usual."""
 
 
@@ -90,39 +90,51 @@ def grids(num_rows: int, shape: LaunchShape) -> tuple[Grid, Grid]:
     return (blocks, 1, 1), (blocks, shape.splits, 1)
 
 
+class Step(NamedTuple):
+    """One kernel of a call."""
+
+    launch: Launch
+    is_of_parts: bool
+    """Whether its programs take parts of rows, or whole ones."""
+
+
 def launches(
-    rows: Rows, settings: MixSettings, record: MixRecord, scratch: MixScratch, shape: LaunchShape
-) -> list[Launch]:
-    """The five kernels, at a given launch shape."""
+    rows: Rows,
+    settings: MixSettings,
+    record: MixRecord,
+    scratch: MixScratch,
+    shape: LaunchShape,
+    searches: Search = Search.ALL,
+) -> list[Step]:
+    """The kernels of a call, at a given launch shape."""
     num_rows, teacher_vocab = rows.teacher_logits.shape
     num_slots, num_positions, theta_vocab = rows.theta_logits.shape
     of_rows, of_parts = grids(num_rows, shape)
     splits = triton.next_power_of_2(shape.splits)
     first, second = scratch.partials.chunk(READINGS)
-    common = {
+    logits = {
         "teacher_ptr": rows.teacher_logits,
         "teacher_stride": rows.teacher_logits.stride(0),
         "theta_ptr": rows.theta_logits,
-        "theta_offset_ptr": scratch.theta_offset,
         "plan_ptr": scratch.plan,
         "num_rows": num_rows,
         "vocab": min(teacher_vocab, theta_vocab),
     }
-    plan = common | {
+    asked = logits | {
         "theta_slot_stride": rows.theta_logits.stride(0),
         "theta_position_stride": rows.theta_logits.stride(1),
         "slots_ptr": rows.slots,
         "draft_positions_ptr": rows.draft_positions,
         "token_positions_ptr": rows.token_positions,
         **{f"{name}_ptr": tensor for name, tensor in vars(settings).items()},
-        "entry_ptr": scratch.entry,
         "num_slots": num_slots,
         "num_positions": num_positions,
-        "ROWS": shape.rows,
-        "SUB": shape.sub,
-        "LANES": shape.plan_lanes,
     }
-    read = common | {
+    common = logits | {"theta_offset_ptr": scratch.theta_offset}
+    search = asked | {"ROWS": shape.rows, "SUB": shape.sub, "LANES": shape.search_lanes}
+    read = asked | {
+        "theta_offset_ptr": scratch.theta_offset,
+        "entry_ptr": scratch.entry,
         "partials_ptr": first,
         "split_size": shape.split_size,
         "ROWS": shape.rows,
@@ -151,7 +163,7 @@ def launches(
         "splits": shape.splits,
         "ROWS": shape.rows,
         "LANES": shape.lanes,
-        "SPLITS": splits,
+        "SPLITS": shape.settle_splits,
     }
     write = common | {
         "entry_ptr": scratch.entry,
@@ -176,11 +188,15 @@ def launches(
         "SPLITS": splits,
     }
     return [
-        Launch(plan_kernel, of_rows, plan, shape.plan_warps),
-        Launch(read_kernel, of_parts, read, shape.num_warps),
-        Launch(refine_kernel, of_parts, refine, shape.num_warps),
-        Launch(settle_kernel, of_rows, settle, shape.settle_warps),
-        Launch(write_kernel, of_parts, write, shape.num_warps),
+        *(
+            Step(Launch(search_kernel, of_rows, search | {"SEARCH": int(one)}, shape.search_warps), is_of_parts=False)
+            for one in Search
+            if one in searches
+        ),
+        Step(Launch(read_kernel, of_parts, read, shape.num_warps), is_of_parts=True),
+        Step(Launch(refine_kernel, of_parts, refine, shape.num_warps), is_of_parts=True),
+        Step(Launch(settle_kernel, of_rows, settle, shape.settle_warps), is_of_parts=False),
+        Step(Launch(write_kernel, of_parts, write, shape.num_warps), is_of_parts=True),
     ]
 
 
@@ -193,11 +209,13 @@ def is_aligned(theta_logits: torch.Tensor) -> bool:
 class Variant:
     """Calls that are alike but for `CHANGING`: the same compiled kernels on the same settings, record and scratch."""
 
-    def __init__(self, settings: MixSettings, record: MixRecord):
+    def __init__(self, settings: MixSettings, record: MixRecord, searches: Search):
         self.settings = settings
         self.record = record
+        self.searches = searches
         self.is_new = True
-        self.prepared: list[PreparedLaunch] = []
+        self.prepared: list[tuple[PreparedLaunch, bool]] = []
+        """Each with whether its programs take parts of rows."""
 
     def run(self, rows: Rows, scratch: MixScratch, shape: LaunchShape, device: int | None) -> None:
         """Launch the kernels of a call. Checks nothing."""
@@ -216,21 +234,19 @@ class Variant:
             }
             stream = current_stream(device)
             of_rows, of_parts = grids(num_rows, shape)
-            plan, read, refine, settle, write = self.prepared
-            plan.run(of_rows, stream, values)
-            read.run(of_parts, stream, values)
-            refine.run(of_parts, stream, values)
-            settle.run(of_rows, stream, values)
-            write.run(of_parts, stream, values)
+            for prepared, is_of_parts in self.prepared:
+                prepared.run(of_parts if is_of_parts else of_rows, stream, values)
             return
-        steps = launches(rows, self.settings, self.record, scratch, shape)
-        compiled = [step() for step in steps]
+        steps = launches(rows, self.settings, self.record, scratch, shape, self.searches)
+        compiled = [step.launch() for step in steps]
         if self.is_new:
             self.is_new = False
-            prepared = [PreparedLaunch.of(*pair, CHANGING, DIVISIBLE) for pair in zip(steps, compiled, strict=True)]
-            self.prepared = [one for one in prepared if one is not None]
-            if len(self.prepared) < len(steps):
-                self.prepared = []
+            for step, kernel in zip(steps, compiled, strict=True):
+                again = PreparedLaunch.of(step.launch, kernel, CHANGING, DIVISIBLE)
+                if again is None:
+                    self.prepared.clear()
+                    break
+                self.prepared.append((again, step.is_of_parts))
 
 
 class Form(NamedTuple):
@@ -241,7 +257,13 @@ class Form(NamedTuple):
 
 
 def variant_of(
-    rows: Rows, settings: MixSettings, record: MixRecord, scratch: MixScratch, shape: LaunchShape, device: int | None
+    rows: Rows,
+    settings: MixSettings,
+    record: MixRecord,
+    scratch: MixScratch,
+    shape: LaunchShape,
+    searches: Search,
+    device: int | None,
 ) -> Variant:
     """The variant of a call, new if there was none like it."""
     teacher_logits, theta_logits, slots, _, _ = rows
@@ -258,13 +280,14 @@ def variant_of(
         theta_logits.data_ptr() % 16,
         slots.dtype,
         shape.compiled_for,
+        searches,
     )
     variant = scratch.variants.get(key)
     if variant is None:
         if len(scratch.variants) >= MOST_VARIANTS:
             scratch.variants.clear()
             scratch.forms.clear()
-        variant = scratch.variants[key] = Variant(settings, record)
+        variant = scratch.variants[key] = Variant(settings, record, searches)
     return variant
 
 
@@ -278,11 +301,12 @@ def launch(
     record: MixRecord,
     scratch: MixScratch,
     shape: LaunchShape,
+    searches: Search = Search.ALL,
 ) -> None:
     """What `mix_` does, at a given launch shape. Checks nothing."""
     rows = Rows(teacher_logits, theta_logits, slots, draft_positions, token_positions)
     device = None if INTERPRETED else current_device()
-    variant_of(rows, settings, record, scratch, shape, device).run(rows, scratch, shape, device)
+    variant_of(rows, settings, record, scratch, shape, searches, device).run(rows, scratch, shape, device)
 
 
 def check_call(rows: Rows, settings: MixSettings, record: MixRecord, scratch: MixScratch) -> None:
@@ -305,6 +329,7 @@ def mix_(
     settings: MixSettings,
     record: MixRecord,
     scratch: MixScratch,
+    searches: Search = Search.ALL,
 ) -> None:
     """Overwrite the teacher's rows that are to be mixed with log q*.
 
@@ -317,6 +342,8 @@ def mix_(
         settings: what each slot asks for.
         record: what is left behind, per (slot, draft position).
         scratch: working memory.
+        searches: at least what `Search.of` says of every slot that these rows have. A slot that asks for more than is named
+            here is mixed wrongly; what is named too much costs a launch.
 
     Raises:
         TypeError: a tensor has the wrong dtype.
@@ -327,6 +354,7 @@ def mix_(
         device,
         id(settings),
         id(record),
+        searches,
         teacher_logits.shape,
         teacher_logits.stride(),
         teacher_logits.dtype,
@@ -359,7 +387,7 @@ def mix_(
             return
         vocab = min(teacher_logits.shape[1], theta_logits.shape[2])
         shape = LaunchShape.choose(num_rows, vocab, interpreted=INTERPRETED)
-        form = Form(shape, variant_of(rows, settings, record, scratch, shape, device))
+        form = Form(shape, variant_of(rows, settings, record, scratch, shape, searches, device))
         if len(scratch.forms) >= MOST_FORMS:
             scratch.forms.clear()
         scratch.forms[key] = form

@@ -1,4 +1,4 @@
-"""Second kernel of a mix: the sums of every row at alpha 0, 1/4, .., 1, and how partial sums are kept and reduced.
+"""First kernel of every mix: the sums of its rows at alpha 0, 1/4, .., 1, and how partial sums are kept and reduced.
 
 Every split of a row leaves the sums of its own tokens. The consumers of a reading reduce them again, each for itself: no
 atomics, no kernel only for that.
@@ -25,6 +25,7 @@ from .columns import (
     PARTIAL_Z,
     load_plan,
 )
+from .plan import read_settings, store_plan
 from .quick_sums import quick_sums
 from .tilt import NOTHING, Reading, move_peaks, tilted_sums
 
@@ -114,15 +115,44 @@ def load_reading(
     )
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+# Calls take any slice of a step's rows: neither their number nor the alignment of a slice is worth a compilation, and neither
+# are the numbers of requests and drafts of an engine.
+@triton.jit(
+    do_not_specialize=["num_rows", "num_slots", "num_positions"],
+    do_not_specialize_on_alignment=["slots_ptr", "draft_positions_ptr", "token_positions_ptr"],
+)
 def read_kernel(
     teacher_ptr,  # [rows, V_t] fp32
     teacher_stride,
     theta_ptr,  # [slots, K + 1, V_theta] bf16, fp16 or fp32
-    theta_offset_ptr,  # [max_rows] int64, -1 for a row to be left alone
-    plan_ptr,  # [max_rows, PLAN_WIDTH] fp32
+    theta_slot_stride,
+    theta_position_stride,
+    slots_ptr,  # [rows] int32 or int64
+    draft_positions_ptr,  # [rows] int32
+    token_positions_ptr,  # [rows] int64
+    first_position_ptr,  # [slots]; so are the following: `MixSettings`
+    method_ptr,
+    alpha_ptr,
+    alpha_min_ptr,
+    alpha_max_ptr,
+    support_top_k_ptr,
+    support_top_p_ptr,
+    max_js_divergence_ptr,
+    kl_budget_ptr,
+    js_sensitivity_ptr,
+    alpha_end_ptr,
+    alpha_min_end_ptr,
+    alpha_max_end_ptr,
+    kl_budget_end_ptr,
+    schedule_position_ptr,
+    schedule_steps_ptr,
+    theta_offset_ptr,  # [max_rows] int64, out: elements to theta's row; -1 for a row to be left alone
+    entry_ptr,  # [max_rows] int64, out: element of the record
+    plan_ptr,  # [max_rows, PLAN_WIDTH] fp32, out but for rows that were searched
     partials_ptr,  # [rows, splits, PARTIAL_WIDTH] fp32, out
     num_rows,
+    num_slots,
+    num_positions,
     vocab,
     split_size,
     ROWS: tl.constexpr,
@@ -135,11 +165,22 @@ def read_kernel(
 ):
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     split = tl.program_id(1)
-    offset = tl.load(theta_offset_ptr + row, mask=row < num_rows, other=-1)
-    active = offset >= 0
+    asked = read_settings(
+        row, theta_slot_stride, theta_position_stride, slots_ptr, draft_positions_ptr, token_positions_ptr,
+        first_position_ptr, method_ptr, alpha_ptr, alpha_min_ptr, alpha_max_ptr, support_top_k_ptr, support_top_p_ptr,
+        max_js_divergence_ptr, kl_budget_ptr, js_sensitivity_ptr, alpha_end_ptr, alpha_min_end_ptr, alpha_max_end_ptr,
+        kl_budget_end_ptr, schedule_position_ptr, schedule_steps_ptr, num_rows, num_slots, num_positions, ROWS,
+    )  # fmt: skip
+    active = asked.active
+    offset = asked.offset
+    plan = asked.plan
+    if split == 0:
+        tl.store(theta_offset_ptr + row, offset, mask=row < num_rows)
+        tl.store(entry_ptr + row, asked.entry, mask=active)
+        store_plan(plan_ptr, row, active & (asked.searched == 0), plan)
     if tl.max(active.to(tl.int32), axis=0) == 0:
         return
-    plan = load_plan(plan_ptr, row, active)
+    floor = tl.where(asked.searched, load_plan(plan_ptr, row, asked.searched).floor, plan.floor)
     low = tl.full([ROWS], 0.0, tl.float32)
     begin = split * split_size
     end = tl.minimum(begin + split_size, vocab)
@@ -154,7 +195,7 @@ def read_kernel(
         quick = active & (plan.method != ENTROPY)
         if tl.max(quick.to(tl.int32), axis=0) > 0:
             quick_reading, good = quick_sums(
-                teacher_row, theta_row, plan.floor, quick, begin, end, ROWS, QUICK_LANES, EACH, JOIN
+                teacher_row, theta_row, floor, quick, begin, end, ROWS, QUICK_LANES, EACH, JOIN
             )
             quick = quick & good
             store_reading(partials_ptr, part, quick, quick_reading, FIRST_PAD, True)
@@ -164,7 +205,7 @@ def read_kernel(
     reading = tilted_sums(
         teacher_row=teacher_row,
         theta_row=theta_row,
-        floor=plan.floor,
+        floor=floor,
         active=active,
         low=low,
         high=low + 1.0,

@@ -1,4 +1,4 @@
-"""Third kernel of a mix: solve for alpha, and read again the cell of the rows that are still open.
+"""Second kernel of a mix: solve for alpha, and read again the cell of the rows that are still open.
 
 The second reading has nine nodes in a cell of 1/4. The divergences of the rows that compare theirs with a limit, or whose
 mixture is arithmetic, are summed here too: both need the normalisers of the first reading.

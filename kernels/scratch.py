@@ -23,7 +23,7 @@ _SHORTEST_PART, _LONGEST_PART = 2, 16
 READINGS = 2
 THETA_UNIT = 8
 """Elements: rows of theta that begin at multiples of it, from an address that 16 divides, are loaded by 16 bytes."""
-# Floats of a row's plan, of a partial sum and of a solution; `plan.py` and `solution.py` have the columns.
+# Floats of a row's plan, of a partial sum and of a solution; `columns.py` and `solution.py` have the columns.
 PLAN_WIDTH, PARTIAL_WIDTH, SOLUTION_WIDTH = 16, 64, 16
 
 
@@ -56,22 +56,27 @@ class LaunchShape:
         return min(self.sub, 4)
 
     @property
-    def plan_lanes(self) -> int:
-        """Lanes of the first kernel, whose program searches a row alone: enough to hide the latency of memory in an SM.
+    def search_lanes(self) -> int:
+        """Lanes of a search, whose program has a row alone: enough to hide the latency of memory in an SM.
 
         Where lanes fill a tile of Triton's interpreter, it gets no more of them.
         """
         return 2 * self.lanes if self.sub > 1 and self.rows * self.lanes < _INTERPRETED_TILE else self.lanes
 
     @property
-    def plan_warps(self) -> int:
-        """Warps of the first kernel: one lane a thread."""
-        return max(1, min(self.plan_lanes // 32, 16))
+    def search_warps(self) -> int:
+        """Warps of a search: one lane a thread."""
+        return max(1, min(self.search_lanes // 32, 16))
 
     @property
     def settle_warps(self) -> int:
-        """Warps of the fourth kernel: one lane a thread, since two would spill."""
+        """Warps of `settle`: one lane a thread, since two would spill."""
         return max(1, min(self.lanes // 32, 8))
+
+    @property
+    def settle_splits(self) -> int:
+        """Parts that `settle` makes room for: one variant is compiled for all numbers of them. It reduces them once a row."""
+        return _MAX_SPLITS if self.splits > 1 else 1
 
     @property
     def join(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from enum import IntFlag
 
 import torch
 
@@ -12,6 +13,32 @@ from .checks import check_tensor
 
 NEVER = torch.iinfo(torch.int64).max
 """`first_position` of a request that opted out: no token position reaches it."""
+
+
+class Search(IntFlag):
+    """What of a row is found before its first reading, in the order in which the mix does it.
+
+    The host says which of them a call's rows may ask for, so that the others are not launched.
+    """
+
+    TOP_K = 1
+    """`support_top_k` above 0."""
+    TOP_P = 2
+    """`support_top_p` below 1."""
+    ESS_BALANCE = 4
+    """The method of that name; so is the next."""
+    JS_GATE = 8
+    ALL = TOP_K | TOP_P | ESS_BALANCE | JS_GATE
+
+    @classmethod
+    def of(cls, method: Method, support_top_k: int, support_top_p: float) -> Search:
+        """What a request with these settings asks for."""
+        found = {Method.ESS_BALANCE: cls.ESS_BALANCE, Method.JS_GATE: cls.JS_GATE}.get(method, cls(0))
+        if support_top_k > 0:
+            found |= cls.TOP_K
+        if support_top_p < 1.0:
+            found |= cls.TOP_P
+        return found
 
 
 @dataclass(frozen=True)

@@ -367,6 +367,7 @@ def test_block_tables_reach_behind_the_last_drafts() -> None:
             num_speculative_tokens=20,
         )
         max_model_len = 496
+        warm_up = None
 
         def initialize_kv_cache(self, config: Any) -> None:
             self.tokens = self.max_model_len

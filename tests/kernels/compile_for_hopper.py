@@ -16,10 +16,11 @@ import sass
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from vllm_optimal_sampling.kernels.plan import plan_kernel
 from vllm_optimal_sampling.kernels.read import read_kernel
 from vllm_optimal_sampling.kernels.refine import refine_kernel
 from vllm_optimal_sampling.kernels.scratch import LaunchShape
+from vllm_optimal_sampling.kernels.search import search_kernel
+from vllm_optimal_sampling.kernels.settings import Search
 from vllm_optimal_sampling.kernels.settle import settle_kernel
 from vllm_optimal_sampling.kernels.token_logprobs import token_logprobs_kernel
 from vllm_optimal_sampling.kernels.write import write_kernel
@@ -52,26 +53,28 @@ def type_of(name: str, theta_type: str) -> str:
     return "*fp32" if name.endswith("_ptr") else "i32"
 
 
-def variants() -> Iterator[tuple[str, Any, dict[str, Any], int]]:
+def variants(theta_type: str) -> Iterator[tuple[str, Any, dict[str, Any], int]]:
     """Name, kernel, constants and warps of every kernel at the launch shapes of few and of many rows."""
+    each = 4 if theta_type == "fp32" else 8  # 16 bytes of theta; with eight of float32 a lane needs 166 registers
     for rows in (1, 160, 1280):
         shape = LaunchShape.choose(rows, 151_936, interpreted=False)
         tile = {"ROWS": shape.rows, "SUB": shape.sub, "LANES": shape.lanes}
         splits = triton.next_power_of_2(shape.splits)
         if rows == 1:
-            constants = {"ROWS": 1, "SUB": shape.sub, "LANES": shape.plan_lanes}
-            yield "plan", plan_kernel, constants, shape.plan_warps
-            for name, of_read in (("read", shape), ("read_quickly", replace(shape, each=8))):
+            for search in Search:
+                constants = {"SEARCH": int(search), "ROWS": 1, "SUB": shape.sub, "LANES": shape.search_lanes}
+                yield f"search_{search.name.lower()}", search_kernel, constants, shape.search_warps
+            for name, of_read in (("read", shape), ("read_quickly", replace(shape, each=each))):
                 quick = {"QUICK_LANES": of_read.quick_lanes, "EACH": of_read.each, "ALIGNED": True}
                 yield name, read_kernel, tile | {"JOIN": shape.join} | quick, shape.num_warps
+            constants = {"ROWS": shape.rows, "LANES": shape.lanes, "SPLITS": shape.settle_splits}
+            yield "settle", settle_kernel, constants, shape.settle_warps
             yield "token_logprobs", token_logprobs_kernel, {"BLOCK": 128}, 4
             for has_top_k in (True, False):
                 constants = {"HAS_TOP_K": has_top_k, "ROWS": 1, "LANES": LANES}
                 yield f"relax_top_p_top_k={has_top_k}", relax_top_p_kernel, constants, NUM_WARPS
         constants = tile | {"SUB": shape.refine_sub, "SPLITS": splits, "JOIN": shape.join}
         yield f"refine_splits={splits}", refine_kernel, constants, shape.num_warps
-        constants = {"ROWS": shape.rows, "LANES": shape.lanes, "SPLITS": splits}
-        yield f"settle_splits={splits}", settle_kernel, constants, shape.settle_warps
         constants = {"ROWS": shape.rows, "BLOCK": shape.block, "SPLITS": splits}
         yield f"write_splits={splits}", write_kernel, constants, shape.num_warps
 
@@ -108,7 +111,7 @@ def main() -> None:
     theta_type, *wanted = sys.argv[1:] or ["bf16"]
     report = {
         name: resources(kernel, constants, num_warps, theta_type)
-        for name, kernel, constants, num_warps in variants()
+        for name, kernel, constants, num_warps in variants(theta_type)
         if not wanted or name in wanted
     }
     json.dump(report, sys.stdout, indent=2)

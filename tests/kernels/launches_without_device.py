@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 from driver_without_device import DriverWithoutDevice, types_of
-from vllm_optimal_sampling.kernels import MixRecord, MixScratch, MixSettings, mix_, warm_up
+from vllm_optimal_sampling.kernels import MixRecord, MixScratch, MixSettings, Search, WarmUp, mix_
 from vllm_optimal_sampling.kernels.mix import INTERPRETED, Rows, launches, variant_of
 from vllm_optimal_sampling.kernels.prepared_launch import Launch, PreparedLaunch, RepeatedLaunches, current_device
 from vllm_optimal_sampling.kernels.scratch import LaunchShape
@@ -66,18 +66,18 @@ class Calls:
 
     def variant(self, call: Rows) -> Any:
         shape = LaunchShape.choose(len(call.slots), VOCAB, interpreted=INTERPRETED)
-        return variant_of(call, self.settings, self.record, self.scratch, shape, current_device())
+        return variant_of(call, self.settings, self.record, self.scratch, shape, Search.ALL, current_device())
 
     def launched(self, call: Rows) -> dict[str, Any]:
         """A call made three times: by Triton's launches alone, then twice by `mix_`."""
         rest = (self.settings, self.record, self.scratch)
         steps = launches(call, *rest, LaunchShape.choose(len(call.slots), VOCAB, interpreted=INTERPRETED))
         for step in steps:
-            compiled = step()
+            compiled = step.launch()
             self.types[compiled.function] = types_of(compiled)
         variant = self.variant(call)
         was_new = variant.is_new
-        plain = self.driver.launches_of(lambda: [step() for step in steps], self.types)
+        plain = self.driver.launches_of(lambda: [step.launch() for step in steps], self.types)
         first = self.driver.launches_of(lambda: mix_(*call, *rest), self.types)
         again = self.driver.launches_of(lambda: mix_(*call, *rest), self.types)
         assert self.variant(call) is variant
@@ -105,16 +105,21 @@ def calls_of_mix(driver: DriverWithoutDevice) -> dict[str, Any]:
     return found
 
 
-def compiled(driver: DriverWithoutDevice) -> dict[str, list[tuple[str, bool]]]:
-    """The kernels that the warm-up had compiled, and that a call after it had, and whether its thread waited for that."""
+def compiled(driver: DriverWithoutDevice) -> dict[str, Any]:
+    """The kernels that the warm-up had compiled, and that a call after it had, and whether its thread compiled them; and
+    whether the warm-up was begun only once they were."""
     calls = Calls(driver)
     rest = (calls.settings, calls.record, calls.scratch)
     kernels: list[tuple[str, bool]] = []
     triton.knobs.compilation.listener = lambda *, src, **_: kernels.append(
         (src.name, threading.current_thread() is threading.main_thread())
     )
-    warm_up(VOCAB, rows(1).theta_logits, *rest)
-    found = {"warm-up": list(kernels)}
+    warm_up = WarmUp(VOCAB, rows(1).theta_logits, *rest)
+    warm_up.begin()
+    assert warm_up.compiled is not None
+    is_waited_for = warm_up.compiled.done()
+    warm_up.finish()
+    found = {"warm-up": list(kernels), "is_waited_for": is_waited_for}
     kernels.clear()
     mix_(*rows(MOST_ROWS), *rest)
     triton.knobs.compilation.listener = None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vllm_optimal_sampling.kernels import Search
 
 SCRIPT = Path(__file__).parent / "compile_for_hopper.py"
 
@@ -18,7 +19,7 @@ SHARED_LIMIT = 48 * 1024
 # Of a thread, in a step.
 TOKENS_OF_READ = 16
 TOKENS_OF_QUICK = 8
-# Of `plan`, whose lane takes a token of each tile.
+# Of a search, whose lane takes a token of each tile.
 TILES_OF_SEARCH = 8
 TILES_OF_ROUND = 4
 THRESHOLDS = 16
@@ -50,7 +51,7 @@ def test_kernels_of_every_row_compile_without_spills() -> None:
             "bf16",
             "read",
             "refine_splits=32",
-            "settle_splits=32",
+            "settle",
             "write_splits=16",
             "token_logprobs",
             "relax_top_p_top_k=True",
@@ -77,11 +78,10 @@ def test_the_quick_reading_costs_what_it_says() -> None:
 @pytest.mark.full
 def test_a_search_costs_what_it_says() -> None:
     """The loops that read a row in a search: no barrier, and the instructions that `benchmarks/predictions/kernel.md` has."""
-    report = compile_for_hopper("bf16", "plan")
+    report = compile_for_hopper("bf16", *(f"search_{search.name.lower()}" for search in Search))
     check(report)
-    loops = report["plan"]["loops"]
     readings = [
-        (instructions, counts) for instructions, counts in loops if any(name.startswith("LDG") for name in counts)
+        loop for usage in report.values() for loop in usage["loops"] if any(name.startswith("LDG") for name in loop[1])
     ]
     assert not any(name.startswith("BAR") for _, counts in readings for name in counts)
     thresholds = [loop for loop in readings if loop[1].get("FSET.BF.GE.AND", 0) >= THRESHOLDS * TILES_OF_SEARCH]

@@ -10,6 +10,8 @@ from vllm.logger import init_logger
 from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
 
 from vllm_optimal_sampling.config.theta import scores, scores_itself
+from vllm_optimal_sampling.kernels import WarmUp
+from vllm_optimal_sampling.worker import relaxed_top_p_kernel
 from vllm_optimal_sampling.worker.draft_advice import DraftTimes, advice, time_steps
 from vllm_optimal_sampling.worker.processor import OptimalSamplingLogitsProcessor
 from vllm_optimal_sampling.worker.samplers import add_records
@@ -26,6 +28,7 @@ class ThetaRunnerMixin:
     """What every model runner with theta has, mixed into `GPUModelRunner` and its subclasses by `add_theta`."""
 
     theta: ThetaSpeculator | ThetaScorer
+    warm_up: WarmUp | None
     sampler: Any
     rejection_sampler: Any
     vllm_config: Any
@@ -46,12 +49,26 @@ class ThetaRunnerMixin:
         processor.connect(self.theta)
         add_records(self.sampler, self.rejection_sampler, self.theta.recorder)
 
+    def _dummy_sampler_run(self, hidden_states: Any) -> None:
+        """vLLM's own, the end of its memory profile; what the mix keeps on the device counts there too."""
+        self.finish_warm_up()
+        super()._dummy_sampler_run(hidden_states)  # type: ignore[misc]
+
+    def finish_warm_up(self) -> None:
+        """Wait for the mix's kernels, which were compiled while the models were loaded, so that no request does."""
+        if self.warm_up is None:
+            return
+        self.warm_up.finish()
+        self.warm_up = None
+        relaxed_top_p_kernel.warm_up(self.theta.rows.shape[-1], self.theta.rows.device)
+
     def initialize_kv_cache(self, kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
         """vLLM's own, with wider block tables: theta's slots may lie a block beyond the longest request's.
 
         The drafts of a request that is about to end may too: they go on behind `max_tokens`, which for theta may be the end of
         the model's length, and attention looks up the block of a token that is dropped like that of any other.
         """
+        self.finish_warm_up()  # where there was no profile
         block_size = resolve_kv_cache_block_sizes(kv_cache_config, self.vllm_config)[0]
         wider = block_size + self.vllm_config.num_speculative_tokens
         self.max_model_len += wider  # read there for the width of the block tables alone
@@ -132,8 +149,7 @@ class ScoringRunnerMixin(ThetaRunnerMixin):
         super().shutdown()  # type: ignore[misc]
 
     def _dummy_sampler_run(self, hidden_states: Any) -> None:
-        """vLLM's own, a part of its memory profile; then what theta takes."""
-        super()._dummy_sampler_run(hidden_states)  # type: ignore[misc]
+        super()._dummy_sampler_run(hidden_states)
         self.theta.profile()
 
     def profile_cudagraph_memory(self) -> int:
@@ -199,13 +215,25 @@ def add_theta(runner: Any) -> None:
     """
     base: Any = type(runner)
     config = runner.vllm_config
-    if not scores(config):
+    if scores(config):
+        from vllm_optimal_sampling.worker.theta.one_model import OneModelScorer
+        from vllm_optimal_sampling.worker.theta.scorer import TwoModelsScorer
+
+        scorer = OneModelScorer if scores_itself(config) else TwoModelsScorer
+        runner.theta = scorer(config, runner.device, runner.req_states)
+        runner.__class__ = _runner_class(ScoringRunnerMixin, base)
+    else:
         runner.theta = runner.speculator
         runner.__class__ = _runner_class(DraftingRunnerMixin, base)
-        return
-    from vllm_optimal_sampling.worker.theta.one_model import OneModelScorer
-    from vllm_optimal_sampling.worker.theta.scorer import TwoModelsScorer
+    runner.warm_up = warm_up_of(runner.theta)
 
-    scorer = OneModelScorer if scores_itself(config) else TwoModelsScorer
-    runner.theta = scorer(config, runner.device, runner.req_states)
-    runner.__class__ = _runner_class(ScoringRunnerMixin, base)
+
+def warm_up_of(theta: ThetaSpeculator | ThetaScorer) -> WarmUp | None:
+    """Begin to compile the mix's kernels; None on a CPU, where there is nothing to compile."""
+    rows = theta.rows
+    if rows.device.type == "cpu":
+        return None
+    settings = theta.requests.settings
+    warm_up = WarmUp(rows.shape[-1], rows, settings, theta.record, theta.scratch, raw_teacher_dtype=rows.dtype)
+    warm_up.begin()
+    return warm_up

@@ -42,14 +42,7 @@ class OptimalSamplingLogitsProcessor(LogitsProcessor):
 
     def connect(self, theta: ThetaSpeculator | ThetaScorer) -> None:
         """Mix with the rows of this theta from now on."""
-        from vllm_optimal_sampling.kernels import warm_up
-        from vllm_optimal_sampling.worker import relaxed_top_p_kernel
-
         self.theta = theta
-        rows = theta.rows
-        if rows.device.type != "cpu":  # no request pays for compilation; the interpreter compiles nothing
-            warm_up(rows.shape[-1], rows, theta.requests.settings, theta.record, theta.scratch, rows.dtype)
-            relaxed_top_p_kernel.warm_up(rows.shape[-1], rows.device)
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         if self.theta is None:
@@ -78,5 +71,6 @@ class OptimalSamplingLogitsProcessor(LogitsProcessor):
             self.theta.requests.settings,
             self.theta.record,
             self.theta.scratch,
+            self.theta.requests.searches(ctx.idx_mapping_np),
         )
         return logits

@@ -9,7 +9,7 @@ from vllm.v1.worker.gpu.buffer_utils import StagedWriteTensor
 from vllm.v1.worker.gpu.states import RequestState
 
 from vllm_optimal_sampling.engine_core.layout import slot_shift
-from vllm_optimal_sampling.kernels import NEVER, Method, MixSettings
+from vllm_optimal_sampling.kernels import NEVER, Method, MixSettings, Search
 from vllm_optimal_sampling.params import SCHEDULED, OptimalSamplingParams, ends
 
 
@@ -59,6 +59,7 @@ class ThetaRequests:
         self.num_computed = np.full(num_slots, -1, dtype=np.int64)
         # Whether the request is sampled from q*: a theta that scores has nothing to do with those that opted out.
         self.is_enabled = np.zeros(num_slots, dtype=bool)
+        self._searches = np.zeros(num_slots, dtype=np.int32)  # `Search` of each
         self._dirty = False
 
         def staged(dtype: torch.dtype) -> StagedWriteTensor:
@@ -98,9 +99,10 @@ class ThetaRequests:
         self.is_enabled[slot] = params.optimal_sampling
         # The row at position p yields token p + 1, so the first token drawn comes from position prompt_len - 1.
         first = prompt_len - 1 + params.teacher_only_tokens if params.optimal_sampling else NEVER
+        method = Method[params.alpha_method.upper()]
         values: dict[str, float] = {
             "first_position": first,
-            "method": Method[params.alpha_method.upper()].value,
+            "method": method.value,
             "schedule_position": prompt_len - 1,
             "schedule_steps": params.alpha_steps or 1,
             "js_sensitivity": min(params.js_sensitivity, torch.finfo(torch.float32).max),
@@ -114,7 +116,13 @@ class ThetaRequests:
             values[name], values[f"{name}_end"] = ends(math.inf if value is None else value)
         for name, value in values.items():
             self._settings[name].stage_write_elem(slot, value)
+        asked = Search.of(method, int(values["support_top_k"]), values["support_top_p"])
+        self._searches[slot] = asked if params.optimal_sampling else 0
         self._dirty = True
+
+    def searches(self, slots: np.ndarray) -> Search:
+        """What rows of these slots may ask the mix to search."""
+        return Search(int(np.bitwise_or.reduce(self._searches[slots])))
 
     def next_chunk(self, slots: np.ndarray, begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Theta's part of prompt chunks, which then counts as computed.
