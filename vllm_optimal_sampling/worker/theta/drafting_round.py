@@ -16,7 +16,7 @@ from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 from vllm.v1.worker.gpu.states import RequestState
 
 from vllm_optimal_sampling.worker.theta.block_tables import ThetaBlockTables
-from vllm_optimal_sampling.worker.theta.inputs import advance_round, keep_rows, round_inputs
+from vllm_optimal_sampling.worker.theta.inputs import ROUNDS, advance_round, keep_rows, round_inputs
 from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
 from vllm_optimal_sampling.worker.theta.round_graphs import RoundGraphs
 from vllm_optimal_sampling.worker.theta.text_inputs import TextInputs
@@ -144,21 +144,23 @@ class RoundSpeculator(DraftModelSpeculator):
         drafts = self.num_speculative_steps if num_speculative_tokens is None else num_speculative_tokens
         self.temperature.copy_(temperature)
         self.seeds.copy_(seeds)
-        round_inputs(
-            input_batch.idx_mapping,
-            torch.zeros_like(num_sampled) if dummy_run else num_sampled,
-            last_sampled,
-            self.req_states.total_len.gpu,
-            self.requests.delta.gpu,
-            self.slots,
-            self.input_buffers.input_ids,
-            self.input_buffers.positions,
-            self.sample_positions,
-            self.input_buffers.query_start_loc,
-            self.input_buffers.seq_lens,
-            self.draft_model_config.max_model_len,
-            self.vocab_size,
-            self.vocabulary.ids,
+        ROUNDS.run(
+            round_inputs(
+                input_batch.idx_mapping,
+                torch.zeros_like(num_sampled) if dummy_run else num_sampled,
+                last_sampled,
+                self.req_states.total_len.gpu,
+                self.requests.delta.gpu,
+                self.slots,
+                self.input_buffers.input_ids,
+                self.input_buffers.positions,
+                self.sample_positions,
+                self.input_buffers.query_start_loc,
+                self.input_buffers.seq_lens,
+                self.draft_model_config.max_model_len,
+                self.vocab_size,
+                self.vocabulary.ids,
+            )
         )
 
         num_tokens, sync = num_reqs, None
