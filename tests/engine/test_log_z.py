@@ -17,6 +17,8 @@ from support.cases import EVERY_METHOD, OPTED_OUT, Case, generate, token_ids
 from support.reference_models import Reference
 from vllm_optimal_sampling.front_end.records import TokenRecords
 
+pytestmark = pytest.mark.one_release  # the mix is the same; test_records.py shows how a record travels
+
 NUM_TOKENS = 7
 # log Z of rows that a float32 forward computed (3e-5 nats a row, see `row_audit`), with alpha found from the same rows:
 # d log Z / d alpha is 0 at KL symmetry, and at most some nats elsewhere, of an alpha that is good to 1e-4.

@@ -14,6 +14,8 @@ from support.reference_models import Reference
 from support.row_audit import RowAudit
 from vllm_optimal_sampling.front_end.records import TokenRecords
 
+pytestmark = pytest.mark.one_release  # the mix is the same; test_rows.py shows what reaches it
+
 ARGUMENTS: list[dict[str, Any]] = [
     *EVERY_METHOD,
     {"alpha_method": "fixed", "alpha": 0.3},

@@ -106,8 +106,11 @@ def test_sampled_rows_and_greedy_tokens(engine: Engine, engines: Callable[..., L
 
     # The other way round; several samples of what top_k=1 leaves of a distribution are the greedy one.
     cases, samples = requests(first=4)
-    expected = [greedy_tokens(reference, case, max_tokens) for case in cases]
     outputs = generate(llm, cases, max_tokens=max_tokens, samples=samples, top_k=1)
+    found = [output.outputs[0].token_ids for output in outputs]
+    expected = [
+        greedy_tokens(reference, case, max_tokens, supposed=tokens) for case, tokens in zip(cases, found, strict=True)
+    ]
     for case, output, tokens in zip(cases, outputs, expected, strict=True):
         assert [list(sample.token_ids) for sample in output.outputs] == [tokens] * len(output.outputs), case
     hits = generate(llm, cases[-2:], max_tokens=4, temperature=0.0)

@@ -46,6 +46,50 @@ def blocks(dtype: torch.dtype, apart: int, random: torch.Generator) -> torch.Ten
     return torch.where(out.isnan(), torch.nan, out)  # of two nan an addition may give either
 
 
+@triton.jit
+def operators_kernel(x_ptr, y_ptr, out_ptr, number, SIZE: tl.constexpr, IS_INTEGER: tl.constexpr):
+    """Each operator on two blocks, on a block and one number of memory, and on a block and a number that is written here."""
+    token = tl.arange(0, SIZE)
+    x, y = tl.load(x_ptr + token), tl.load(y_ptr + token)
+    one = tl.load(y_ptr + 3)
+    for place in tl.static_range(4):
+        other = y if place == 0 else one if place == 1 else number if place == 2 else 3
+        out = out_ptr + place * 16 * SIZE + token
+        total = x + other
+        tl.store(out, total.to(tl.float64))
+        tl.store(out + SIZE, (other - x).to(tl.float64))
+        tl.store(out + 2 * SIZE, (x * other).to(tl.float64))
+        tl.store(out + 3 * SIZE, (x * 1.0 / other).to(tl.float64))
+        tl.store(out + 4 * SIZE, (x < other) & (x != other))
+        tl.store(out + 5 * SIZE, (x >= other) | (x == other))
+        tl.store(out + 6 * SIZE, (x <= other) ^ (x > other))
+        tl.store(out + 7 * SIZE, x.to(tl.int16).to(tl.float32) + token)
+        tl.store(out + 8 * SIZE, total.dtype.primitive_bitwidth)
+        if IS_INTEGER:
+            tl.store(out + 9 * SIZE, ((x & other) ^ (x | other)).to(tl.float64))
+            tl.store(out + 10 * SIZE, (x >> (y & 3)).to(tl.float64))
+            tl.store(out + 11 * SIZE, (x << 2).to(tl.float64))
+
+
+OPERANDS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint32, torch.float32, torch.float64)
+OPERANDS += (torch.float16, torch.bfloat16)
+
+
+def operators(number: float, random: torch.Generator) -> list[torch.Tensor]:
+    """What the kernel writes for every two types."""
+    outputs = []
+    for first in OPERANDS:
+        for second in OPERANDS:
+            x, y = ((torch.randn(32, generator=random) * 40).abs().to(dtype) for dtype in (first, second))
+            y = torch.where(y == 0, 7, y.to(torch.float64)).to(second)
+            is_integer = not (first.is_floating_point or second.is_floating_point or isinstance(number, float))
+            out = torch.zeros(4 * 16 * 32, dtype=torch.float64)
+            for _ in range(2):  # the second time it is known which types they compute in
+                operators_kernel[(1,)](x, y, out, number, SIZE=32, IS_INTEGER=is_integer)
+            outputs.append(torch.where(out.isnan(), torch.nan, out))
+    return outputs
+
+
 def digest(*outputs: torch.Tensor) -> str:
     return hashlib.sha256(b"".join(output.numpy().tobytes() for output in outputs)).hexdigest()
 
@@ -97,6 +141,8 @@ def launches() -> dict[str, str]:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for apart in (1, 2):
             digests[f"blocks, {dtype}, {apart} apart"] = digest(blocks(dtype, apart, random))
+    for number in (2, 5.5, 0.0, -0.0):
+        digests[f"operators, {number}"] = digest(*operators(number, random))
     return digests
 
 

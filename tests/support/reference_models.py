@@ -116,6 +116,7 @@ def greedy_tokens(
     max_tokens: int,
     image: Mapping[str, torch.Tensor] | None = None,
     allowed: Sequence[int] | None = None,
+    supposed: Sequence[int] = (),
 ) -> list[int]:
     """The tokens of a greedy request, one float64 forward of each model at a time.
 
@@ -125,16 +126,23 @@ def greedy_tokens(
         max_tokens: of the text.
         image: as `Reference.logits` takes it.
         allowed: the only tokens that may be drawn; None: all.
+        supposed: what the tokens may be, such as what an engine drew. The rows behind all of them are then computed in one
+            forward; as far as they are wrong it is one at a time again, so they change nothing but the time.
     """
     arguments = dict(case.arguments)
     enabled = arguments.pop("optimal_sampling", True)
     if "alpha_method" in arguments:
         arguments["method"] = Method[arguments.pop("alpha_method").upper()]
+    prompt = case.prompt if case.theta_prompt is None else case.theta_prompt
+    supposed = list(supposed)[: max_tokens - 1]
+    if supposed:
+        reference.logits(reference.teacher, [*case.prompt, *supposed], image)
+        if enabled:
+            reference.logits(reference.theta, [*prompt, *supposed])
     tokens: list[int] = []
     while len(tokens) < max_tokens:
         log_q = reference.logits(reference.teacher, [*case.prompt, *tokens], image)
         if enabled:
-            prompt = case.prompt if case.theta_prompt is None else case.theta_prompt
             theta = reference.logits(reference.theta, [*prompt, *tokens])
             shared = min(len(log_q), len(theta))  # where the padded vocabularies differ, only the ids of both have mass
             log_q = expected_log_q(log_q[:shared], theta[:shared], **arguments)

@@ -29,7 +29,8 @@ def audited(llm: LLM, reference: Reference, cases: list[Case], **options: Any) -
 def check_greedy(llm: LLM, reference: Reference, cases: list[Case], max_tokens: int = 16, **options: Any) -> None:
     outputs = generate(llm, cases, max_tokens=max_tokens, temperature=0.0, **options)
     for case, output in zip(cases, outputs, strict=True):
-        assert list(output.outputs[0].token_ids) == greedy_tokens(reference, case, max_tokens)
+        tokens = list(output.outputs[0].token_ids)
+        assert tokens == greedy_tokens(reference, case, max_tokens, supposed=tokens)
 
 
 def counts(llm: LLM) -> dict[str, float]:

@@ -6,8 +6,9 @@ imports Triton. So this package imports nothing by itself, and without `TRITON_I
     compiler   a backend that never compiles
     driver     stands in for a device driver, and takes itself out of Triton's list where nothing is interpreted
     gaps       repairs what the interpreter lacks for vLLM's kernels
-    shortcuts  the same results in a third of the time
+    shortcuts  the same results in a fraction of the time
     blocks     shortcuts through large blocks, which are most of a mix
+    operators  shortcuts through operators on tensors, whose types are found out once
 """
 
 import os

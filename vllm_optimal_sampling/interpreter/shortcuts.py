@@ -38,7 +38,7 @@ def take() -> bool:
     import triton.language as tl
     from triton.runtime import interpreter
 
-    from vllm_optimal_sampling.interpreter import blocks
+    from vllm_optimal_sampling.interpreter import blocks, operators
 
     if not triton.__version__.startswith(TRITON_RELEASES):
         return False
@@ -196,4 +196,5 @@ def take() -> bool:
 
     semantics.binary_op_type_checking_impl = binary_op_type_checking_impl
     blocks.take(type(builder))
+    operators.take(interpreter.interpreter_semantic)
     return True
