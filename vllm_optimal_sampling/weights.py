@@ -85,20 +85,25 @@ def update_theta(
     adapter = None if adapter_path is None else os.fspath(adapter_path)
     _check_idle(llm)
     shapes = None if tensors is None else {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    refusals = llm.collective_rpc("refusal_of_theta", args=(shapes, adapter))
-    for refusal in refusals:
-        if refusal is not None:
-            raise ArgumentError(NAME if adapter is None else "adapter_path", refusal)
+    _check_none_refuses(llm.collective_rpc("refusal_of_theta", args=(shapes, adapter)), adapter)
     try:
         with _reachable(llm, tensors) as arguments:
-            llm.collective_rpc("update_theta", args=(*arguments, adapter))
+            refusals = llm.collective_rpc("update_theta", args=(*arguments, adapter))
     except Exception as error:
         _count_version(llm)  # whatever was written, cached blocks are not of it
         raise RuntimeError(
             f"theta's new weights could not be loaded ({error}), and it may now have some of them; update it again before you "
             "sample, or start the engine anew"
         ) from error
+    _check_none_refuses(refusals, adapter)
     return _count_version(llm)
+
+
+def _check_none_refuses(refusals: Iterable[str | None], adapter: str | None) -> None:
+    """Raise ArgumentError for the first rank that has something against the weights."""
+    for refusal in refusals:
+        if refusal is not None:
+            raise ArgumentError(NAME if adapter is None else "adapter_path", refusal)
 
 
 def theta_version(llm: LLM) -> int:

@@ -16,6 +16,7 @@ from support.engines import find_runner, scoring_options
 from support.random_models import save_model
 from support.reference_models import Reference, greedy_tokens
 from support.scored_steps import FEW_TOKENS, audited, check_greedy
+from vllm_optimal_sampling.weights import update_theta
 from vllm_optimal_sampling.worker.theta.one_model import THETA_LORA_ID
 
 SAMPLER_ARGUMENTS = ("dtype", "enforce_eager", "max_model_len", "max_num_seqs", "kv_cache_memory_bytes", "block_size")
@@ -43,6 +44,13 @@ def test_an_adapter_as_theta_and_another_after_it(
     wrong = save_adapter(tmp_path / "wrong", pair[1], seed=3)
     with pytest.raises(ValueError, match="wrong' cannot be loaded"):
         llm.collective_rpc("reload_weights", kwargs={"theta_lora": wrong})
+    # vLLM would put the fewer columns of such an adapter beside zeros, and answer with neither model.
+    fewer_heads = save_model(tmp_path / "fewer_heads", hidden_size=128, num_layers=3, num_key_value_heads=1)
+    narrow = save_adapter(tmp_path / "narrow", fewer_heads, seed=4, targets=("v_proj",))
+    with pytest.raises(
+        ValueError, match=r"it is made for 32 outputs of model.layers.0.self_attn.qkv_proj, which has 64"
+    ):
+        llm.collective_rpc("reload_weights", kwargs={"theta_lora": narrow})
     audited(llm, Reference(pair[0], adapters["first_merged"]), cases[:3], max_tokens=3, **few)
     llm.collective_rpc("reload_weights", kwargs={"theta_lora": adapters["second"]})
     llm.llm_engine.reset_prefix_cache(reset_running_requests=True)
@@ -64,6 +72,14 @@ def test_adapters_of_requests_are_the_teachers(scoring_engines: Callable[..., LL
     cases = [Case(token_ids(rng, 20), None, OPTED_OUT), Case(token_ids(rng, 300), token_ids(rng, 290), KL_SYMMETRY)]
     audited(llm, reference, cases, max_tokens=6, lora_request=lora)
     audited(llm, Reference(base, second), mixed_batch(seed=63, long=70)[:6], max_tokens=4)
+    # Rank-stabilised, ranks and scales of its own for some layers, and of the embedding too.
+    patterns = {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"layers.1.mlp.down_proj": 2}, "use_rslora": True}
+    third = save_adapter(
+        tmp_path / "3", base, seed=3, rank=6, targets=(*TARGETS, "lm_head", "embed_tokens"), **patterns
+    )
+    update_theta(llm, adapter_path=third)
+    reference = Reference(base, save_merged(tmp_path / "third-merged", base, third))
+    audited(llm, reference, mixed_batch(seed=65, long=70)[:6], max_tokens=4)
     runner = find_runner(llm)
     with runner.theta.capturing(runner):  # on a GPU, where vLLM then lets go of every adapter
         runner.maybe_remove_all_loras(runner.lora_config)

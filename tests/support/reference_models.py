@@ -48,6 +48,9 @@ class Reference:
         options = {"dtype": torch.float64, "experts_implementation": "eager"}
         self.teacher = model_class(teacher).from_pretrained(teacher, **options).eval()
         self.theta = model_class(theta).from_pretrained(theta, **options).eval()
+        for module in (*self.teacher.modules(), *self.theta.modules()):
+            # vLLM's Transformers backend makes transformers' classes ask for this; models made before have none.
+            module.do_not_compile = True
         self._known: dict[tuple[int, int | None, tuple[int, ...]], torch.Tensor] = {}
 
     @torch.inference_mode()

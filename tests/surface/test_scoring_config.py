@@ -20,8 +20,10 @@ from vllm_optimal_sampling.config.theta import (
     theta_model_config,
 )
 from vllm_optimal_sampling.front_end.admission import RequestResolver
+from vllm_optimal_sampling.worker.theta.shared_weights import same_model
 
 BuildConfig = Callable[..., Any]
+LORA = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "target_modules": ["q_proj"]}
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
 
 
@@ -33,7 +35,7 @@ def scoring(theta: str = "self", **settings: Any) -> dict[str, Any]:
 def adapter(tmp_path: Path) -> str:
     folder = tmp_path / "adapter"
     folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8}))
+    (folder / "adapter_config.json").write_text(json.dumps(LORA))
     return str(folder)
 
 
@@ -53,6 +55,27 @@ def test_a_theta_that_drafts_scores_nothing(build_config: BuildConfig) -> None:
     config = build_config()
     assert not scores(config) and not scores_itself(config)
     assert theta_model_config(config) is config.speculative_config.draft_model_config
+
+
+@pytest.mark.parametrize("named_as", ["theta", "draft model"])
+def test_the_teachers_name_on_a_machine_without_the_hub(
+    build_config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named_as: str
+) -> None:
+    """vLLM puts the folder in the hub's cache for the teacher's name there, and for no other name."""
+    snapshot = tmp_path / "models--owner--teacher" / "snapshots" / ("0" * 40)
+    save_model(snapshot)
+    (tmp_path / "models--owner--teacher" / "refs").mkdir()
+    (tmp_path / "models--owner--teacher" / "refs" / "main").write_text(snapshot.name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    name = "owner/teacher"
+    if named_as == "theta":
+        config = build_config(model=name, **scoring(name))
+        assert scores_itself(config)
+    else:
+        config = build_config(model=name, speculative_config={"model": name, "num_speculative_tokens": 2})
+        assert same_model(config.model_config, theta_model_config(config))
+    assert config.model_config.model == str(snapshot)
 
 
 def test_another_model(build_config: BuildConfig, theta: str) -> None:
@@ -185,7 +208,7 @@ def test_adapters_that_do_not_fit(
     )
     (tmp_path / "adapter" / "adapter_config.json").write_text("{")
     assert "cannot be read" in refusal(build_config, **scoring(theta_lora=adapter))
-    (tmp_path / "adapter" / "adapter_config.json").write_text('{"r": 8}')
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(LORA))
     assert 'say "theta": "self", or merge the adapter into theta' in refusal(
         build_config, **scoring(theta, theta_lora=adapter)
     )
@@ -199,6 +222,40 @@ def test_adapters_that_do_not_fit(
     assert "raise the first, or lower the second" in refusal(
         build_config, **scoring(theta_lora=adapter), max_num_seqs=100, max_num_batched_tokens=128
     )
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        (
+            {"use_dora": True},
+            "cannot run as it was trained: vLLM does not yet support DoRA; train a plain LoRA adapter",
+        ),
+        ({"modules_to_save": ["lm_head"]}, "Unsupported modules_to_save: ['lm_head']; train a plain LoRA adapter"),
+        ({"bias": "all"}, "Adapter bias is not supported; train a plain LoRA adapter"),
+        ({"init_lora_weights": "pissa"}, "vLLM does not support init_lora_weights='pissa'"),
+        ({"peft_type": "IA3", "r": None}, "it is of PEFT's kind 'IA3', and vLLM runs LoRA alone; train a plain LoRA"),
+        ({"peft_type": "VERA", "r": 256}, "it is of PEFT's kind 'VERA', and vLLM runs LoRA alone; train a plain LoRA"),
+        ({"rank_pattern": {"q_proj": 64}}, "has rank 64, and the engine takes 16; raise --max-lora-rank"),
+    ],
+)
+def test_adapters_that_vllm_would_not_run_as_they_were_trained(
+    build_config: BuildConfig, adapter: str, fields: dict[str, Any], reason: str
+) -> None:
+    (Path(adapter) / "adapter_config.json").write_text(json.dumps({**LORA, **fields}))
+    message = refusal(build_config, **scoring(theta_lora=adapter))
+    assert message.startswith(f"optimal sampling cannot start: theta_lora={adapter!r} ")
+    assert reason in message
+
+
+@pytest.mark.parametrize(
+    "fields", [{"use_rslora": True}, {"rank_pattern": {"q_proj": 16}}, {"init_lora_weights": "eva"}]
+)
+def test_adapters_that_vllm_runs_as_they_were_trained(
+    build_config: BuildConfig, adapter: str, fields: dict[str, Any]
+) -> None:
+    (Path(adapter) / "adapter_config.json").write_text(json.dumps({**LORA, **fields}))
+    assert EngineSettings.from_config(build_config(**scoring(theta_lora=adapter))).theta_lora == adapter
 
 
 def test_other_tokenizers_and_models_are_refused_as_ever(build_config: BuildConfig, tmp_path: Path) -> None:

@@ -321,13 +321,22 @@ def test_an_adapter_of_the_teacher(models: dict[str, str], tmp_path: Path) -> No
     from safetensors.torch import load_file, save_file
 
     weights = load_file(renamed / "adapter_model.safetensors")
-    weights = {name.replace("layers.1", "layers.7"): tensor for name, tensor in weights.items()}
-    save_file(weights, renamed / "adapter_model.safetensors")
+    elsewhere = {name.replace("layers.1", "layers.7"): tensor for name, tensor in weights.items()}
+    save_file(elsewhere, renamed / "adapter_model.safetensors")
+    diagonal = Path(shutil.copytree(second, tmp_path / "diagonal"))
+    name = next(iter(weights)).rpartition(".lora_")[0]
+    save_file(weights | {f"{name}.lora_diag": torch.ones(8)}, diagonal / "adapter_model.safetensors")
+    decomposed = save_adapter(tmp_path / "decomposed", teacher, seed=5, use_dora=True)
+    # vLLM has adapters of embeddings for some architectures, and not for this one.
+    embedding = save_adapter(tmp_path / "embedding", teacher, seed=6, targets=("embed_tokens",))
     wrong = {
         str(tmp_path / "nowhere"): "cannot be read as a LoRA adapter .* give a folder with adapter_config.json",
         small: r"has base_model.model.*lora_A.weight of shape \[8, .*\], and theta's .* it is of another model",
         wide: "has rank 64, and this engine takes up to 8; start it with a larger --max-lora-rank",
         str(renamed): "changes model.layers.7.*, which theta does not have; it is of another model",
+        str(diagonal): r"has .*lora_diag, and vLLM runs LoRA's matrices A and B alone; train a plain LoRA adapter",
+        decomposed: "cannot run as it was trained: vLLM does not yet support DoRA; train a plain LoRA adapter",
+        embedding: r"cannot be loaded \(.*received \['model.embed_tokens', .* give a LoRA adapter of this teacher",
     }
     with OptimalSampler(
         teacher, "self", theta_lora=first, max_lora_rank=8, gpu_memory_utilization=0.5, **SMALL

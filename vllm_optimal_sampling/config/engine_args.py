@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm_optimal_sampling.config.adapters import CONFIG, adapter_rank, read_adapter_config, unsupported_adapter
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError, listed
 from vllm_optimal_sampling.config.settings import ENGINE_SETTINGS, KEY, NAME, PROCESSOR, EngineSettings
 from vllm_optimal_sampling.config.theta import EXACT_DRAFTERS, SELF, reserved_lora_slots, same_place
@@ -75,6 +76,9 @@ def prepare_engine_args(engine_args: EngineArgs) -> Iterator[bool]:
         speculative = {key.replace("-", "_"): value for key, value in speculative.items()}
     elif speculative is None and engine_args.spec_model is not None:
         speculative = {}
+    if isinstance(speculative, dict) and _is_teacher(model := speculative.get("model"), engine_args):
+        # A folder keeps its name: a link may have been given for the sake of it.
+        speculative["model"] = model if os.path.isdir(model) else engine_args.model
     settings = _with_theta_named_once(settings, engine_args, speculative)
     kept = {name: getattr(engine_args, name) for name in PREPARED}
     engine_args.logits_processors = others or None
@@ -118,7 +122,7 @@ def _names_us(entry: object) -> bool:
 def _with_theta_named_once(settings: EngineSettings, engine_args: EngineArgs, speculative: Any) -> EngineSettings:
     """The settings with `theta` as `SELF` where it names the teacher, and without it where theta is the draft model."""
     theta = settings.theta
-    if theta is not None and theta != SELF and same_place(theta, engine_args.model):
+    if theta != SELF and _is_teacher(theta, engine_args):
         theta = SELF
     if theta is not None and isinstance(speculative, dict):
         drafter = _draft_model({"method": engine_args.spec_method, "model": engine_args.spec_model} | speculative)
@@ -126,6 +130,26 @@ def _with_theta_named_once(settings: EngineSettings, engine_args: EngineArgs, sp
         if drafter is not None and same_place(drafter, named) and settings.theta_lora is None:
             theta = None
     return dataclasses.replace(settings, theta=theta)
+
+
+def _is_teacher(name: Any, engine_args: EngineArgs) -> bool:
+    """Whether a name of a model, which may be anything, means the teacher.
+
+    Under HF_HUB_OFFLINE vLLM has replaced the teacher's name by its folder in the cache of the hub.
+    """
+    if not isinstance(name, str):
+        return False
+    if same_place(name, engine_args.model):
+        return True
+    import huggingface_hub
+    from vllm.transformers_utils.repo_utils import get_model_path
+
+    if not huggingface_hub.constants.HF_HUB_OFFLINE or "://" in name or _looks_like_folder(name):
+        return False
+    try:
+        return same_place(get_model_path(name, engine_args.revision), engine_args.model)
+    except Exception:  # no model of the hub that is here: what is said of it is said where it is loaded
+        return False
 
 
 def _draft_model(speculative: Mapping[str, Any]) -> str | None:
@@ -247,17 +271,18 @@ def _adapter_problems(settings: EngineSettings, max_rank: int) -> Iterator[str]:
     folder = Path(adapter)
     if not _looks_like_folder(adapter) and not folder.is_dir():
         return  # a name of the hub, which the worker looks up
-    config = folder / "adapter_config.json"
-    if not config.is_file():
-        yield f"theta_lora={adapter!r} holds no LoRA adapter: there is no adapter_config.json in it; correct the path"
+    if not (folder / CONFIG).is_file():
+        yield f"theta_lora={adapter!r} holds no LoRA adapter: there is no {CONFIG} in it; correct the path"
         return
     try:
-        rank = json.loads(config.read_text(encoding="utf-8")).get("r")
-    except (OSError, ValueError, AttributeError) as error:
-        yield f"theta_lora's {str(config)!r} cannot be read ({error}); write the adapter once more"
+        config = read_adapter_config(folder)
+    except (OSError, ValueError) as error:
+        yield f"theta_lora's {str(folder / CONFIG)!r} cannot be read ({error}); write the adapter once more"
         return
-    if isinstance(rank, int) and rank > max_rank:
+    if (rank := adapter_rank(config)) > max_rank:
         yield f"theta_lora={adapter!r} has rank {rank}, and the engine takes {max_rank}; raise --max-lora-rank"
+    elif (problem := unsupported_adapter(config)) is not None:
+        yield f"theta_lora={adapter!r} {problem}"
 
 
 def _drafter_problems(spec: Mapping[str, Any], theta: str) -> Iterator[str]:

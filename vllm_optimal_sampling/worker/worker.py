@@ -44,19 +44,19 @@ class ThetaWorkerMixin:
         """Why weights are not for this theta; see `ThetaUpdates.refusal`."""
         return self._theta_updates.refusal(*given)
 
-    def update_theta(self, *given: Any) -> None:
+    def update_theta(self, *given: Any) -> str | None:
         """New weights for theta; see `ThetaUpdates.load`."""
         from vllm.config import set_current_vllm_config
 
         with set_current_vllm_config(self.model_runner.vllm_config):
-            self._theta_updates.load(*given)
+            return self._theta_updates.load(*given)
 
     def replace_theta(self, folder: str) -> str | None:
         """New weights for theta out of a folder, for servers; see `ThetaUpdates.refusal_of_folder`. Why not, else."""
         refusal = self._theta_updates.refusal_of_folder(folder)
         if refusal is None:
             adapter = folder if self._theta_updates.is_adapter(folder) else None
-            self.update_theta(None, None if adapter else folder, adapter)
+            refusal = self.update_theta(None, None if adapter else folder, adapter)
         return refusal
 
     def _set_draft_weight_update_target(self) -> None:

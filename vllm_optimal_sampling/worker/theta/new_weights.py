@@ -5,7 +5,7 @@ Everything is checked before anything is written: an update that is refused leav
 
 from __future__ import annotations
 
-import json
+import copy
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from vllm.config import CompilationMode, set_current_vllm_config
+from vllm.lora.utils import is_base_embedding_weights
 
+from vllm_optimal_sampling.config.adapters import CONFIG, REMEDY, adapter_rank, read_adapter_config, unsupported_adapter
 from vllm_optimal_sampling.config.errors import first_line
 from vllm_optimal_sampling.config.theta import theta_model_config
 
@@ -25,6 +28,11 @@ SHOWN = 3
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 LORA_MODULE = "base_model.model."
 """PEFT's prefix of the names in an adapter's file."""
+EMBEDDING_MATRICES = ("embedding_A", "embedding_B")
+MATRICES = ("A.weight", "B.weight", *EMBEDDING_MATRICES)
+"""What such a name ends with behind the module's and "lora_"."""
+EXPERTS = "experts"
+"""What a mixture of experts has in the names of theirs, which checkpoints, PEFT and vLLM lay out in several ways."""
 
 
 class ThetaUpdates:
@@ -39,7 +47,11 @@ class ThetaUpdates:
         """Theta as transformers builds it, without memory for its weights: the names and shapes of a checkpoint."""
         has_images = self.model_config.is_multimodal_model
         model_class = AutoModelForImageTextToText if has_images else AutoModelForCausalLM
-        with torch.device("meta"):
+        # vLLM's Transformers backend makes the classes that it runs ask for an engine's configuration, and compile.
+        config = copy.copy(self.runner.vllm_config)
+        config.compilation_config = copy.copy(config.compilation_config)
+        config.compilation_config.mode = CompilationMode.NONE
+        with torch.device("meta"), set_current_vllm_config(config):
             return model_class.from_config(
                 self.model_config.hf_config, trust_remote_code=self.model_config.trust_remote_code
             )
@@ -121,34 +133,40 @@ class ThetaUpdates:
         return None
 
     def _refusal_of_adapter(self, folder: Path) -> str | None:
-        path = folder / ADAPTER_WEIGHTS
+        given = f"adapter_path={str(folder)!r}"
         try:
-            rank = json.loads((folder / "adapter_config.json").read_text())["r"]
-            shapes = _shapes_in(path)
+            config = read_adapter_config(folder)
+            shapes = _shapes_in(folder / ADAPTER_WEIGHTS)
         except Exception as error:  # a folder may be anything
             return (
-                f"adapter_path={str(folder)!r} cannot be read as a LoRA adapter ({first_line(error)}); give a folder with "
-                f"adapter_config.json and {ADAPTER_WEIGHTS}, as PEFT's save_pretrained writes it"
+                f"{given} cannot be read as a LoRA adapter ({first_line(error)}); give a folder with {CONFIG} and "
+                f"{ADAPTER_WEIGHTS}, as PEFT's save_pretrained writes it"
             )
-        if rank > (largest := self.runner.vllm_config.lora_config.max_lora_rank):
-            return (
-                f"adapter_path={str(folder)!r} has rank {rank}, and this engine takes up to {largest}; start it with "
-                "a larger --max-lora-rank"
-            )
-        given = f"adapter_path={str(folder)!r}"
+        largest = self.runner.vllm_config.lora_config.max_lora_rank
+        if (rank := adapter_rank(config)) > largest:
+            return f"{given} has rank {rank}, and this engine takes up to {largest}; start it with a larger --max-lora-rank"
+        if (problem := unsupported_adapter(config)) is not None:
+            return f"{given} {problem}"
         for name, shape in shapes.items():
             module, _, part = name.removeprefix(LORA_MODULE).rpartition(".lora_")
-            weight = self._parameters.get(f"{module}.weight")
+            if is_base_embedding_weights(name) or EXPERTS in module.split("."):
+                continue  # PEFT's copy of the teacher's own, which vLLM leaves where it is; what vLLM checks as it loads it
+            if part not in MATRICES:
+                return f"{given} has {name}, and vLLM runs LoRA's matrices A and B alone; {REMEDY}"
+            weight = self._tensors.get(f"{module}.weight")
             if weight is None or len(weight) != 2:
-                return f"{given} changes {module or name}, which theta does not have; it is of another model"
-            side, length = (1, weight[1]) if part.startswith("A") else (0, weight[0])
-            if shape[side] != length:
+                return f"{given} changes {module}, which theta does not have; it is of another model"
+            outputs, inputs = reversed(weight) if part in EMBEDDING_MATRICES else weight
+            if (shape[1] != inputs) if "A" in part else (shape[0] != outputs):
                 found = f"{name} of shape {list(shape)}"
                 return f"{given} has {found}, and theta's {module} is {list(weight)}; it is of another model"
         return None
 
-    def load(self, tensors: Mapping[str, torch.Tensor] | None, path: str | None, adapter: str | None) -> None:
+    def load(self, tensors: Mapping[str, torch.Tensor] | None, path: str | None, adapter: str | None) -> str | None:
         """Load what `refusal` had nothing against.
+
+        Returns:
+            Why vLLM would not take an adapter, as a sentence; theta then has its old one. None where it did.
 
         Args:
             tensors: by name, of an engine in the caller's process.
@@ -156,10 +174,14 @@ class ThetaUpdates:
             adapter: folder of a LoRA adapter.
         """
         if adapter is not None:
-            self.runner.reload_weights(theta_lora=adapter)
-            return
+            try:
+                self.runner.reload_weights(theta_lora=adapter)
+            except ValueError as error:
+                return str(error)
+            return None
         weights = tensors.items() if tensors is not None else _read(str(path))
         self.runner.reload_weights(weights_iterator=iter(weights), theta=True)
+        return None
 
 
 def _files(path: str) -> list[Path]:

@@ -28,6 +28,7 @@ from vllm.v1.worker.utils import clear_layer_kv_caches
 
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError, first_line
 from vllm_optimal_sampling.config.theta import theta_lora
+from vllm_optimal_sampling.worker.theta.adapter_fit import check_fit
 from vllm_optimal_sampling.worker.theta.rows import Rows, decode_rows, joined
 from vllm_optimal_sampling.worker.theta.scorer import ThetaScorer, hidden_states_of
 from vllm_optimal_sampling.worker.theta.twin_layers import add_twin_layers, block_offset, extend_caches, twins_caches
@@ -74,7 +75,7 @@ class OneModelScorer(ThetaScorer):
         """Load theta's adapter; ValueError where it does not fit."""
         try:
             runner.add_lora(adapter)
-            _check_fit(runner.lora_manager._adapter_manager)
+            check_fit(runner.lora_manager._adapter_manager, THETA_LORA_ID)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # every kind of adapter has errors of its own
@@ -88,8 +89,14 @@ class OneModelScorer(ThetaScorer):
         assert self.adapter is not None
         try:
             self._load_adapter(runner, LoRARequest("theta", THETA_LORA_ID, path, load_inplace=True))
-        except ValueError:
-            runner.add_lora(LoRARequest("theta", THETA_LORA_ID, self.adapter.lora_path, load_inplace=True))
+        except ValueError as refused:
+            last = self.adapter.lora_path
+            try:
+                runner.add_lora(LoRARequest("theta", THETA_LORA_ID, last, load_inplace=True))
+            except Exception as error:  # what was there may be gone
+                raise RuntimeError(
+                    f"{refused}; nor can theta's last one, {last!r}, be read again ({first_line(error)})"
+                ) from error
             raise
         self.adapter = LoRARequest("theta", THETA_LORA_ID, path)
 
@@ -282,23 +289,6 @@ class OneModelScorer(ThetaScorer):
 
     def _num_active_loras(self, runner: Any, batch: InputBatch) -> int:
         return len(self._adapters(runner, batch)) if self.lora_config is not None else 0
-
-
-def _check_fit(manager: Any) -> None:
-    """Raise ValueError where theta's adapter is of another model: vLLM takes narrower ones, and those of more layers.
-
-    Args:
-        manager: vLLM's of the adapters, with theta's among them.
-    """
-    adapter = manager.get_adapter(THETA_LORA_ID)
-    unknown = sorted(set(adapter.loras) - set(manager.modules))
-    if unknown or not adapter.loras:
-        raise ValueError(f"the model has no {unknown[0]}" if unknown else "it changes no layer of the model")
-    for name, weights in adapter.loras.items():
-        size = getattr(getattr(manager.modules[name], "base_layer", None), "input_size", None)
-        for matrix in weights.lora_a if isinstance(weights.lora_a, list) else [weights.lora_a]:
-            if matrix is not None and size is not None and matrix.shape[-1] != size:
-                raise ValueError(f"it is made for {matrix.shape[-1]} inputs of {name}, which has {size}")
 
 
 class _Model:
