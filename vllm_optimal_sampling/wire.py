@@ -1,7 +1,7 @@
 """What crosses from one process of an engine to the next, beyond vLLM's own messages. Nothing else does.
 
     front end -> engine core -> worker    a request's arguments, in `SamplingParams.extra_args` (see `params`), with theta's
-                                          prompt as token ids under `THETA_PROMPT`
+                                          prompt as token ids under `THETA_PROMPT`, and `THETA_VERSION`
     worker -> engine core                 `StepRecords`, an attribute of vLLM's `ModelRunnerOutput`
     engine core -> front end              the records of the tokens that are kept, as bytes, and the step's tally
 
@@ -25,6 +25,9 @@ THETA_PROMPT = "theta_prompt_token_ids"
 
 OPTIMAL_SAMPLING = "optimal_sampling"
 """The key of `extra_args` that is False for a request that opted out."""
+
+THETA_VERSION = "optimal_sampling_theta_version"
+"""The key of `extra_args` with theta's version, how often its weights were replaced; absent before the first time."""
 
 RECORD_FIELDS = ("alpha", "kl", "log_z", "logprob", "teacher_logprob", "theta_logprob", "fallback")
 """The columns of a token's record, float32 each, in their order on the way."""

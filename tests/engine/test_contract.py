@@ -166,6 +166,7 @@ OVERRIDDEN: dict[str, str] = {
         "include_finished_set log_stats"
     ),
     "vllm.v1.core.sched.scheduler:Scheduler.update_from_output": "self scheduler_output model_runner_output",
+    "vllm.v1.core.sched.scheduler:Scheduler._handle_stopped_request": "self request",
     "vllm.v1.worker.gpu_worker:Worker.init_device": "self",
     "vllm.v1.worker.cpu_worker:CPUWorker.init_device": "self",
     "vllm.v1.worker.gpu_worker:Worker._set_draft_weight_update_target": "self",

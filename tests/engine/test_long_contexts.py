@@ -20,8 +20,9 @@ from vllm.v1.worker.gpu.states import RequestState
 from vllm_optimal_sampling import OptimalSamplingParams
 from vllm_optimal_sampling.engine_core.layout import ThetaLayout, split_by_position
 from vllm_optimal_sampling.worker.theta.block_tables import ThetaBlockTables
-from vllm_optimal_sampling.worker.theta.inputs import round_inputs, scoring_inputs
+from vllm_optimal_sampling.worker.theta.inputs import round_inputs
 from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
+from vllm_optimal_sampling.worker.theta.scoring_inputs import scoring_inputs
 from vllm_optimal_sampling.worker.verification_memory import GIB, MIB, RowMemory
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -125,7 +126,7 @@ def test_chunks_tokens_and_slots(teacher_len: int, theta_len: int) -> None:
         MODEL_LEN + BLOCK_SIZE,
         VOCAB_SIZE,
         None,
-    )
+    )()
     assert ids[:length].tolist() == [*layout.theta, *generated][first:]
     assert positions[:length].tolist() == list(range(first, first + length))
     assert seq_lens[0] == theta_len + GENERATED
@@ -151,7 +152,7 @@ def test_chunks_tokens_and_slots(teacher_len: int, theta_len: int) -> None:
         MODEL_LEN + BLOCK_SIZE,
         VOCAB_SIZE,
         None,
-    )
+    )()
     newest = theta_len + GENERATED - 1
     assert (ids[0], positions[0], seq_lens[0]) == (generated[-1], newest, newest + 1)
     assert sample_positions[0] == teacher_len + GENERATED - 1

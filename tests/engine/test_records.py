@@ -11,10 +11,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from math import nan
+from math import isnan, nan
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from vllm import LLM, SamplingParams
 from vllm.sampling_params import RequestOutputKind
@@ -23,7 +25,8 @@ from vllm_optimal_sampling.kernels import Method
 
 from support.cases import KL_SYMMETRY, OPTED_OUT, TEACHER_ALONE, THETA_ALONE, Case, generate, token_ids
 from support.reference_models import Reference, expected_log_q, greedy_tokens
-from vllm_optimal_sampling.front_end.records import TokenRecords
+from support.sessions import Part, context_of, run_session
+from vllm_optimal_sampling.front_end.records import TokenRecords, merge_records
 from vllm_optimal_sampling.wire import RECORD_FIELDS, TOP_FIELDS
 
 K = 3
@@ -212,6 +215,35 @@ def test_several_samples_streamed(llm: LLM, reference: Reference) -> None:
     for key, found in tokens.items():
         assert len(found) == 7
         check(reference, case, found, records[key])
+
+
+def test_a_session_that_asks_now_and_then(llm: LLM, reference: Reference) -> None:
+    """Input that is streamed; what is drawn after each part ends among accepted drafts, which are no part of the session."""
+    rng = random.Random(12)
+    asked = {**THETA_ALONE, **ASKED}
+    arguments = [THETA_ALONE, asked, OPTED_OUT, {**asked, "return_top_k": 2}, asked]
+    parts = [Part(token_ids(rng, 40 - 7 * i), given) for i, given in enumerate(arguments)]
+    run_session(llm, "session", parts, max_tokens=7)  # 1 from the prompt, then up to 4 at once
+    for i, part in enumerate(parts):
+        records = TokenRecords()
+        for record in part.records:
+            if record is not None:
+                records.extend(record)
+        if part.arguments.get("return_alpha"):
+            case = Case(context_of(parts[:i]) + part.prompt, None, part.arguments)
+            check(reference, case, part.tokens, records)
+            assert [len(top) for top in records.top_logprob] == ([2] * 7 if i == 3 else [])
+        elif i:
+            assert len(records) == 7 and all(isnan(value) for value in records.alpha + records.logprob)
+
+
+def test_deltas_of_a_session_that_nobody_has_fetched() -> None:
+    """Merged, they have a record for each token, though only the later ones were asked for."""
+    completions = [SimpleNamespace(index=0, token_ids=[1, 2], optimal_sampling=None)]
+    later = TokenRecords.from_rows(np.zeros((3, len(RECORD_FIELDS)), dtype=np.float32))
+    merge_records(completions, [SimpleNamespace(index=0, token_ids=[3, 4, 5], optimal_sampling=later)])
+    merged = completions[0].optimal_sampling
+    assert [isnan(alpha) for alpha in merged.alpha] == [True] * 2 + [False] * 3 and merged.fallback == [False] * 5
 
 
 # Over HTTP, with the engine core in a process of its own

@@ -23,8 +23,9 @@ from support.engines import ON_GPU, find_runner, scoring_options, stop_engine
 from support.pieces_on_cpu import run_in_pieces
 from support.random_models import save_model
 from support.reference_models import Reference, greedy_tokens
-from support.row_audit import AuditError
+from support.row_audit import AuditError, RowAudit
 from support.scored_steps import FEW_TOKENS, audited, check_greedy, counts
+from support.sessions import Part, run_session
 from vllm_optimal_sampling.worker import model_runner
 from vllm_optimal_sampling.worker.theta import one_model, twin_layers
 from vllm_optimal_sampling.worker.theta.scorer import ScorerSteps
@@ -66,6 +67,21 @@ def test_requests_that_opted_out_cost_nothing(
     # What they left in the prefix cache has no keys and values of theta: nobody with a theta may find it.
     report, _ = audited(llm, self_reference, [Case(prompt, None, KL_SYMMETRY), *opted_out], max_tokens=6)
     assert report.mixed == 6
+
+
+def test_a_session_that_mixes_now_and_then(
+    scoring_engines: Callable[..., LLM], pair: tuple[str, str], self_reference: Reference
+) -> None:
+    """Theta reads along where a session that streams its input has opted out: what comes next may be mixed."""
+    llm = scoring_engines(pair[0])
+    rng = random.Random(15)
+    parts = [Part(token_ids(rng, 30 + i), OPTED_OUT if i % 2 == 0 else KL_SYMMETRY) for i in range(4)]
+    with RowAudit(llm) as audit:
+        run_session(llm, "session", parts, max_tokens=5)
+    report = audit.check(self_reference)
+    assert report.rows == 20 and all(record is None for part in parts for record in part.records)
+    drawn_alone = [row for row in audit.rows if row.position < row.settings["first_position"]]
+    assert len(drawn_alone) == 10 and all(torch.equal(row.before, row.after) for row in drawn_alone)
 
 
 def test_records(scoring_engines: Callable[..., LLM], pair: tuple[str, str], self_reference: Reference) -> None:
@@ -339,3 +355,24 @@ def test_the_offset_is_refused_where_it_is_none() -> None:
     assert "are 2147483648 elements apart" in str(offset(**{**right, "a": far, "theta.a": far})[1])
     config.kv_cache_groups = [SimpleNamespace(layer_names=names) for names in (["a", "b"], ["theta.a", "theta.b"])]
     assert "in different groups" in str(offset(**right)[1])
+
+
+def test_block_tables_reach_behind_the_last_drafts() -> None:
+    """Theta may be at the model's length when more drafts come than a block has tokens; vLLM makes what it is told to."""
+
+    class Runner:
+        vllm_config = SimpleNamespace(
+            cache_config=SimpleNamespace(block_size=16, prefix_match_unit=None),
+            parallel_config=SimpleNamespace(decode_context_parallel_size=1),
+            num_speculative_tokens=20,
+        )
+        max_model_len = 496
+        warm_up = None
+
+        def initialize_kv_cache(self, config: Any) -> None:
+            self.tokens = self.max_model_len
+
+    runner: Any = type("ThetaRunner", (model_runner.ThetaRunnerMixin, Runner), {})()
+    runner.initialize_kv_cache(SimpleNamespace(kv_cache_groups=[]))
+    last_row, behind_the_teachers = 496 + 20, 496 + 16
+    assert runner.tokens >= max(last_row, behind_the_teachers) and runner.max_model_len == 496

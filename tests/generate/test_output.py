@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import json
 import math
 import random
@@ -119,6 +120,42 @@ def test_errors_are_drawn_again_when_asked_for(tmp_path: Path) -> None:
     output.write(row("p1"))
     output.close()
     assert written(tmp_path) == [row("p0"), row("p2"), row("p1")]
+
+
+@pytest.mark.parametrize("moment", ["before it is locked", "in its place"])
+def test_a_file_that_is_written_again_is_held_all_the_while(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run opens the file just before, or just after, a new one without the errors takes its place."""
+    output = opened(tmp_path)
+    output.write(row("p1", None, "too long"))
+    output.close()
+    runs: list[Output] = []
+    flock, replace = fcntl.flock, Path.replace
+
+    def first_run(file: Any, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        runs.append(opened(tmp_path, retry_errors=True))
+        flock(file, how)
+
+    def second_run(path: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "replace", replace)
+        moved = replace(path, target)
+        with pytest.raises(SettingsError, match="another run is writing"):
+            opened(tmp_path)
+        return moved
+
+    if moment == "in its place":
+        monkeypatch.setattr(Path, "replace", second_run)
+        runs.append(opened(tmp_path, retry_errors=True))
+    else:
+        monkeypatch.setattr(fcntl, "flock", first_run)
+        with pytest.raises(SettingsError, match="another run is writing"):
+            opened(tmp_path)
+    (run,) = runs
+    run.write(row("p1"))
+    run.close()
+    assert written(tmp_path) == [row("p1")]
 
 
 def test_a_sample_that_is_there_twice_is_named(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ from vllm_optimal_sampling.kernels.token_logprobs import launch_of as launch_of_
 
 from vllm_optimal_sampling.worker.relaxed_top_p_kernel import LAUNCHES as RELAXATIONS
 from vllm_optimal_sampling.worker.relaxed_top_p_kernel import launch_of as launch_of_relaxation
+from vllm_optimal_sampling.worker.theta.inputs import ROUNDS, round_inputs
+from vllm_optimal_sampling.worker.theta.scoring_inputs import FORWARDS, scoring_inputs
 
 # Nothing is read or written, so memory is only promised. The kernels are those that compile_for_hopper.py compiles.
 SLOTS, POSITIONS, VOCAB, MOST_ROWS = 8, 5, 151_936, 12
@@ -164,6 +166,22 @@ def calls_of_others(driver: DriverWithoutDevice) -> dict[str, Any]:
         top_k = torch.zeros(num, dtype=torch.int32) if with_top_k else None
         return launch_of_relaxation(rows(num, teacher_offset=offset).teacher_logits, top_k, torch.zeros(num))
 
+    # Of an engine: these stay where they are.
+    counts, places = (torch.zeros(16 * SLOTS, dtype=dtype) for dtype in (torch.int32, torch.int64))
+    prompts = torch.zeros(SLOTS, 64, dtype=torch.int32)
+
+    def round_of_theta(num: int, offset: int = 0) -> Launch:
+        slots = torch.zeros(num + offset, dtype=torch.int64)[offset:]
+        sampled = torch.zeros(num, dtype=torch.int32)
+        per_slot = (places, counts, counts, places, counts, places, places, counts, counts)
+        return round_inputs(slots, sampled, *per_slot, 64, 512, None)
+
+    def forward_of_theta(num: int, offset: int = 0) -> Launch:
+        where = [torch.zeros(num + offset, dtype=torch.int64)[offset:] for _ in range(3)]
+        batch = torch.zeros(num, dtype=torch.int32), torch.zeros(num, dtype=torch.int64)
+        per_slot = (prompts, counts, counts, prompts, counts, places, counts)
+        return scoring_inputs(*where, counts[: num + 1], *batch, *per_slot, num, num // 2, 64, 512, None)
+
     def called(launches: RepeatedLaunches, launch_of: Callable[..., Launch]) -> dict[str, Any]:
         found: dict[str, Any] = {"kinds": [], "calls": []}
         before = len(launches.prepared)
@@ -177,6 +195,8 @@ def calls_of_others(driver: DriverWithoutDevice) -> dict[str, Any]:
         return found
 
     return {
+        "round_inputs": called(ROUNDS, round_of_theta),
+        "scoring_inputs": called(FORWARDS, forward_of_theta),
         "tally": called(TALLIES, tally),
         "token_logprobs": called(TOKEN_LOGPROBS, logprobs),
         "relax_top_p_": called(RELAXATIONS, partial(relaxation, with_top_k=False)),

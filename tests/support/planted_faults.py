@@ -82,8 +82,8 @@ def shift_positions_of_the_round(monkeypatch: pytest.MonkeyPatch) -> None:
     """Theta's round runs one position too far."""
     round_inputs = drafting_round.round_inputs
 
-    def shifted(idx_mapping: Any, num_sampled: Any, last_sampled: Any, total_len: Any, delta: Any, *args: Any) -> None:
-        round_inputs(idx_mapping, num_sampled, last_sampled, total_len, delta + 1, *args)
+    def shifted(idx_mapping: Any, num_sampled: Any, last_sampled: Any, total_len: Any, delta: Any, *args: Any) -> Any:
+        return round_inputs(idx_mapping, num_sampled, last_sampled, total_len, delta + 1, *args)
 
     monkeypatch.setattr(drafting_round, "round_inputs", shifted)
 
@@ -120,11 +120,11 @@ def shift_positions_of_fused_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Theta's rows of a fused step run one position too far."""
     inputs = scoring_pass.scoring_inputs
 
-    def shifted(*args: Any) -> None:
+    def shifted(*args: Any) -> Any:
         call = inspect.signature(inputs).bind(*args)
         if call.arguments["first_theta_row"]:
             call.arguments["delta"] = call.arguments["delta"] + 1
-        inputs(*call.args)
+        return inputs(*call.args)
 
     monkeypatch.setattr(scoring_pass, "scoring_inputs", shifted)
 

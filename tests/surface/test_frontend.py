@@ -4,6 +4,7 @@ import inspect
 import json
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,9 @@ from vllm.sampling_params import BeamSearchParams
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.input_processor import InputProcessor
 
+from vllm_optimal_sampling import wire
+from vllm_optimal_sampling.engine_core.block_hashes import extra_keys
+from vllm_optimal_sampling.engine_core.layout import ThetaLayout
 from vllm_optimal_sampling.front_end.admission import CHARACTERS_PER_POSITION, RequestResolver, refuse_beam_search
 from vllm_optimal_sampling.params import OptimalSamplingParams
 
@@ -473,6 +477,42 @@ def test_a_streamed_input_has_no_theta_prompt_of_its_own(frontend: Frontend, ext
         "what the teacher reads"
     )
     assert frontend.admit({"alpha_max": 0.5}, resumable=True).sampling_params.extra_args == {"alpha_max": 0.5}
+
+
+def test_a_theta_that_scores_reads_a_streamed_input_that_opted_out(build_config: BuildConfig) -> None:
+    """A later part may be mixed. What is drawn is the teacher's alone all the same."""
+    scoring = Frontend(build_config(speculative_config=None, additional_config={"optimal_sampling": {"theta": "self"}}))
+    opted_out = {"optimal_sampling": False}
+    assert scoring.admit(opted_out).sampling_params.extra_args == opted_out
+    session = scoring.admit(opted_out, resumable=True)
+    assert session.sampling_params.extra_args == {"teacher_only_tokens": MAX_MODEL_LEN}
+
+
+def test_no_cache_salt_stands_for_a_version_of_theta(frontend: Frontend) -> None:
+    """What clients choose is their own: blocks of another version of theta have other keys, whatever the salt."""
+    request = frontend.admit()
+    request.cache_salt = "theta 1"
+    before = extra_keys(("theta 1",), of_layout(request), 0, 4)
+    frontend.resolver.theta_version = 1
+    frontend.resolver.resolve(request)
+    assert request.cache_salt == "theta 1"
+    assert request.sampling_params.extra_args == {wire.THETA_VERSION: 1}
+    keys = [before, extra_keys(("theta 1",), of_layout(request), 0, 4)]
+    frontend.resolver.theta_version = 2
+    other = frontend.admit({"theta_prompt_token_ids": [9, 8, 7]})
+    keys += [extra_keys(None, of_layout(other), 0, 4)]
+    other.sampling_params.extra_args[wire.THETA_VERSION] = 3
+    keys += [extra_keys(None, of_layout(other), 0, 4)]
+    assert len(set(keys)) == 4
+
+
+def of_layout(request: EngineCoreRequest) -> Any:
+    """As the scheduler lays a request out."""
+    arguments = request.sampling_params.extra_args or {}
+    layout = ThetaLayout.of_prompts(
+        arguments.get(wire.THETA_PROMPT), len(PROMPT), 4, version=arguments.get(wire.THETA_VERSION, 0)
+    )
+    return SimpleNamespace(theta_layout=layout, all_token_ids=PROMPT, num_prompt_tokens=len(PROMPT))
 
 
 def test_log_probabilities_that_vllm_loses_beside_drafts_are_refused(frontend: Frontend) -> None:

@@ -54,6 +54,7 @@ class ThetaLayout:
         block_size: the scheduler's block size, in tokens.
         reads: False where theta has nothing to do with the request, and its slots stay empty.
         pairs: of ids, where the two vocabularies do not agree.
+        version: of theta's weights.
     """
 
     prompt: Sequence[int] | None
@@ -61,6 +62,7 @@ class ThetaLayout:
     block_size: int
     reads: bool = True
     pairs: VocabularyPairs | None = None
+    version: int = 0
     offset: int = field(init=False)
     shift: int = field(init=False)
 
@@ -75,10 +77,11 @@ class ThetaLayout:
         teacher_len: int,
         block_size: int,
         pairs: VocabularyPairs | None = None,
+        version: int = 0,
     ) -> ThetaLayout:
         """The layout of a request with these prompts; `theta_prompt` is None where theta reads the teacher's."""
         delta = len(theta_prompt) - teacher_len if theta_prompt is not None else 0
-        return cls(theta_prompt, delta, block_size, pairs=pairs)
+        return cls(theta_prompt, delta, block_size, pairs=pairs, version=version)
 
     @classmethod
     def without_theta(cls, block_size: int) -> ThetaLayout:

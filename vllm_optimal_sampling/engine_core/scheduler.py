@@ -63,6 +63,7 @@ class ThetaSchedulerMixin:
                     request.num_prompt_tokens,
                     self.block_size,
                     self._vocabulary_pairs,
+                    arguments.get(wire.THETA_VERSION, 0),
                 )
             request.theta_layout = layout
         return layout
@@ -84,6 +85,17 @@ class ThetaSchedulerMixin:
 
             self._hasher = (hash_blocks, hash_blocks_with_theta)
         return self._hasher[1]
+
+    def _handle_stopped_request(self, request: Any) -> bool:
+        """vLLM's own; a session goes on from the last token that is kept.
+
+        vLLM 0.32 without async scheduling takes accepted drafts that a stop has cut off for a part of what was computed.
+        """
+        if request.resumable:
+            kept = request.num_tokens - 1 + request.num_output_placeholders
+            request.num_computed_tokens = min(request.num_computed_tokens, kept)
+        finished: bool = super()._handle_stopped_request(request)  # type: ignore[misc]
+        return finished
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """vLLM's own, and the step's records on what it returns: only here it is known which tokens are kept."""

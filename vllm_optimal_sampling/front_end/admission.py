@@ -11,6 +11,7 @@ import copy
 import threading
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from vllm_optimal_sampling import wire
 from vllm_optimal_sampling.chat_messages import parse_messages
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError
 from vllm_optimal_sampling.config.settings import EngineSettings
@@ -65,9 +66,9 @@ class RequestResolver:
 
         `request.sampling_params` is replaced by a copy whose `extra_args` have: our arguments where they differ from
         `OptimalSamplingParams()`, with the engine's defaults merged; theta's prompt as `theta_prompt_token_ids`, a
-        list, absent where theta reads the teacher's prompt; all other keys, untouched. `max_tokens` is lowered to what
-        theta's prompt leaves room for, if the client left it open: it did not give it, or it is all that the teacher's
-        prompt leaves, which is what vLLM's server fills in. `request.cache_salt` gets theta's version.
+        list, absent where theta reads the teacher's prompt; theta's version, once there were updates; all other keys,
+        untouched. `max_tokens` is lowered to what theta's prompt leaves room for, if the client left it open: it did not
+        give it, or it is all that the teacher's prompt leaves, which is what vLLM's server fills in.
 
         The lengths and the vocabulary hold for a request that opts out too: theta reads along, to draft.
 
@@ -123,6 +124,9 @@ class RequestResolver:
                     error.argument, f"{error.message} ({error.argument} is this engine's default, not the request's)"
                 )
             _refuse(error)
+        if request.resumable and not params.optimal_sampling and scores(self.vllm_config):
+            # A later part of the session may be mixed, and theta has to have read all before it.
+            params = OptimalSamplingParams(teacher_only_tokens=self.vllm_config.model_config.max_model_len)
         arguments = params.to_extra_args()
         for name in ("theta_prompt", "theta_messages", "theta_prompt_token_ids"):
             arguments.pop(name, None)
@@ -131,10 +135,9 @@ class RequestResolver:
         if own:
             arguments["theta_prompt_token_ids"] = ids
         arguments |= {key: value for key, value in extra_args.items() if key not in ARGUMENTS}
-        if self.theta_version and (params.optimal_sampling or not scores(self.vllm_config)):
-            # A block holds keys and values of both models: old weights of theta must not be found by these requests. What
-            # theta does not read (a theta that drafts reads every request) is as good as before.
-            request.cache_salt = f"{request.cache_salt or ''}theta {self.theta_version}"
+        if self.theta_version:
+            # A block holds keys and values of both models: those of theta's old weights must not be found.
+            arguments[wire.THETA_VERSION] = self.theta_version
         # Params may be shared between requests (`skip_clone`), and extra_args always are.
         request.sampling_params = copy.copy(sampling_params)
         request.sampling_params.extra_args = arguments or None

@@ -21,14 +21,18 @@ JSON_FIELD = "optimal_sampling"
 LISTS = (*wire.RECORD_FIELDS, *wire.TOP_FIELDS)
 """The fields that have an entry for each token."""
 
+UNKNOWN: dict[str, Any] = {name: False if name == "fallback" else math.nan for name in wire.RECORD_FIELDS}
+"""The entries of a token that has no record."""
+
 
 @dataclass
 class TokenRecords:
     """What optimal sampling did at each token: lists with one entry per token of the output they stand on.
 
     It is `output.outputs[i].optimal_sampling` of a request that set `return_alpha`, aligned with `token_ids`: of all
-    tokens so far, or of the new ones where vLLM streams deltas. None without `return_alpha`. Log-probabilities and
-    divergences are natural logarithms at temperature 1, before penalties, temperature and top-k/top-p.
+    tokens so far, or of the new ones where vLLM streams deltas. None without `return_alpha`; in a session that streams its
+    input and asks only now and then, tokens that were not asked for have nan. Log-probabilities and divergences are natural
+    logarithms at temperature 1, before penalties, temperature and top-k/top-p.
 
         params = SamplingParams(extra_args=OptimalSamplingParams(theta_prompt="...", return_alpha=True).to_extra_args())
         (output,) = llm.generate(["..."], params)
@@ -70,12 +74,27 @@ class TokenRecords:
 
     def __getitem__(self, tokens: slice) -> TokenRecords:
         lists: dict[str, Any] = {name: getattr(self, name)[tokens] for name in LISTS}
+        for name in wire.TOP_FIELDS:
+            if not any(lists[name]):  # of a part of a session that did not ask for them
+                lists[name] = []
         return replace(self, **lists)
 
     def extend(self, other: TokenRecords) -> None:
-        """Append the records of further tokens."""
-        for name in LISTS:
+        """Append the records of further tokens; where only some have the likeliest tokens, the others have none of them."""
+        num_tokens, num_further = len(self), len(other)
+        for name in wire.RECORD_FIELDS:
             getattr(self, name).extend(getattr(other, name))
+        for name in wire.TOP_FIELDS:
+            top, further = getattr(self, name), getattr(other, name)
+            if top or further:
+                top.extend([] for _ in range(num_tokens - len(top)))
+                top.extend(further or ([] for _ in range(num_further)))
+
+    def fill(self, num_tokens: int) -> None:
+        """Have entries for so many tokens at least, `UNKNOWN` ones at the end."""
+        missing = max(num_tokens - len(self), 0)
+        lists: dict[str, Any] = {name: [value] * missing for name, value in UNKNOWN.items()}
+        self.extend(TokenRecords(**lists))
 
     def truncate(self, num_tokens: int) -> None:
         """Forget what is behind the first `num_tokens`."""
@@ -126,6 +145,7 @@ def collect_records(outputs: list[Any], states: dict[str, Any], theta_version: i
             continue
         if getattr(state, "token_records", None) is None:
             state.token_records = TokenRecords(theta_version=theta_version)
+        state.token_records.fill(state.detokenizer.num_output_tokens())  # of a session that asks only now
         state.token_records.extend(TokenRecords.from_rows(rows))
 
 
@@ -135,6 +155,7 @@ def records_of(state: Any, num_tokens: int, num_returned: int) -> TokenRecords |
     if records is None:
         return None
     records.truncate(num_tokens)
+    records.fill(num_tokens)  # a session that no longer asks
     return records[num_tokens - num_returned : num_tokens]
 
 
@@ -147,6 +168,6 @@ def merge_records(completions: list[Any], later: list[Any]) -> None:
         if records is None or earlier is None or earlier is delta:
             continue
         if getattr(earlier, "optimal_sampling", None) is None:
-            earlier.optimal_sampling = records
-        else:
-            earlier.optimal_sampling.extend(records)
+            earlier.optimal_sampling = TokenRecords(theta_version=records.theta_version)
+            earlier.optimal_sampling.fill(len(earlier.token_ids))
+        earlier.optimal_sampling.extend(records)

@@ -258,16 +258,20 @@ def _take_loads() -> None:
     plans: dict[Any, Any] = {}
 
     @wraps(whole)
-    def load(pointer: Any, mask: Any = None, other: Any = None, **named: Any) -> Any:
+    def load(pointer: Any, mask: Any = None, other: Any = None, *rest: Any, **named: Any) -> Any:
         dtype = pointer.dtype
-        is_one = type(dtype) is tl.pointer_type and not named and not pointer.type.is_block()
-        if not is_one or not (mask is None or type(mask) is Tensor) or not (other is None or type(other) in NUMBERS):
-            return whole(pointer, mask, other, **named)
+        is_one = type(dtype) is tl.pointer_type and not (rest or named or pointer.type.is_block())
+        if mask is None:
+            is_one = is_one and other is None
+        else:
+            is_one = is_one and type(mask) is Tensor and not mask.type.is_block()
+        if not is_one or not (other is None or type(other) in NUMBERS):
+            return whole(pointer, mask, other, *rest, **named)
         key = dtype.element_ty.name, other or repr(other), type(other)
         plan = plans.get(key)
         kept_here = kept if mask is None else mask.handle.data
         if plan is None or kept_here.dtype != np.bool_ or kept_here.shape != (1,):
-            result = whole(pointer, mask, other, **named)
+            result = whole(pointer, mask, other, *rest, **named)
             if plan is None and dtype.element_ty.name in NUMPY_TYPES.keys() - {"int1"} and len(plans) < MOST_PLANS:
                 converted = NUMPY_TYPES[dtype.element_ty.name]
                 semantic = interpreter.interpreter_semantic

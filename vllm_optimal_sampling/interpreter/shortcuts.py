@@ -196,5 +196,6 @@ def take() -> bool:
 
     semantics.binary_op_type_checking_impl = binary_op_type_checking_impl
     blocks.take(type(builder))
-    operators.take(interpreter.interpreter_semantic)
+    if not builder.options.debug:  # else an overflow is looked for in each operation
+        operators.take(interpreter.interpreter_semantic)
     return True

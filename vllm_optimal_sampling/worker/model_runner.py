@@ -63,14 +63,19 @@ class ThetaRunnerMixin:
         relaxed_top_p_kernel.warm_up(self.theta.rows.shape[-1], self.theta.rows.device)
 
     def initialize_kv_cache(self, kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
-        """vLLM's own, with block tables a block wider: theta's slots may lie that far beyond the longest request's."""
+        """vLLM's own, with wider block tables: theta's slots may lie a block beyond the longest request's.
+
+        The drafts of a request that is about to end may too: they go on behind `max_tokens`, which for theta may be the end of
+        the model's length, and attention looks up the block of a token that is dropped like that of any other.
+        """
         self.finish_warm_up()  # where there was no profile
         block_size = resolve_kv_cache_block_sizes(kv_cache_config, self.vllm_config)[0]
-        self.max_model_len += block_size  # read there for the width of the block tables alone
+        wider = block_size + self.vllm_config.num_speculative_tokens
+        self.max_model_len += wider  # read there for the width of the block tables alone
         try:
             super().initialize_kv_cache(kv_cache_config, *args, **kwargs)  # type: ignore[misc]
         finally:
-            self.max_model_len -= block_size
+            self.max_model_len -= wider
 
     def execute_model(self, *args: Any, **kwargs: Any) -> Any:
         """vLLM's own; the teacher's output is then where no graph that theta replays before sampling writes."""

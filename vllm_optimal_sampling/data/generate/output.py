@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import json
 import os
 import sqlite3
@@ -117,7 +118,7 @@ class Output:
     ) -> None:
         self.path = path
         self.num_errors = self.num_samples = 0
-        self._file = self._locked()
+        self._file = self._held()
         try:
             has_rows = self.path.stat().st_size > 0
             try:
@@ -147,12 +148,22 @@ class Output:
             raise
         self._synced = time.monotonic()
 
-    def _locked(self) -> Any:
+    def _held(self) -> Any:
+        """The file, held by this process."""
+        while True:
+            file = self._locked(self.path)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
+                    return file
+            file.close()  # before it was locked, another run put a new file in its place
+
+    def _locked(self, path: Path) -> Any:
+        """A file, opened to append to it, with the lock of one process."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.path.exists() and not self.path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not path.is_file():
                 raise IsADirectoryError(errno.EISDIR, "it is not an ordinary file")
-            file = self.path.open("ab", buffering=0)
+            file = path.open("ab", buffering=0)
         except OSError as error:
             raise SettingsError(
                 f"output {self.path} cannot be written: {error.strerror}; give --output the name of a file in a folder "
@@ -227,18 +238,23 @@ class Output:
             return None if size == 0 else (0, _row_of(tail) is not None)
 
     def _drop_errors(self) -> None:
-        """Write the file again without the rows that have an error, and put it in place in one step."""
+        """Write the file again without the rows that have an error, and put it in place, locked already, in one step."""
         temporary = self.path.with_name(self.path.name + ".part")
-        with temporary.open("wb") as new:
+        temporary.unlink(missing_ok=True)  # of a run that was killed
+        new = self._locked(temporary)
+        try:
+            buffered = io.BufferedWriter(new)
             for line, row in self._lines():
                 if row.get("error") is None:
-                    new.write(line)
-            new.flush()
+                    buffered.write(line)
+            buffered.detach()  # which writes what it still has
             os.fsync(new.fileno())
-        temporary.replace(self.path)
-        # The lock was on the file that is gone.
+            temporary.replace(self.path)
+        except BaseException:
+            new.close()
+            raise
         self._file.close()
-        self._file = self._locked()
+        self._file = new
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows that are written, in their order.

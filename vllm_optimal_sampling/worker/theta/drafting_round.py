@@ -9,6 +9,7 @@ from vllm.forward_context import BatchDescriptor, set_forward_context
 from vllm.logger import init_logger
 from vllm.v1.spec_decode.dynamic.utils import build_dynamic_sd_schedule_lookup
 from vllm.v1.worker.gpu.attn_utils import build_slot_mappings_by_layer
+from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 from vllm.v1.worker.gpu.dp_utils import DPSyncState, dispatch_cg_and_sync_dp
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
@@ -16,7 +17,7 @@ from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 from vllm.v1.worker.gpu.states import RequestState
 
 from vllm_optimal_sampling.worker.theta.block_tables import ThetaBlockTables
-from vllm_optimal_sampling.worker.theta.inputs import advance_round, keep_rows, round_inputs
+from vllm_optimal_sampling.worker.theta.inputs import ROUNDS, advance_round, keep_rows, round_inputs
 from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
 from vllm_optimal_sampling.worker.theta.round_graphs import RoundGraphs
 from vllm_optimal_sampling.worker.theta.text_inputs import TextInputs
@@ -144,21 +145,23 @@ class RoundSpeculator(DraftModelSpeculator):
         drafts = self.num_speculative_steps if num_speculative_tokens is None else num_speculative_tokens
         self.temperature.copy_(temperature)
         self.seeds.copy_(seeds)
-        round_inputs(
-            input_batch.idx_mapping,
-            torch.zeros_like(num_sampled) if dummy_run else num_sampled,
-            last_sampled,
-            self.req_states.total_len.gpu,
-            self.requests.delta.gpu,
-            self.slots,
-            self.input_buffers.input_ids,
-            self.input_buffers.positions,
-            self.sample_positions,
-            self.input_buffers.query_start_loc,
-            self.input_buffers.seq_lens,
-            self.draft_model_config.max_model_len,
-            self.vocab_size,
-            self.vocabulary.ids,
+        ROUNDS.run(
+            round_inputs(
+                input_batch.idx_mapping,
+                torch.zeros_like(num_sampled) if dummy_run else num_sampled,
+                last_sampled,
+                self.req_states.total_len.gpu,
+                self.requests.delta.gpu,
+                self.slots,
+                self.input_buffers.input_ids,
+                self.input_buffers.positions,
+                self.sample_positions,
+                self.input_buffers.query_start_loc,
+                self.input_buffers.seq_lens,
+                self.draft_model_config.max_model_len,
+                self.vocab_size,
+                self.vocabulary.ids,
+            )
         )
 
         num_tokens, sync = num_reqs, None
@@ -190,6 +193,18 @@ class RoundSpeculator(DraftModelSpeculator):
             self.round_graphs.run_fullgraph(batch_desc)
             return self.draft_tokens[:num_reqs]
 
+        self._decode_by_decode(input_batch, batch_desc, drafts, num_tokens_across_dp)
+        return self.draft_tokens[:num_reqs]
+
+    def _decode_by_decode(
+        self,
+        input_batch: InputBatch,
+        batch_desc: BatchExecutionDescriptor,
+        drafts: int,
+        num_tokens_across_dp: torch.Tensor | None,
+    ) -> None:
+        """A round that is no graph as a whole: each decode eagerly, or a graph of its own."""
+        num_reqs = input_batch.num_reqs
         # seq_lens of the teacher, bounded on the host, in theta's positions
         upper_bound = input_batch.seq_lens_cpu_upper_bound[:num_reqs] + torch.from_numpy(
             self.requests.delta.np[input_batch.idx_mapping_np]
@@ -211,7 +226,6 @@ class RoundSpeculator(DraftModelSpeculator):
                 self._decode(
                     num_reqs, batch_desc.num_tokens, metadata, theta_slots, num_tokens_across_dp, draw=step < drafts
                 )
-        return self.draft_tokens[:num_reqs]
 
     @torch.inference_mode()
     def _run_model(

@@ -1,20 +1,25 @@
-"""Triton kernels that lay out theta's inputs on the device, so that no step waits for the host.
+"""Triton kernels that lay out the inputs of theta's round on the device, so that no step waits for the host.
 
-A forward over prompt chunks, or of a theta that scores, takes its tokens from theta's prompt, from what was generated and
-from the step's own batch (`scoring_inputs`). A theta that drafts begins its round with the newest tokens (`round_inputs`)
-and goes on with what it drafts (`advance_round`). All index per-request state by the request slot; a slot of -1 marks a row
-that must not touch anything (a request still in its prompt, or padding).
+A theta that drafts begins its round with the newest tokens (`round_inputs`) and goes on with what it drafts
+(`advance_round`). All index per-request state by the request slot; a slot of -1 marks a row that must not touch anything (a
+request still in its prompt, or padding). What other forwards read is in `scoring_inputs`.
 """
 
-import torch
-from vllm.triton_utils import tl, triton
+# What Triton compiles has no Python types.
+# mypy: disable-error-code="no-untyped-def"
 
-BLOCK = 1024
+import torch
+import triton
+import triton.language as tl
+
+from vllm_optimal_sampling.kernels.prepared_launch import Launch, RepeatedLaunches
+
+BLOCK, NUM_WARPS = 1024, 4
 BATCH_BLOCK = 256
 """The same for every batch, so that one compiled kernel serves all."""
 
 
-def _last_id(theta_ids: torch.Tensor | None) -> int:
+def last_id(theta_ids: torch.Tensor | None) -> int:
     return 0 if theta_ids is None else theta_ids.shape[0] - 1
 
 
@@ -23,31 +28,11 @@ def _last_id(theta_ids: torch.Tensor | None) -> int:
 
 
 @triton.jit
-def _as_theta_reads(token, mask, theta_ids_ptr, last_teacher_id, IS_PAIRED: tl.constexpr):
+def as_theta_reads(token, mask, theta_ids_ptr, last_teacher_id, IS_PAIRED: tl.constexpr):
     """Theta's ids of the teacher's tokens; the same where the two vocabularies agree."""
     if IS_PAIRED:
         token = tl.load(theta_ids_ptr + tl.minimum(tl.maximum(token, 0), last_teacher_id), mask=mask, other=0)
     return token
-
-
-@triton.jit
-def _known_tokens(
-    x,
-    mask,
-    theta_prompt_row_ptr,
-    theta_len,
-    all_token_ids_row_ptr,
-    delta,
-    theta_ids_ptr,
-    last_teacher_id,
-    IS_PAIRED: tl.constexpr,
-):
-    """Theta's tokens at its positions `x`: of its own prompt, and behind it the teacher's."""
-    own = x < theta_len
-    prompt_token = tl.load(theta_prompt_row_ptr + x, mask=mask & own, other=0)
-    other_token = tl.load(all_token_ids_row_ptr + x - delta, mask=mask & ~own, other=0)
-    other_token = _as_theta_reads(other_token, mask & ~own, theta_ids_ptr, last_teacher_id, IS_PAIRED)
-    return tl.where(own, prompt_token, other_token)
 
 
 @triton.jit(do_not_specialize=["num_reqs"])
@@ -87,7 +72,7 @@ def _round_inputs_kernel(
     slot = tl.load(idx_mapping_ptr + row)
     active = (slot >= 0) & (tl.load(num_sampled_ptr + row) > 0)
     token = tl.load(last_sampled_ptr + slot, mask=active, other=0)
-    token = _as_theta_reads(token, active, theta_ids_ptr, last_teacher_id, IS_PAIRED)
+    token = as_theta_reads(token, active, theta_ids_ptr, last_teacher_id, IS_PAIRED)
     teacher_position = tl.load(total_len_ptr + slot, mask=active, other=1).to(tl.int64) - 1
     position = teacher_position + tl.load(delta_ptr + slot, mask=active, other=0)
     position = tl.minimum(position, max_model_len - 1)
@@ -97,6 +82,10 @@ def _round_inputs_kernel(
     tl.store(sample_positions_ptr + row, teacher_position)
     tl.store(query_start_loc_ptr + row, row)
     tl.store(seq_lens_ptr + row, (position + 1).to(tl.int32))
+
+
+ROUNDS = RepeatedLaunches(("idx_mapping_ptr", "num_sampled_ptr", "num_reqs"))
+"""Of one engine, whose other tensors stay where they are."""
 
 
 def round_inputs(
@@ -114,30 +103,31 @@ def round_inputs(
     max_model_len: int,
     vocab_size: int,
     theta_ids: torch.Tensor | None,  # [teacher's ids] int32, what theta reads; None where both read the same
-) -> None:
-    """The first decode of theta's round: the newest token of every request that drew one in this step."""
+) -> Launch:
+    """The launch that lays out the first decode of a round: the newest token of every request that drew one in this step."""
     num_reqs = idx_mapping.shape[0]
-    _round_inputs_kernel[(num_reqs + 1,)](
-        idx_mapping,
-        num_sampled,
-        last_sampled,
-        total_len,
-        delta,
-        slots,
-        input_ids,
-        positions,
-        sample_positions,
-        query_start_loc,
-        seq_lens,
-        theta_ids,
-        num_reqs,
-        slots.shape[0],
-        max_model_len,
-        vocab_size - 1,
-        _last_id(theta_ids),
-        IS_PAIRED=theta_ids is not None,
-        BLOCK=BLOCK,
-    )
+    arguments = {
+        "idx_mapping_ptr": idx_mapping,
+        "num_sampled_ptr": num_sampled,
+        "last_sampled_ptr": last_sampled,
+        "total_len_ptr": total_len,
+        "delta_ptr": delta,
+        "slots_ptr": slots,
+        "input_ids_ptr": input_ids,
+        "positions_ptr": positions,
+        "sample_positions_ptr": sample_positions,
+        "query_start_loc_ptr": query_start_loc,
+        "seq_lens_ptr": seq_lens,
+        "theta_ids_ptr": theta_ids,
+        "num_reqs": num_reqs,
+        "max_num_reqs": slots.shape[0],
+        "max_model_len": max_model_len,
+        "last_token_id": vocab_size - 1,
+        "last_teacher_id": last_id(theta_ids),
+        "IS_PAIRED": theta_ids is not None,
+        "BLOCK": BLOCK,
+    }
+    return Launch(_round_inputs_kernel, (num_reqs + 1, 1, 1), arguments, NUM_WARPS)
 
 
 @triton.jit(do_not_specialize=["num_reqs"])
@@ -166,7 +156,7 @@ def _advance_round_kernel(
     token = tl.load(drafted_ptr + row, mask=active, other=0)
     tl.store(draft_tokens_ptr + row * draft_tokens_stride + step, token, mask=mask & (step < num_drafts))
     # A row that takes no part may hold anything, NaN included: it keeps token 0, an index every embedding has.
-    token = _as_theta_reads(token, active, theta_ids_ptr, last_teacher_id, IS_PAIRED)
+    token = as_theta_reads(token, active, theta_ids_ptr, last_teacher_id, IS_PAIRED)
     tl.store(input_ids_ptr + row, token.to(tl.int32), mask=mask)
     position = tl.load(positions_ptr + row, mask=active)
     tl.store(positions_ptr + row, tl.minimum(position + 1, max_model_len - 1), mask=active)
@@ -204,7 +194,7 @@ def advance_round(
         draft_tokens.shape[1],
         num_reqs,
         max_model_len,
-        _last_id(theta_ids),
+        last_id(theta_ids),
         IS_PAIRED=theta_ids is not None,
         BLOCK=BATCH_BLOCK,
     )
@@ -251,132 +241,4 @@ def keep_rows(
         step,
         vocab_size,
         BLOCK=block,
-    )
-
-
-@triton.jit(do_not_specialize=["num_reqs", "num_reqs_padded", "num_tokens_padded", "first_theta_row"])
-def _scoring_inputs_kernel(
-    slots_ptr,  # [num_reqs] int64, request slot
-    source_ptr,  # [num_reqs] int64, where the row's tokens begin in the batch; -1: they are theta's part of a prompt chunk
-    first_ptr,  # [num_reqs] int64, theta's first position of a prompt chunk
-    query_start_loc_ptr,  # [max_num_reqs + 1] int32
-    batch_input_ids_ptr,  # [num_batch_tokens] int32
-    batch_positions_ptr,  # [num_batch_tokens] int64
-    theta_prompt_ptr,  # [max_num_reqs, max_model_len] int32
-    theta_prompt_stride,
-    theta_len_ptr,  # [max_num_reqs] int32, 0: theta reads the teacher's prompt
-    delta_ptr,  # [max_num_reqs] int32
-    all_token_ids_ptr,  # [max_num_reqs, max_model_len] int32
-    all_token_ids_stride,
-    input_ids_ptr,  # [max_num_tokens] int32, out
-    positions_ptr,  # [max_num_tokens] int64, out
-    seq_lens_ptr,  # [max_num_reqs] int32, out
-    theta_ids_ptr,  # [teacher's ids] int32, what theta reads; None where both read the same
-    num_reqs,
-    num_reqs_padded,
-    num_tokens_padded,
-    first_theta_row,
-    max_model_len,
-    last_token_id,
-    last_teacher_id,
-    IS_PAIRED: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    row = tl.program_id(0)
-    start = tl.load(query_start_loc_ptr + row)
-    if row == num_reqs:  # padding of a CUDA graph: no requests, and tokens without a slot
-        for i in range(num_reqs, num_reqs_padded, BLOCK):
-            block = i + tl.arange(0, BLOCK)
-            tl.store(seq_lens_ptr + block, 0, mask=block < num_reqs_padded)
-        for i in range(start, num_tokens_padded, BLOCK):
-            block = i + tl.arange(0, BLOCK)
-            tl.store(input_ids_ptr + block, 0, mask=block < num_tokens_padded)
-            tl.store(positions_ptr + block, 0, mask=block < num_tokens_padded)
-        return
-    length = tl.load(query_start_loc_ptr + row + 1) - start
-    slot = tl.load(slots_ptr + row)
-    source = tl.load(source_ptr + row)
-    is_theta = row >= first_theta_row
-    delta = tl.load(delta_ptr + slot, mask=is_theta, other=0)
-    first = tl.load(first_ptr + row)
-    if source >= 0:
-        first = tl.load(batch_positions_ptr + source) + delta
-    for i in range(0, length, BLOCK):
-        offset = i + tl.arange(0, BLOCK)
-        mask = offset < length
-        x = first + offset
-        if source >= 0:
-            token = tl.load(batch_input_ids_ptr + source + offset, mask=mask, other=0)
-            token = _as_theta_reads(token, mask, theta_ids_ptr, last_teacher_id, IS_PAIRED)
-        else:
-            token = _known_tokens(
-                x,
-                mask,
-                theta_prompt_ptr + slot * theta_prompt_stride,
-                tl.load(theta_len_ptr + slot),
-                all_token_ids_ptr + slot * all_token_ids_stride,
-                delta,
-                theta_ids_ptr,
-                last_teacher_id,
-                IS_PAIRED,
-            )
-        tl.store(input_ids_ptr + start + offset, tl.minimum(token, last_token_id), mask=mask)
-        # Drafts beyond the request's own limit may lie beyond the model's; what they yield is dropped.
-        tl.store(positions_ptr + start + offset, tl.minimum(x, max_model_len - 1), mask=mask)
-    tl.store(seq_lens_ptr + row, (first + length).to(tl.int32))
-
-
-def scoring_inputs(
-    slots: torch.Tensor,  # [num_reqs] int64
-    source: torch.Tensor,  # [num_reqs] int64
-    first: torch.Tensor,  # [num_reqs] int64
-    query_start_loc: torch.Tensor,  # [num_reqs_padded + 1] int32
-    batch_input_ids: torch.Tensor,  # [num_batch_tokens] int32
-    batch_positions: torch.Tensor,  # [num_batch_tokens] int64
-    theta_prompts: torch.Tensor,  # [max_num_reqs, max_model_len] int32
-    theta_len: torch.Tensor,  # [max_num_reqs] int32
-    delta: torch.Tensor,  # [max_num_reqs] int32
-    all_token_ids: torch.Tensor,  # [max_num_reqs, max_model_len] int32
-    input_ids: torch.Tensor,  # [max_num_tokens] int32, out
-    positions: torch.Tensor,  # [max_num_tokens] int64, out
-    seq_lens: torch.Tensor,  # [max_num_reqs] int32, out
-    num_tokens_padded: int,
-    first_theta_row: int,
-    max_model_len: int,
-    vocab_size: int,
-    theta_ids: torch.Tensor | None,  # [teacher's ids] int32, what theta reads; None where both read the same
-) -> None:
-    """Tokens and positions of one forward in which theta scores; rows before `first_theta_row` are the teacher's.
-
-    A row takes the step's own tokens from the batch, `source` its first, since drafts stand nowhere else and positions of
-    running requests are known on the device alone. Theta's part of a prompt chunk (`source` -1) begins at position
-    `first` and may reach back before the batch's tokens.
-    """
-    num_reqs = slots.shape[0]
-    _scoring_inputs_kernel[(num_reqs + 1,)](
-        slots,
-        source,
-        first,
-        query_start_loc,
-        batch_input_ids,
-        batch_positions,
-        theta_prompts,
-        theta_prompts.stride(0),
-        theta_len,
-        delta,
-        all_token_ids,
-        all_token_ids.stride(0),
-        input_ids,
-        positions,
-        seq_lens,
-        theta_ids,
-        num_reqs,
-        query_start_loc.shape[0] - 1,
-        num_tokens_padded,
-        first_theta_row,
-        max_model_len,
-        vocab_size - 1,
-        _last_id(theta_ids),
-        IS_PAIRED=theta_ids is not None,
-        BLOCK=BLOCK,
     )

@@ -23,10 +23,10 @@ from vllm.v1.worker.utils import get_uniform_decode_token_count
 
 from vllm_optimal_sampling.config.settings import EngineSettings
 from vllm_optimal_sampling.worker.theta.block_tables import ThetaBlockTables, widen_kernel_block_tables
-from vllm_optimal_sampling.worker.theta.inputs import scoring_inputs
 from vllm_optimal_sampling.worker.theta.piece_graphs import PieceGraphs, has_pieces
 from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
 from vllm_optimal_sampling.worker.theta.rows import Rows
+from vllm_optimal_sampling.worker.theta.scoring_inputs import FORWARDS, scoring_inputs
 from vllm_optimal_sampling.worker.theta.text_inputs import TextInputs
 
 
@@ -185,25 +185,27 @@ class ScoringPass:
         where[:, :num_reqs] = rows.slots, rows.sources, rows.firsts
         slots, sources, firsts = async_tensor_h2d(where, device=self.device)[:, :num_reqs]
         self.block_tables.gather(slots, num_reqs_padded, rows.num_teacher_rows)
-        scoring_inputs(
-            slots,
-            sources,
-            firsts,
-            query_start_loc,
-            batch.input_ids,
-            batch.positions,
-            self.requests.prompts.gpu,
-            self.requests.prompt_len.gpu,
-            self.requests.delta.gpu,
-            self.req_states.all_token_ids.gpu,
-            buffers.input_ids,
-            buffers.positions,
-            buffers.seq_lens,
-            num_tokens_padded,
-            rows.num_teacher_rows,
-            self.model_max_len,
-            self.vocab_size,
-            self.theta_ids,
+        FORWARDS.run(
+            scoring_inputs(
+                slots,
+                sources,
+                firsts,
+                query_start_loc,
+                batch.input_ids,
+                batch.positions,
+                self.requests.prompts.gpu,
+                self.requests.prompt_len.gpu,
+                self.requests.delta.gpu,
+                self.req_states.all_token_ids.gpu,
+                buffers.input_ids,
+                buffers.positions,
+                buffers.seq_lens,
+                num_tokens_padded,
+                rows.num_teacher_rows,
+                self.model_max_len,
+                self.vocab_size,
+                self.theta_ids,
+            )
         )
         self.inputs.set_positions(buffers.positions[:num_tokens_padded], teachers_positions)
         self.block_tables.null_before_windows(query_start_loc, buffers.positions, num_reqs)
