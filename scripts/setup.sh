@@ -19,6 +19,7 @@ fi
 case $DEVICE in cpu | gpu) ;; *) stop "DEVICE=$DEVICE is not a device; use cpu or gpu." ;; esac
 
 versions=vllm_optimal_sampling/config/versions.py
+triton=3.9.0 # without a GPU: its interpreter
 base="$DEVICE ${PYTHON:-} $(cat scripts/setup.sh scripts/cpu.env scripts/cpu_vllm/*.py $versions | cksum)"
 package="$PWD $(cksum < setup.py)"
 is_ready() { [ "$(cat .venv/ready 2>/dev/null)" = "$base | $package" ]; }
@@ -91,7 +92,7 @@ if [ "$(cat .venv/engine 2> /dev/null)" != "$base" ] || [ -e .venv/unfinished ];
     .venv/bin/python scripts/cpu_vllm/requirements.py > .venv/requirements.txt
     say "installing torch"
     torch=torch==2.13.0+cpu
-    if ! try_pip install $torch triton==3.9.0; then
+    if ! try_pip install $torch triton==$triton; then
       torch=torch==2.13.0
       say "pip finds no CPU build of torch 2.13.0 here and takes the CUDA build, 3 GB more; it is avoided with" \
         "PyTorch's index of CPU wheels in PIP_EXTRA_INDEX_URL"
@@ -108,6 +109,10 @@ fi
 # 4. This package, in place, with the tools of the extra `dev`.
 touch .venv/unfinished
 pip "installing this package and its tools" install --no-build-isolation -e '.[dev]'
+if [ "$DEVICE" = cpu ]; then
+  # The CUDA build of torch insists on Triton 3.7, whose interpreter cannot run the kernels.
+  try_pip install --no-deps triton==$triton || stop "pip finds no Triton $triton, whose interpreter runs the kernels."
+fi
 .venv/bin/python -c "from vllm import LLM; import vllm_optimal_sampling.kernels" 2>> .venv/setup.log ||
   stop "vLLM was installed but does not import; the reason is at the end of .venv/setup.log."
 echo "$base | $package" > .venv/ready
