@@ -85,7 +85,7 @@ format: setup
 	.venv/bin/python -m ruff format .
 
 bench: setup
-	@.venv/bin/python -c "import matplotlib" 2> /dev/null || .venv/bin/python -m pip install -q --no-build-isolation -e '.[bench]'
+	@.venv/bin/python -c "import matplotlib" 2> /dev/null || scripts/install_extra.sh bench
 	@if [ -s .venv/environment ]; then PYTHON=.venv/bin/python benchmarks/cpu.sh; \
 	else for call in 1 2; do PYTHON=.venv/bin/python benchmarks/gpu.sh $$call || exit 1; done; .venv/bin/python benchmarks/table.py --write; fi
 
@@ -93,12 +93,12 @@ pair: setup
 	$(run) examples/pair/train.py
 
 distillation: setup
-	@.venv/bin/python -c "import matplotlib" 2> /dev/null || .venv/bin/python -m pip install -q --no-build-isolation -e '.[bench]'
+	@.venv/bin/python -c "import matplotlib" 2> /dev/null || scripts/install_extra.sh bench
 	$(run) examples/distillation/run.py
 	$(run) examples/distillation/report.py --write
 
 on-policy: setup
-	@.venv/bin/python -c "import matplotlib, trl" 2> /dev/null || .venv/bin/python -m pip install -q --no-build-isolation -e '.[bench,trl]'
+	@.venv/bin/python -c "import matplotlib, trl" 2> /dev/null || scripts/install_extra.sh bench,trl
 	$(run) examples/on_policy/run.py $(if $(SMALL),--small)
 
 clean:

@@ -112,6 +112,7 @@ pip "installing this package and its tools" install --no-build-isolation -e '.[d
 if [ "$DEVICE" = cpu ]; then
   # The CUDA build of torch insists on Triton 3.7, whose interpreter cannot run the kernels.
   try_pip install --no-deps triton==$triton || stop "pip finds no Triton $triton, whose interpreter runs the kernels."
+  echo $triton > .venv/triton
 fi
 .venv/bin/python -c "from vllm import LLM; import vllm_optimal_sampling.kernels" 2>> .venv/setup.log ||
   stop "vLLM was installed but does not import; the reason is at the end of .venv/setup.log."
