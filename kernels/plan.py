@@ -63,7 +63,7 @@ def bounded(alpha, alpha_min, alpha_max):
 
 @triton.jit
 def read_settings(
-    row,  # [ROWS]
+    row,  # [ROWS] int64
     theta_slot_stride,
     theta_position_stride,
     slots_ptr,  # [rows] int32 or int64
@@ -148,4 +148,4 @@ def read_settings(
 
 @triton.jit
 def store_plan(plan_ptr, row, active, plan):
-    store_fields(plan_ptr + row.to(tl.int64) * PLAN_WIDTH, plan, active, PLAN_FIELDS)
+    store_fields(plan_ptr + row * PLAN_WIDTH, plan, active, PLAN_FIELDS)

@@ -71,7 +71,7 @@ def search_kernel(
     SUB: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     asked = read_settings(
         row, theta_slot_stride, theta_position_stride, slots_ptr, draft_positions_ptr, token_positions_ptr,
         first_position_ptr, method_ptr, alpha_ptr, alpha_min_ptr, alpha_max_ptr, support_top_k_ptr, support_top_p_ptr,
@@ -95,9 +95,9 @@ def search_kernel(
     if tl.max(searched.to(tl.int32), axis=0) == 0:
         return
     # By another search of this call.
-    found = load_plan(plan_ptr, row.to(tl.int64), searched & found_before)
+    found = load_plan(plan_ptr, row, searched & found_before)
     floor = tl.where(found_before, found.floor, float("-inf"))
-    teacher_row = (teacher_ptr + row.to(tl.int64) * teacher_stride)[:, None]
+    teacher_row = (teacher_ptr + row * teacher_stride)[:, None]
     theta_row = (theta_ptr + tl.where(searched, asked.offset, 0))[:, None]
     ends = read_ends(teacher_row, theta_row, floor, searched, vocab, ROWS, SUB, LANES)
     # Of the whole rows.

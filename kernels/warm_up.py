@@ -2,7 +2,8 @@
 
 A launch shape depends on the number of rows only through the number of splits, and a kernel on that only through its power
 of two: at 151,936 tokens three variants serve 1 to any number of rows. Each is launched on one row without a slot, which
-every kernel skips: nothing is read, written or recorded. The scratch remembers them, so that calls launch what is compiled.
+every kernel skips: nothing is read, written or recorded. The scratch remembers these launches, which have every search;
+the first call with fewer is launched as Triton does it, of the same compiled kernels.
 
 All are compiled side by side, since Triton's compiler leaves Python to others while it works, and none takes much longer than
 the others.

@@ -116,8 +116,8 @@ class ThetaRequests:
             values[name], values[f"{name}_end"] = ends(math.inf if value is None else value)
         for name, value in values.items():
             self._settings[name].stage_write_elem(slot, value)
-        asked = Search.of(method, int(values["support_top_k"]), values["support_top_p"])
-        self._searches[slot] = asked if params.optimal_sampling else 0
+        # A request that opted out has no argument but the defaults, which ask for none.
+        self._searches[slot] = Search.of(method, int(values["support_top_k"]), values["support_top_p"])
         self._dirty = True
 
     def searches(self, slots: np.ndarray) -> Search:
