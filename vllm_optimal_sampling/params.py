@@ -25,6 +25,7 @@ from vllm_optimal_sampling.argument_checks import (
     shown,
 )
 from vllm_optimal_sampling.chat_messages import messages_as_json
+from vllm_optimal_sampling.template_variables import variables_as_json
 
 READERS = {"alpha": ("fixed", "arithmetic"), "kl_budget": ("kl_budget",), "js_sensitivity": ("js_gate",)}
 """Arguments that only some methods read, and which."""
@@ -43,6 +44,9 @@ LARGEST_TOP_K = 128
 
 THETA_PROMPTS = ("theta_prompt", "theta_prompt_token_ids", "theta_messages")
 """The three ways to give theta a prompt of its own. A request has at most one."""
+
+OF_THETAS_PROMPT = (*THETA_PROMPTS, "theta_chat_template_kwargs")
+"""What the front end makes theta's token ids of; the engine gets those."""
 
 VLLM_EXTRA_ARGS = frozenset({"kv_transfer_params", "ec_transfer_params", "kv_cache_report_mode", "session_id"})
 """Keys that vLLM itself reads from `extra_args` or `vllm_xargs`; never ours to judge."""
@@ -83,6 +87,12 @@ class OptimalSamplingParams:
     theta_messages: str | Sequence[Mapping[str, Any]] | None = None
     """Theta's chat, put through theta's chat template: a list of messages (`role`, `content`), or that list as JSON,
     which is what it becomes. `content` is text or a list of `{"type": "text", "text": ...}`. At most 16 levels deep."""
+    theta_chat_template_kwargs: str | Mapping[str, Any] | None = None
+    """What theta's chat template reads beside `theta_messages`, such as `{"enable_thinking": False}`: an object, or that object
+    as JSON, which is what it becomes. Only with `theta_messages`. Each variable comes before the engine's of that name; None
+    and "auto" leave the engine's, as in vLLM's `chat_template_kwargs`, which are for the teacher's chat alone. A variable that
+    the template does not read has no effect. Names that say how a chat is made into tokens are refused
+    (`template_variables.NOT_OF_TEMPLATES`): theta's chat ends where its answer begins. At most 16 levels deep."""
     alpha_method: str = "kl_symmetry"
     """One of `ALPHA_METHODS`."""
     alpha: Scheduled = 0.5
@@ -122,6 +132,8 @@ class OptimalSamplingParams:
         check_text("theta_prompt", self.theta_prompt)
         self._set("theta_prompt_token_ids", checked_token_ids(self.theta_prompt_token_ids))
         self._set("theta_messages", messages_as_json(self.theta_messages))
+        variables = variables_as_json("theta_chat_template_kwargs", self.theta_chat_template_kwargs)
+        self._set("theta_chat_template_kwargs", variables)
         if self.alpha_method not in ALPHA_METHODS:
             raise ArgumentError(
                 "alpha_method",
@@ -244,6 +256,13 @@ class OptimalSamplingParams:
         given = [name for name in THETA_PROMPTS if getattr(self, name) is not None]
         if len(given) > 1:
             raise ArgumentError(given[1], f"{' and '.join(given)} are both theta's prompt; give one of them")
+        if self.optimal_sampling and self.theta_chat_template_kwargs is not None and self.theta_messages is None:
+            read = given[0] if given else "the teacher's prompt, which theta reads,"
+            raise ArgumentError(
+                "theta_chat_template_kwargs",
+                f"theta_chat_template_kwargs={shown(self.theta_chat_template_kwargs)} has no effect: {read} goes through no "
+                "chat template of theta's; give theta's chat as theta_messages, or drop it",
+            )
 
     def _check_opt_out(self) -> None:
         if self.optimal_sampling:
@@ -336,6 +355,8 @@ class OptimalSamplingParams:
         arguments = merged | given
         if not any(isinstance(arguments[name], (tuple, list)) for name in SCHEDULED):
             arguments["alpha_steps"] = given.get("alpha_steps")
+        if arguments["theta_messages"] is None:
+            arguments["theta_chat_template_kwargs"] = given.get("theta_chat_template_kwargs")
         try:
             return cls._checked(arguments, given)
         except ArgumentError as error:

@@ -91,6 +91,7 @@ CALLED: dict[str, str] = {
     "vllm.v1.worker.gpu.model_states.default:DefaultModelState.prepare_inputs": "self input_batch req_states",
     "vllm.config.model:ModelConfig.get_model_arch_config": "self",
     "vllm.config.multimodal:MultiModalConfig.is_multimodal_pruning_enabled": "self",
+    "vllm.renderers:merge_kwargs": "defaults overrides unset_values",
     "vllm.renderers.hf:resolve_chat_template": "tokenizer chat_template tools model_config",
     "vllm.renderers.hf:resolve_chat_template_content_format": (
         "chat_template tools given_format tokenizer model_config"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vllm_optimal_sampling.params import ARGUMENTS, ArgumentError, OptimalSamplingParams, closest, shown
+from vllm_optimal_sampling.template_variables import check_variables
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -34,17 +35,8 @@ ENGINE_SETTINGS = (
     "require_theta_prompt",
     "other_extra_args",
 )
-"""Keys of `additional_config["optimal_sampling"]` beside the request arguments."""
-
-NOT_OF_TEMPLATES = (
-    "chat_template",
-    "conversation",
-    "tokenize",
-    "return_dict",
-    "add_generation_prompt",
-    "continue_final_message",
-)
-"""Names that say what is made of a chat; no template reads them."""
+"""Keys of `additional_config["optimal_sampling"]` beside the requests' defaults. `theta_chat_template_kwargs` is an argument of
+a request too, which is merged with the engine's variable by variable."""
 
 
 def is_enabled(vllm_config: VllmConfig) -> bool:
@@ -71,8 +63,8 @@ class EngineSettings:
     """Jinja template for `theta_messages`, as text; given as a file's path, it is read once, at start-up. None: the
     template of theta's own tokenizer."""
     theta_chat_template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """What the template of `theta_messages` reads beside them, such as `enable_thinking`. A request's
-    `chat_template_kwargs` are for the teacher's chat alone."""
+    """What the template of `theta_messages` reads beside them, such as `enable_thinking`, where the request's argument of this
+    name does not say otherwise. A request's `chat_template_kwargs` are for the teacher's chat alone."""
     theta_system_prompt: str | None = None
     """Put before `theta_messages` that do not begin with a system message."""
     theta_prompt_graphs: bool = False
@@ -113,23 +105,19 @@ class EngineSettings:
         for key in ("theta_prompt_graphs", "require_theta_prompt"):
             if not isinstance(mapping.get(key, False), bool):
                 raise ValueError(f"{where}: {key}={shown(mapping[key])} is not true or false")
-        variables = mapping.get("theta_chat_template_kwargs", {})
-        if not isinstance(variables, Mapping) or not all(isinstance(name, str) for name in variables):
-            raise ValueError(
-                f"{where}: theta_chat_template_kwargs={shown(variables)} is not an object; give what theta's template reads, "
-                'such as {"enable_thinking": false}'
-            )
-        if reserved := sorted(set(variables) & set(NOT_OF_TEMPLATES)):
-            raise ValueError(
-                f"{where}: theta_chat_template_kwargs has {', '.join(reserved)}, which is no variable of a template; drop it "
-                "(a template goes to theta_chat_template)"
-            )
         required = mapping.get("require_theta_prompt", False)
         others = mapping.get("other_extra_args", ())
         if not isinstance(others, (list, tuple)) or not all(isinstance(name, str) for name in others):
             raise ValueError(f"{where}: other_extra_args={shown(others)} is not a list of names")
         try:
-            defaults = OptimalSamplingParams.from_extra_args({k: v for k, v in mapping.items() if k in ARGUMENTS})
+            variables = check_variables(
+                "theta_chat_template_kwargs",
+                mapping.get("theta_chat_template_kwargs", {}),
+                remedy="drop it (a template goes to theta_chat_template)",
+            )
+            defaults = OptimalSamplingParams.from_extra_args(
+                {key: value for key, value in mapping.items() if key not in ENGINE_SETTINGS}
+            )
         except ArgumentError as error:
             raise ValueError(f"{where}: {error}") from None
         if required and defaults.theta_prompt_argument is not None:

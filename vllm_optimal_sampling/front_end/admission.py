@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from vllm_optimal_sampling import wire
 from vllm_optimal_sampling.chat_messages import parse_messages
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError
-from vllm_optimal_sampling.config.settings import EngineSettings
+from vllm_optimal_sampling.config.settings import ENGINE_SETTINGS, EngineSettings
 from vllm_optimal_sampling.config.theta import max_request_loras, scores, theta_model_config
 from vllm_optimal_sampling.config.tokenizers import load_theta_tokenizer
 from vllm_optimal_sampling.config.vocabulary_pairs import VocabularyPairs
@@ -22,10 +22,12 @@ from vllm_optimal_sampling.front_end.media import check_media, check_no_placehol
 from vllm_optimal_sampling.front_end.theta_chat import template_and_messages
 from vllm_optimal_sampling.params import (
     ARGUMENTS,
+    OF_THETAS_PROMPT,
     THETA_PROMPTS,
     ArgumentError,
     OptimalSamplingParams,
 )
+from vllm_optimal_sampling.template_variables import parse_variables
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -38,7 +40,7 @@ CHARACTERS_PER_POSITION = 16
 has 4 characters in English, and hardly ever 16), and is refused before it is tokenised."""
 
 CHARACTERS_PER_ESCAPE = 6
-"""JSON may write a character of `theta_messages` as `\\uXXXX`."""
+"""JSON may write a character of `theta_messages` or `theta_chat_template_kwargs` as `\\uXXXX`."""
 
 
 class RequestResolver:
@@ -128,7 +130,7 @@ class RequestResolver:
             # A later part of the session may be mixed, and theta has to have read all before it.
             params = OptimalSamplingParams(teacher_only_tokens=self.vllm_config.model_config.max_model_len)
         arguments = params.to_extra_args()
-        for name in ("theta_prompt", "theta_messages", "theta_prompt_token_ids"):
+        for name in OF_THETAS_PROMPT:
             arguments.pop(name, None)
         if arguments.get("support_top_k", 0) >= self.vllm_config.model_config.get_vocab_size():
             del arguments["support_top_k"]  # all tokens: how a request unsets a default where null cannot be sent
@@ -165,6 +167,11 @@ class RequestResolver:
     def _params(self, extra_args: dict[str, Any]) -> OptimalSamplingParams:
         """A request's arguments over the engine's defaults; those too large are refused before they are parsed."""
         self._check_sizes(extra_args)
+        for name in extra_args:
+            if name in ENGINE_SETTINGS and name not in ARGUMENTS and name not in self.settings.other_extra_args:
+                raise ArgumentError(
+                    name, f"{name} is not an argument of a request but a setting of the engine; drop it"
+                )
         return OptimalSamplingParams.from_extra_args(
             extra_args, self.settings.defaults, others=self.settings.other_extra_args
         )
@@ -176,8 +183,7 @@ class RequestResolver:
         name = params.theta_prompt_argument
         if name is None:
             return None
-        text = getattr(params, name)
-        ids = self._tokenise_chat(parse_messages(text)) if name == "theta_messages" else self._tokenise(text)
+        ids = self._tokenise_chat(params) if name == "theta_messages" else self._tokenise(getattr(params, name))
         if not ids:
             raise ArgumentError(name, f"{name} has no tokens; give theta at least one, or leave it out")
         return ids
@@ -187,6 +193,7 @@ class RequestResolver:
         for name, per_position in {
             "theta_prompt": CHARACTERS_PER_POSITION,
             "theta_messages": CHARACTERS_PER_POSITION * CHARACTERS_PER_ESCAPE,
+            "theta_chat_template_kwargs": CHARACTERS_PER_POSITION * CHARACTERS_PER_ESCAPE,
         }.items():
             if isinstance(extra_args.get(name), str):
                 self._check_text_length(name, len(extra_args[name]), per_position * self.max_theta_len)
@@ -242,10 +249,14 @@ class RequestResolver:
         except Exception as error:  # whatever a tokenizer has against a text, the client can mend it
             raise ArgumentError("theta_prompt", f"theta's tokenizer refused theta_prompt: {_reason(error)}") from error
 
-    def _tokenise_chat(self, messages: list[dict[str, Any]]) -> list[int]:
+    def _tokenise_chat(self, params: OptimalSamplingParams) -> list[int]:
+        """`theta_messages` through theta's template, up to where theta's answer begins."""
         name = "theta_messages"
+        assert isinstance(params.theta_messages, str)
+        messages = parse_messages(params.theta_messages)
         length = sum(len(message["content"]) for message in messages)
         self._check_text_length(name, length, CHARACTERS_PER_POSITION * self.max_theta_len)
+        variables = self._template_variables(params)
         system = self.settings.theta_system_prompt
         if system is not None and messages[0]["role"] not in ("system", "developer"):
             messages = [{"role": "system", "content": system}, *messages]
@@ -268,11 +279,23 @@ class RequestResolver:
                     tokenize=True,
                     add_generation_prompt=True,
                     return_dict=False,
-                    **self.settings.theta_chat_template_kwargs,
+                    **variables,
                 )
         except Exception as error:  # templates raise whatever they like about a conversation
-            raise ArgumentError(name, f"theta's chat template refused theta_messages: {_reason(error)}") from error
+            refused = name if params.theta_chat_template_kwargs is None else f"{name} with theta_chat_template_kwargs"
+            raise ArgumentError(name, f"theta's chat template refused {refused}: {_reason(error)}") from error
         return list(ids)
+
+    def _template_variables(self, params: OptimalSamplingParams) -> dict[str, Any]:
+        """What theta's template reads beside the messages: the request's variables over the engine's."""
+        from vllm.renderers import merge_kwargs
+
+        name, own = "theta_chat_template_kwargs", params.theta_chat_template_kwargs
+        if own is None:
+            return dict(self.settings.theta_chat_template_kwargs)
+        assert isinstance(own, str)
+        self._check_text_length(name, len(own), CHARACTERS_PER_POSITION * self.max_theta_len)
+        return merge_kwargs(dict(self.settings.theta_chat_template_kwargs), parse_variables(name, own))
 
     def _tokenizer(self, argument: str) -> TokenizerLike:
         if self.vllm_config.model_config.skip_tokenizer_init:

@@ -100,6 +100,15 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument("--chat-column", metavar="COLUMN", help="a column of chat messages that ends with a user's")
     group.add_argument("--teacher-system-prompt", metavar="TEXT")
     group.add_argument("--theta-system-prompt", metavar="TEXT")
+    group.add_argument(
+        "--teacher-chat-template-kwargs",
+        type=json_object,
+        metavar="JSON",
+        help="""with --chat: what the teacher's chat template reads beside the messages, such as '{"enable_thinking": true}'""",
+    )
+    group.add_argument(
+        "--theta-chat-template-kwargs", type=json_object, metavar="JSON", help="the same for theta's chat template"
+    )
 
     group = parser.add_argument_group("sampling")
     group.add_argument("--num-samples", type=int, metavar="N", help="samples of each row (1)")
