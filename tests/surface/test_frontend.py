@@ -18,7 +18,8 @@ from vllm.v1.engine.input_processor import InputProcessor
 from vllm_optimal_sampling import wire
 from vllm_optimal_sampling.engine_core.block_hashes import extra_keys
 from vllm_optimal_sampling.engine_core.layout import ThetaLayout
-from vllm_optimal_sampling.front_end.admission import CHARACTERS_PER_POSITION, RequestResolver, refuse_beam_search
+from vllm_optimal_sampling.front_end.admission import RequestResolver, refuse_beam_search
+from vllm_optimal_sampling.front_end.theta_prompt import CHARACTERS_PER_POSITION
 from vllm_optimal_sampling.params import OptimalSamplingParams
 from vllm_optimal_sampling.template_variables import NOT_OF_TEMPLATES
 
@@ -470,7 +471,7 @@ def test_the_error_is_the_clients_and_names_the_argument(frontend: Frontend) -> 
     "name", ["theta_prompt", "theta_messages", "theta_chat_template_kwargs", "theta_prompt_token_ids"]
 )
 def test_what_cannot_fit_is_refused_unread(frontend: Frontend, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(frontend.resolver, "_tokenizer", None)
+    monkeypatch.setattr(frontend.resolver.prompts, "_tokenizer", None)
     value: Any = [1] * 10**6 if name == "theta_prompt_token_ids" else "x" * 10**7
     message = frontend.refuse({name: value})
     assert "characters, and more than" in message or "1000000 tokens, and theta reads at most 128" in message
@@ -493,7 +494,7 @@ def test_a_tokenizer_that_fails_is_the_clients_error(frontend: Frontend, monkeyp
         def encode(self, *_: Any, **__: Any) -> list[int]:
             raise OverflowError("no\nway")
 
-    monkeypatch.setattr(frontend.resolver, "_theta_tokenizer", Failing())
+    monkeypatch.setattr(frontend.resolver.prompts, "_theta_tokenizer", Failing())
     assert frontend.refuse({"theta_prompt": "a"}) == "theta's tokenizer refused theta_prompt: no way"
 
 
@@ -502,7 +503,7 @@ def test_a_prompt_without_tokens_is_refused(frontend: Frontend, monkeypatch: pyt
         def encode(self, *_: Any, **__: Any) -> list[int]:
             return []
 
-    monkeypatch.setattr(frontend.resolver, "_theta_tokenizer", Deaf())
+    monkeypatch.setattr(frontend.resolver.prompts, "_theta_tokenizer", Deaf())
     assert frontend.refuse({"theta_prompt": "a"}) == (
         "theta_prompt has no tokens; give theta at least one, or leave it out"
     )
