@@ -44,12 +44,12 @@ def check_supported(vllm_config: VllmConfig) -> None:
             f"optimal sampling cannot start: vLLM took theta for the speculative method {method!r}, by its name or its "
             "architecture, and not for a draft model; give a plain language model, in a folder named otherwise"
         )
-    problems = [
-        *_runner_problems(vllm_config),
-        *_engine_problems(vllm_config),
-        *latent_problems(vllm_config),
-        *_model_problems("the teacher", vllm_config.model_config),
-    ]
+    problems = [*_runner_problems(vllm_config), *_option_problems(vllm_config)]
+    if scores_itself(vllm_config):
+        problems += _one_model_problems(vllm_config)
+    elif not scores(vllm_config):
+        problems += _draft_model_problems(vllm_config)
+    problems += [*latent_problems(vllm_config), *_model_problems("the teacher", vllm_config.model_config)]
     if not scores_itself(vllm_config):
         problems += _model_problems("theta", theta_model_config(vllm_config))
     if problems:
@@ -86,7 +86,8 @@ def _runner_problems(config: VllmConfig) -> Iterator[str]:
         )
 
 
-def _engine_problems(config: VllmConfig) -> Iterator[str]:
+def _option_problems(config: VllmConfig) -> Iterator[str]:
+    """Options of vLLM that are not supported beside this theta."""
     parallel, model, spec, cache = (
         config.parallel_config,
         config.model_config,
@@ -156,11 +157,13 @@ def _engine_problems(config: VllmConfig) -> Iterator[str]:
         (model.return_sampling_mask, "sampling masks in the output are not supported; drop --return-sampling-mask"),
     )
     yield from (sentence for is_so, sentence in refused if is_so)
-    if scores_itself(config):
-        yield from _one_model_problems(config)
-    if spec is None or scores(config):
-        return
-    if spec.draft_parallel_config.tensor_parallel_size != parallel.tensor_parallel_size:
+
+
+def _draft_model_problems(config: VllmConfig) -> Iterator[str]:
+    """Options of vLLM for the draft model alone, where theta drafts."""
+    spec, cache, model = config.speculative_config, config.cache_config, config.model_config
+    assert spec is not None
+    if spec.draft_parallel_config.tensor_parallel_size != config.parallel_config.tensor_parallel_size:
         yield "a tensor-parallel size of theta's own is not supported; drop draft_tensor_parallel_size"
     if spec.kv_cache_dtype not in (None, cache.cache_dtype):
         yield (
