@@ -134,42 +134,12 @@ class OptimalSamplingParams:
         self._set("theta_messages", messages_as_json(self.theta_messages))
         variables = variables_as_json("theta_chat_template_kwargs", self.theta_chat_template_kwargs)
         self._set("theta_chat_template_kwargs", variables)
-        if self.alpha_method not in ALPHA_METHODS:
-            raise ArgumentError(
-                "alpha_method",
-                f"alpha_method={shown(self.alpha_method)} is not one of {', '.join(ALPHA_METHODS)}"
-                + closest(self.alpha_method, ALPHA_METHODS),
-            )
         self._check_alpha()
         self._check_schedule()
         if self.optimal_sampling:
             self._check_are_read(name for name in READERS if getattr(self, name) != _DEFAULTS[name])
-        if self.support_top_k is not None:
-            self._set(
-                "support_top_k",
-                checked_count("support_top_k", self.support_top_k, 1, "leave it out to mix over all tokens"),
-            )
-        if self.support_top_p is not None:
-            value = self._set("support_top_p", checked_number("support_top_p", self.support_top_p))
-            if not 0 < value <= 1:
-                raise ArgumentError(
-                    "support_top_p",
-                    f"support_top_p={value} is outside (0, 1]; it is the mass of the teacher's nucleus, "
-                    "leave it out to mix over all tokens",
-                )
-        self._set(
-            "teacher_only_tokens",
-            checked_count("teacher_only_tokens", self.teacher_only_tokens, 0, "0 mixes from the first token on"),
-        )
-        if self.max_js_divergence is not None:
-            value = self._set("max_js_divergence", checked_number("max_js_divergence", self.max_js_divergence))
-            if value < 0:
-                raise ArgumentError(
-                    "max_js_divergence",
-                    f"max_js_divergence={value} is negative; give nats, at least 0 (two models are at most "
-                    "ln 2 = 0.693 apart), or leave it out",
-                )
-        self._set("return_top_k", checked_count("return_top_k", self.return_top_k, 0, "0 returns none", LARGEST_TOP_K))
+        self._check_support()
+        self._check_teacher_alone()
         self._check_return_top_k()
         self._check_theta_prompts()
         self._check_opt_out()
@@ -179,6 +149,12 @@ class OptimalSamplingParams:
         return value
 
     def _check_alpha(self) -> None:
+        if self.alpha_method not in ALPHA_METHODS:
+            raise ArgumentError(
+                "alpha_method",
+                f"alpha_method={shown(self.alpha_method)} is not one of {', '.join(ALPHA_METHODS)}"
+                + closest(self.alpha_method, ALPHA_METHODS),
+            )
         for name in ("alpha", "alpha_min", "alpha_max"):
             value = self._set(name, checked_ends(name, getattr(self, name)))
             if not all(0 <= end <= 1 for end in ends(value)):
@@ -211,6 +187,35 @@ class OptimalSamplingParams:
                 f"js_sensitivity={value} is not above 0; the larger, the less two models may disagree before alpha falls "
                 "to alpha_min (50 is the default)",
             )
+
+    def _check_support(self) -> None:
+        if self.support_top_k is not None:
+            self._set(
+                "support_top_k",
+                checked_count("support_top_k", self.support_top_k, 1, "leave it out to mix over all tokens"),
+            )
+        if self.support_top_p is not None:
+            value = self._set("support_top_p", checked_number("support_top_p", self.support_top_p))
+            if not 0 < value <= 1:
+                raise ArgumentError(
+                    "support_top_p",
+                    f"support_top_p={value} is outside (0, 1]; it is the mass of the teacher's nucleus, "
+                    "leave it out to mix over all tokens",
+                )
+
+    def _check_teacher_alone(self) -> None:
+        self._set(
+            "teacher_only_tokens",
+            checked_count("teacher_only_tokens", self.teacher_only_tokens, 0, "0 mixes from the first token on"),
+        )
+        if self.max_js_divergence is not None:
+            value = self._set("max_js_divergence", checked_number("max_js_divergence", self.max_js_divergence))
+            if value < 0:
+                raise ArgumentError(
+                    "max_js_divergence",
+                    f"max_js_divergence={value} is negative; give nats, at least 0 (two models are at most "
+                    "ln 2 = 0.693 apart), or leave it out",
+                )
 
     def _check_schedule(self) -> None:
         pairs = [name for name in SCHEDULED if isinstance(getattr(self, name), tuple)]
@@ -245,6 +250,7 @@ class OptimalSamplingParams:
             )
 
     def _check_return_top_k(self) -> None:
+        self._set("return_top_k", checked_count("return_top_k", self.return_top_k, 0, "0 returns none", LARGEST_TOP_K))
         if self.return_top_k and self.optimal_sampling and not self.return_alpha:
             raise ArgumentError(
                 "return_top_k",

@@ -92,23 +92,9 @@ class EngineSettings:
         where = f"additional_config[{KEY!r}]"
         if not isinstance(mapping, Mapping):
             raise ValueError(f"{where} is {shown(mapping)}; give an object with default request arguments, or {{}}")
-        for key in mapping:
-            if key not in ARGUMENTS and key not in ENGINE_SETTINGS:
-                known = sorted({*ARGUMENTS, *ENGINE_SETTINGS})
-                raise ValueError(
-                    f"{where} has no setting {shown(key)}{closest(key, known) or '; known are ' + ', '.join(known)}"
-                )
-        for key in ("theta", "theta_lora", "theta_chat_template", "theta_system_prompt"):
-            text = mapping.get(key)
-            if text is not None and (not isinstance(text, str) or not text):
-                raise ValueError(f"{where}: {key}={shown(text)} is not text; give some, or leave it out")
-        for key in ("theta_prompt_graphs", "require_theta_prompt"):
-            if not isinstance(mapping.get(key, False), bool):
-                raise ValueError(f"{where}: {key}={shown(mapping[key])} is not true or false")
+        _check_names_and_types(where, mapping)
         required = mapping.get("require_theta_prompt", False)
         others = mapping.get("other_extra_args", ())
-        if not isinstance(others, (list, tuple)) or not all(isinstance(name, str) for name in others):
-            raise ValueError(f"{where}: other_extra_args={shown(others)} is not a list of names")
         try:
             variables = check_variables(
                 "theta_chat_template_kwargs",
@@ -147,3 +133,32 @@ class EngineSettings:
             if value:
                 settings[key] = list(value) if isinstance(value, tuple) else value
         return settings
+
+
+def _check_names_and_types(where: str, mapping: Mapping[Any, Any]) -> None:
+    """Refuse unknown settings, and values of another type; those of request arguments are checked where these are read.
+
+    Args:
+        where: the mapping's place, for the error.
+        mapping: the settings.
+
+    Raises:
+        ValueError: one is refused.
+
+    """
+    for key in mapping:
+        if key not in ARGUMENTS and key not in ENGINE_SETTINGS:
+            known = sorted({*ARGUMENTS, *ENGINE_SETTINGS})
+            raise ValueError(
+                f"{where} has no setting {shown(key)}{closest(key, known) or '; known are ' + ', '.join(known)}"
+            )
+    for key in ("theta", "theta_lora", "theta_chat_template", "theta_system_prompt"):
+        text = mapping.get(key)
+        if text is not None and (not isinstance(text, str) or not text):
+            raise ValueError(f"{where}: {key}={shown(text)} is not text; give some, or leave it out")
+    for key in ("theta_prompt_graphs", "require_theta_prompt"):
+        if not isinstance(mapping.get(key, False), bool):
+            raise ValueError(f"{where}: {key}={shown(mapping[key])} is not true or false")
+    others = mapping.get("other_extra_args", ())
+    if not isinstance(others, (list, tuple)) or not all(isinstance(name, str) for name in others):
+        raise ValueError(f"{where}: other_extra_args={shown(others)} is not a list of names")
