@@ -31,8 +31,8 @@ def create_engine_config(engine_args: EngineArgs, create: Callable[[], VllmConfi
         ValueError: settings or arguments are refused, see `prepare_engine_args`, `check_engine_args`, `check_supported`.
 
     """
-    with prepare_engine_args(engine_args) as asks:
-        if not asks:
+    with prepare_engine_args(engine_args) as is_enabled:
+        if not is_enabled:
             return create()
         check_engine_args(engine_args)
         with _builds_with_theta():

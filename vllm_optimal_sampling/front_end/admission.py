@@ -103,7 +103,8 @@ class RequestResolver:
         theta_ids = self.prompts.token_ids(params)
         teachers = self._teachers_prompt(request, params)
         ids = teachers if theta_ids is None else theta_ids
-        # The worker brings what it takes from the teacher into theta's ids, so both have to be the teacher's.
+        # Where the worker gets no ids of theta's, it gives theta the teacher's, each in theta's vocabulary. That is right only
+        # if theta's prompt and the teacher's as theta reads it are both those ids.
         own = ids != request.prompt_token_ids or teachers != request.prompt_token_ids
         has_name = theta_ids is not None and own
         prompt_name = (params.theta_prompt_argument or "theta_prompt") if has_name else "prompt"
