@@ -225,7 +225,7 @@ def check_engine_args(engine_args: EngineArgs) -> None:
         if speculative is not None:
             cause = f"speculative_config is {shown(speculative)}, not an object"
         raise UnsupportedEngineError(f"optimal sampling cannot start: {cause}.\n{_working_command(engine_args.model)}")
-    spec = _with_own_flags(speculative, engine_args)
+    spec = _with_flags(speculative, engine_args)
     missing = [*_missing_folders({"the teacher": engine_args.model, "theta": spec.get("model")})]
     if missing:
         raise UnsupportedEngineError(listed(missing))
@@ -237,7 +237,7 @@ def check_engine_args(engine_args: EngineArgs) -> None:
         )
 
 
-def _with_own_flags(speculative: Mapping[str, Any], engine_args: EngineArgs) -> dict[str, Any]:
+def _with_flags(speculative: Mapping[str, Any], engine_args: EngineArgs) -> dict[str, Any]:
     """A `speculative_config` with what vLLM's `--spec-method`, `--spec-model` and `--spec-tokens` say beside it."""
     flags = {
         "method": engine_args.spec_method,
@@ -256,7 +256,7 @@ def _check_scoring(engine_args: EngineArgs, settings: EngineSettings, speculativ
     if speculative is not None and not isinstance(speculative, dict):
         problems.append(f"speculative_config is {shown(speculative)}, not an object")
     elif speculative is not None:
-        spec = _with_own_flags(speculative, engine_args)
+        spec = _with_flags(speculative, engine_args)
         problems += _drafter_problems(spec, "the teacher itself" if theta == SELF else repr(theta))
     if problems:
         raise UnsupportedEngineError(listed(problems))
