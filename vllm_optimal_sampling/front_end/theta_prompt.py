@@ -9,7 +9,7 @@ from vllm_optimal_sampling.chat_messages import parse_messages
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError
 from vllm_optimal_sampling.config.settings import EngineSettings
 from vllm_optimal_sampling.config.tokenizers import load_theta_tokenizer
-from vllm_optimal_sampling.front_end.theta_chat import template_and_messages
+from vllm_optimal_sampling.front_end.chat_template import template_and_messages
 from vllm_optimal_sampling.params import ArgumentError, OptimalSamplingParams
 from vllm_optimal_sampling.template_variables import parse_variables
 
