@@ -29,14 +29,15 @@ ENGINE_SETTINGS = (
     "theta",
     "theta_lora",
     "theta_chat_template",
-    "theta_chat_template_kwargs",
     "theta_system_prompt",
     "theta_prompt_graphs",
     "require_theta_prompt",
     "other_extra_args",
 )
-"""Keys of `additional_config["optimal_sampling"]` beside the requests' defaults. `theta_chat_template_kwargs` is an argument of
-a request too, which is merged with the engine's variable by variable."""
+"""Keys of `additional_config["optimal_sampling"]` beside the request arguments, which a request cannot have."""
+
+VARIABLES = "theta_chat_template_kwargs"
+"""A request's argument too, but no default that it replaces: each variable of the engine's holds that a request leaves out."""
 
 
 def is_enabled(vllm_config: VllmConfig) -> bool:
@@ -97,12 +98,10 @@ class EngineSettings:
         others = mapping.get("other_extra_args", ())
         try:
             variables = check_variables(
-                "theta_chat_template_kwargs",
-                mapping.get("theta_chat_template_kwargs", {}),
-                remedy="drop it (a template goes to theta_chat_template)",
+                VARIABLES, mapping.get(VARIABLES, {}), remedy="drop it (a template goes to theta_chat_template)"
             )
             defaults = OptimalSamplingParams.from_extra_args(
-                {key: value for key, value in mapping.items() if key not in ENGINE_SETTINGS}
+                {key: value for key, value in mapping.items() if key in ARGUMENTS - {VARIABLES}}
             )
         except ArgumentError as error:
             raise ValueError(f"{where}: {error}") from None
@@ -128,7 +127,7 @@ class EngineSettings:
     def to_mapping(self) -> dict[str, Any]:
         """The settings as `additional_config` carries them: what differs from the default, ready for JSON."""
         settings: dict[str, Any] = self.defaults.to_extra_args()
-        for key in ENGINE_SETTINGS:
+        for key in (*ENGINE_SETTINGS, VARIABLES):
             value = getattr(self, key)
             if value:
                 settings[key] = list(value) if isinstance(value, tuple) else value

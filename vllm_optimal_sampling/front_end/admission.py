@@ -165,7 +165,7 @@ class RequestResolver:
         """A request's arguments over the engine's defaults; those too large are refused before they are parsed."""
         self.prompts.check_sizes(extra_args)
         for name in extra_args:
-            if name in ENGINE_SETTINGS and name not in ARGUMENTS and name not in self.settings.other_extra_args:
+            if name in ENGINE_SETTINGS and name not in self.settings.other_extra_args:
                 raise ArgumentError(
                     name, f"{name} is not an argument of a request but a setting of the engine; drop it"
                 )

@@ -40,13 +40,13 @@ def misplaced(fields: Iterable[str]) -> ArgumentError | None:
     for field in sorted(fields):
         if field in WRAPPERS:
             return ArgumentError(field, f"{field} is not a field of a request and would be ignored: {WRAPPERS[field]}")
+        if field in ENGINE_SETTINGS:
+            return ArgumentError(field, f"{field} is a setting of the engine, not of a request; drop it")
         if field in ARGUMENTS:
             place = json.dumps({"vllm_xargs": {field: "..."}})
             return ArgumentError(
                 field, f"{field} is ignored as a field of the request; put it into vllm_xargs: {place}"
             )
-        if field in ENGINE_SETTINGS:
-            return ArgumentError(field, f"{field} is a setting of the engine, not of a request; drop it")
         near = closest(field, ARGUMENTS | {"vllm_xargs"}, LIKENESS)
         if field != "vllm_xargs" and (near or field.startswith("theta_")):
             return ArgumentError(
