@@ -18,6 +18,7 @@ from vllm.v1.worker.gpu.attn_utils import build_attn_metadata, build_slot_mappin
 from vllm.v1.worker.gpu.block_table import BlockTables
 from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
+from vllm.v1.worker.gpu.model_states.interface import ModelSpecificAttnMetadata
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import get_uniform_decode_token_count
 
@@ -28,6 +29,7 @@ from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
 from vllm_optimal_sampling.worker.theta.rows import Rows
 from vllm_optimal_sampling.worker.theta.scoring_graphs import ScoringGraphs
 from vllm_optimal_sampling.worker.theta.scoring_inputs import FORWARDS, scoring_inputs
+from vllm_optimal_sampling.worker.theta.states import state_metadata
 from vllm_optimal_sampling.worker.theta.text_inputs import TextInputs
 
 
@@ -76,6 +78,7 @@ class ScoringPass:
         block_tables: BlockTables,
         layer_names: Mapping[str, str],
         block_offset: int,
+        accepted: torch.Tensor | None = None,
     ) -> None:
         """Take over the cache as it was laid out.
 
@@ -84,8 +87,10 @@ class ScoringPass:
             block_tables: the model runner's.
             layer_names: of the layers that hold theta's cache, by the names of those that run.
             block_offset: see `ThetaBlockTables`.
+            accepted: see `accepted_tokens` in `states`.
         """
         self.kv_cache_config = kv_cache_config
+        self.accepted_tokens = accepted
         self.layer_names = layer_names
         self.attn_groups, self.attn_cg_support, _ = init_attn_backend(
             kv_cache_config, self.vllm_config, self.device, active_layer_names=set(layer_names.values())
@@ -174,10 +179,10 @@ class ScoringPass:
         desc = self._dispatch(rows, num_active_loras)
         num_reqs_padded, num_tokens_padded = desc.num_reqs or len(rows), desc.num_tokens
         starts = _query_starts(rows, num_reqs_padded)
-        self._lay_out(rows, batch, starts, num_tokens_padded)
+        slots = self._lay_out(rows, batch, starts, num_tokens_padded)
         self.inputs.set_positions(self.buffers.positions[:num_tokens_padded], teachers_positions)
         slot_mappings = self._slot_mappings(rows, num_reqs_padded, num_tokens_padded)
-        attn_metadata = self._attn_metadata_of(rows, desc, starts, slot_mappings)
+        attn_metadata = self._attn_metadata_of(rows, desc, starts, slots, slot_mappings)
         if desc.cg_mode == CUDAGraphMode.FULL:
             assert self.graphs is not None
             self.graphs.run_fullgraph(desc)
@@ -188,13 +193,16 @@ class ScoringPass:
                 return self._forward(model, num_tokens_padded, attn_metadata, slot_mappings, desc, desc.cg_mode)
         return self._forward(model, num_tokens_padded, attn_metadata, slot_mappings, desc)
 
-    def _lay_out(self, rows: Rows, batch: InputBatch, starts: np.ndarray, num_tokens_padded: int) -> None:
+    def _lay_out(self, rows: Rows, batch: InputBatch, starts: np.ndarray, num_tokens_padded: int) -> torch.Tensor:
         """Fill the buffers with the rows' tokens, positions and lengths, and gather their block tables.
 
         Args:
             rows: see `run`, as `batch`.
             starts: see `_query_starts`.
             num_tokens_padded: of the forward.
+
+        Returns:
+            int64 [rows]: their request slots, on the device.
         """
         buffers, num_reqs, num_reqs_padded = self.buffers, len(rows), len(starts) - 1
         query_start_loc = buffers.query_start_loc[: num_reqs_padded + 1]
@@ -226,6 +234,7 @@ class ScoringPass:
                 self.theta_ids,
             )
         )
+        return slots
 
     def _slot_mappings(self, rows: Rows, num_reqs_padded: int, num_tokens_padded: int) -> torch.Tensor:
         """Where the cache takes the tokens that were laid out."""
@@ -239,7 +248,12 @@ class ScoringPass:
         return self.block_tables.compute_slot_mappings(query_start_loc, positions, num_reqs, num_tokens_padded)
 
     def _attn_metadata_of(
-        self, rows: Rows, desc: BatchExecutionDescriptor, starts: np.ndarray, slot_mappings: torch.Tensor
+        self,
+        rows: Rows,
+        desc: BatchExecutionDescriptor,
+        starts: np.ndarray,
+        slots: torch.Tensor,
+        slot_mappings: torch.Tensor,
     ) -> dict[str, Any]:
         """What attention is told of the rows, by the names of the layers that run."""
         num_reqs, num_reqs_padded = len(rows), len(starts) - 1
@@ -247,6 +261,7 @@ class ScoringPass:
         seq_lens_np[:num_reqs] = rows.seq_lens
         is_prefilling = torch.zeros(num_reqs_padded, dtype=torch.bool)
         is_prefilling[:num_reqs] = torch.from_numpy(rows.is_chunk)
+        accepted = self.accepted_tokens
         return self._attn_metadata(
             num_reqs_padded,
             desc.num_tokens if desc.cg_mode == CUDAGraphMode.FULL else rows.num_tokens,
@@ -256,6 +271,7 @@ class ScoringPass:
             int(seq_lens_np.max()),
             slot_mappings,
             is_prefilling,
+            None if accepted is None else state_metadata(rows, num_reqs_padded, slots, accepted),
         )
 
     def capture(self, model: Callable[..., Any], lora_capture_hook: Callable[[int, int, int], None] | None) -> None:
@@ -342,6 +358,7 @@ class ScoringPass:
         max_seq_len: int,
         slot_mappings: torch.Tensor,
         is_prefilling: torch.Tensor,
+        of_states: ModelSpecificAttnMetadata | None = None,
         for_capture: bool = False,
     ) -> dict[str, Any]:
         by_cache = build_attn_metadata(
@@ -359,6 +376,7 @@ class ScoringPass:
             seq_lens_cpu_upper_bound=seq_lens_cpu,
             positions=self.buffers.positions[:num_tokens],
             is_prefilling=is_prefilling,
+            model_specific_attn_metadata=of_states,
             for_cudagraph_capture=for_capture,
         )
         return {name: by_cache[cache] for name, cache in self.layer_names.items()}
