@@ -15,7 +15,7 @@ from support.random_models import save_model
 from support.reference_models import Reference
 from support.row_audit import RowAudit
 from support.scored_steps import FEW_TOKENS, audited, check_greedy, counts
-from support.state_models import save_state_model
+from support.state_models import add_mtp_module, save_state_model
 
 pytestmark = pytest.mark.skipif(ON_GPU, reason="no tolerances were measured with the backends of a GPU")
 
@@ -79,6 +79,18 @@ def test_drafts_are_verified_in_one_forward(start: Callable[..., LLM], tmp_path:
     assert set(report.by_draft_position) == {0, 1, 2}
     drafted, accepted = (counts(llm)[f"spec_decode_num_{what}_tokens"] for what in ("draft", "accepted"))
     assert 0 < accepted < drafted
+
+
+@pytest.mark.full
+def test_the_models_own_module_drafts(start: Callable[..., LLM], tmp_path: Path) -> None:
+    """MTP, as Qwen3.5 is published with."""
+    model = save_state_model(tmp_path / "model", "qwen3_5", seed=2)
+    add_mtp_module(model, seed=3)
+    speculative = {"method": "mtp", "num_speculative_tokens": 2}
+    llm = start(**scoring_options(model, speculative_config=speculative, **HALF))
+    report, steps = audited(llm, Reference(model, model), batch_for_drafts(48), max_tokens=24)
+    assert steps.fused > 0 and steps.apart > 0
+    assert set(report.by_draft_position) == {0, 1, 2}
 
 
 @pytest.mark.full

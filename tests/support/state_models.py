@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
 
 from support.random_models import save_model
 
@@ -38,3 +42,26 @@ FAMILIES: dict[str, dict[str, Any]] = {
 def save_state_model(path: Path, family: str, *, seed: int, **overrides: Any) -> str:
     """Save one, with its tokenizer, and say where; see `save_model`."""
     return save_model(path, seed=seed, **{**FAMILIES[family], **overrides})
+
+
+def add_mtp_module(model: str, *, seed: int) -> None:
+    """Give a Qwen3.5 by `save_state_model` an MTP module, a copy of its first layer with attention behind a random projection.
+
+    transformers reads the same model as before, without the module.
+    """
+    file = Path(model) / "config.json"
+    config = json.loads(file.read_text())
+    config["mtp_num_hidden_layers"] = 1
+    file.write_text(json.dumps(config))
+    weights = load_file(Path(model) / "model.safetensors")
+    layer = f"model.layers.{config['layer_types'].index('full_attention')}."
+    for name in [name for name in weights if name.startswith(layer)]:
+        weights[name.replace(layer, "mtp.layers.0.")] = weights[name].clone()
+    torch.manual_seed(seed)
+    hidden = config["hidden_size"]
+    weights["mtp.fc.weight"] = torch.randn(hidden, 2 * hidden) * 0.15
+    # Norms multiply by one more than their weights.
+    weights |= {
+        f"mtp.{name}.weight": torch.zeros(hidden) for name in ("norm", "pre_fc_norm_hidden", "pre_fc_norm_embedding")
+    }
+    save_file(weights, Path(model) / "model.safetensors", metadata={"format": "pt"})
