@@ -9,6 +9,7 @@ from vllm_optimal_sampling.hooks.registry import patch
 
 COMPLETION = "vllm.entrypoints.openai.completion.serving"
 CHAT = "vllm.entrypoints.openai.chat_completion.serving"
+TOKENS = "vllm.entrypoints.scale_out.token_in_token_out.serving"
 
 
 def _serves_theta(serving: Any) -> bool:
@@ -76,6 +77,61 @@ async def chat_response(
     "the same for the chunks of a chat's stream",
 )
 def chat_stream(original: Any, self: Any, request: Any, result_generator: Any, *args: Any, **kwargs: Any) -> Any:
+    if not _serves_theta(self):
+        return original(self, request, result_generator, *args, **kwargs)
+    from vllm_optimal_sampling.front_end.responses import StreamRecordBuffer
+
+    buffer = StreamRecordBuffer(result_generator, 1)
+    return buffer.add_to(original(self, request, aiter(buffer), *args, **kwargs))
+
+
+@patch(
+    "vllm.entrypoints.openai.chat_completion.batch_serving",
+    "OpenAIServingChatBatch.chat_completion_full_generator_batch",
+    "self request generators request_id model_name all_conversations tokenizer request_metadata parser_cls",
+    "the same for a batch of chats, which has a choice for each",
+)
+async def chat_batch_response(
+    original: Any, self: Any, request: Any, generators: Any, *args: Any, **kwargs: Any
+) -> Any:
+    if not _serves_theta(self):
+        return await original(self, request, generators, *args, **kwargs)
+    from vllm_optimal_sampling.front_end.responses import LastOutput, add_to_choices
+
+    chats = [LastOutput(generator) for generator in generators]
+    response = await original(self, request, [aiter(outputs) for outputs in chats], *args, **kwargs)
+    if hasattr(response, "choices"):  # else it is an error
+        add_to_choices(response.choices, [made_of for outputs in chats for made_of in outputs.output.outputs])
+    return response
+
+
+@patch(
+    TOKENS,
+    "ServingTokens.serve_tokens_full_generator",
+    "self request result_generator request_id model_name request_metadata ...",
+    "the same for a request and an answer in tokens",
+)
+async def tokens_response(
+    original: Any, self: Any, request: Any, result_generator: Any, *args: Any, **kwargs: Any
+) -> Any:
+    if not _serves_theta(self):
+        return await original(self, request, result_generator, *args, **kwargs)
+    from vllm_optimal_sampling.front_end.responses import LastOutput, with_choices_recorded
+
+    outputs = LastOutput(result_generator)
+    response = await original(self, request, aiter(outputs), *args, **kwargs)
+    if not hasattr(response, "choices"):  # an error
+        return response
+    return with_choices_recorded(response, outputs.output.outputs)
+
+
+@patch(
+    TOKENS,
+    "ServingTokens.serve_tokens_stream_generator",
+    "self request result_generator request_id model_name request_metadata",
+    "the same for its stream",
+)
+def tokens_stream(original: Any, self: Any, request: Any, result_generator: Any, *args: Any, **kwargs: Any) -> Any:
     if not _serves_theta(self):
         return original(self, request, result_generator, *args, **kwargs)
     from vllm_optimal_sampling.front_end.responses import StreamRecordBuffer
