@@ -180,6 +180,7 @@ def wrong_inputs() -> Iterator[Wrong]:
         ("of a wrong type", {"alpha_max": "0.5"}),
         ("of a wrong type", {"return_alpha": "yes"}),
         ("of a wrong type", {"theta_messages": "{}"}),
+        ("of a wrong type", {"theta_prompt": ["x", "y"]}),
         ("out of range", {"alpha_min": -0.1}),
         ("out of range", {"support_top_k": 0}),
         ("out of range", {"theta_prompt": ""}),
