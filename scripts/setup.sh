@@ -62,13 +62,16 @@ free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
 [ -d .venv ] || [ "$free" -ge $gib ] || stop "about $gib GiB of disk are needed for .venv and $free GiB are free in $PWD."
 
 # 3. The environment. Kept only where the engine in it was installed whole and is still the one wanted.
-try_pip() { .venv/bin/python -m pip --disable-pip-version-check "$@" >> .venv/setup.log 2>&1; }
+logged() { "$@" >> .venv/setup.log 2>&1; }
+try_pip() { logged .venv/bin/python -m pip --disable-pip-version-check "$@"; }
+pip_failed() {
+  grep -h '^ERROR' .venv/setup.log | tail -n 3 >&2 || true
+  stop "pip failed; the whole story is in .venv/setup.log."
+}
 pip() {
   say "$1"
   shift
-  try_pip "$@" && return
-  grep -h '^ERROR' .venv/setup.log | tail -n 3 >&2 || true
-  stop "pip failed; the whole story is in .venv/setup.log."
+  try_pip "$@" || pip_failed
 }
 
 if [ -e .venv ] && [ ! -e .venv/made-by-setup ]; then
@@ -108,12 +111,9 @@ fi
 
 # 4. This package, in place, with the tools of the extra `dev`.
 touch .venv/unfinished
-pip "installing this package and its tools" install --no-build-isolation -e '.[dev]'
-if [ "$DEVICE" = cpu ]; then
-  # The CUDA build of torch insists on Triton 3.7, whose interpreter cannot run the kernels.
-  try_pip install --no-deps triton==$triton || stop "pip finds no Triton $triton, whose interpreter runs the kernels."
-  echo $triton > .venv/triton
-fi
+say "installing this package and its tools"
+[ "$DEVICE" = gpu ] || echo $triton > .venv/triton
+logged scripts/install_extra.sh dev || pip_failed
 .venv/bin/python -c "from vllm import LLM; import vllm_optimal_sampling.kernels" 2>> .venv/setup.log ||
   stop "vLLM was installed but does not import; the reason is at the end of .venv/setup.log."
 echo "$base | $package" > .venv/ready
