@@ -32,6 +32,7 @@ ENGINE_SETTINGS = (
     "theta_system_prompt",
     "theta_prompt_graphs",
     "require_theta_prompt",
+    "weight_updates",
     "other_extra_args",
 )
 """Keys of `additional_config["optimal_sampling"]` beside the request arguments."""
@@ -80,6 +81,9 @@ class EngineSettings:
     them yet."""
     require_theta_prompt: bool = False
     """Refuse a request that is mixed and has no theta prompt of its own, where theta would read the teacher's."""
+    weight_updates: str = "teacher"
+    """Whose new weights come by vLLM's `start_weight_update`: those of "teacher", vLLM's own target, or "theta". A trainer that
+    knows nothing of theta sends its student's there."""
     other_extra_args: tuple[str, ...] = ()
     """Keys of `extra_args` that another plugin reads. Any other unknown key is refused."""
 
@@ -113,6 +117,14 @@ class EngineSettings:
         for key in ("theta_prompt_graphs", "require_theta_prompt"):
             if not isinstance(mapping.get(key, False), bool):
                 raise ValueError(f"{where}: {key}={shown(mapping[key])} is not true or false")
+        target = mapping.get("weight_updates", "teacher")
+        if target not in ("teacher", "theta"):
+            raise ValueError(f"{where}: weight_updates={shown(target)} is neither 'teacher' nor 'theta'")
+        if target == "theta" and mapping.get("theta") is not None:
+            raise ValueError(
+                f"{where}: weight_updates='theta' needs a theta that drafts, since vLLM's transfer knows the draft model "
+                "alone; drop it (replace_theta gives a theta that scores its weights)"
+            )
         variables = mapping.get("theta_chat_template_kwargs", {})
         if not isinstance(variables, Mapping) or not all(isinstance(name, str) for name in variables):
             raise ValueError(
@@ -148,6 +160,7 @@ class EngineSettings:
             theta_system_prompt=mapping.get("theta_system_prompt"),
             theta_prompt_graphs=mapping.get("theta_prompt_graphs", False),
             require_theta_prompt=required,
+            weight_updates=target,
             other_extra_args=tuple(others),
         )
 
@@ -156,6 +169,6 @@ class EngineSettings:
         settings: dict[str, Any] = self.defaults.to_extra_args()
         for key in ENGINE_SETTINGS:
             value = getattr(self, key)
-            if value:
+            if value and value != getattr(type(self), key, None):
                 settings[key] = list(value) if isinstance(value, tuple) else value
         return settings

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError
+from vllm_optimal_sampling.config.settings import EngineSettings
 from vllm_optimal_sampling.worker.model_runner import add_theta
 
 if TYPE_CHECKING:
@@ -58,6 +59,13 @@ class ThetaWorkerMixin:
             adapter = folder if self._theta_updates.is_adapter(folder) else None
             refusal = self.update_theta(None, None if adapter else folder, adapter)
         return refusal
+
+    def start_weight_update(self) -> None:
+        """vLLM's own, of the draft model where the engine's setting `weight_updates` says so."""
+        if EngineSettings.from_config(self.model_runner.vllm_config).weight_updates == "theta":
+            super().start_draft_weight_update()  # type: ignore[misc]
+        else:
+            super().start_weight_update()  # type: ignore[misc]
 
     def _set_draft_weight_update_target(self) -> None:
         # A theta that shares the teacher's weights is no target of its own: an update would change the teacher too.
