@@ -81,9 +81,9 @@ class EngineSettings:
     them yet."""
     require_theta_prompt: bool = False
     """Refuse a request that is mixed and has no theta prompt of its own, where theta would read the teacher's."""
-    weight_updates: str = "teacher"
-    """Whose new weights come by vLLM's `start_weight_update`: those of "teacher", vLLM's own target, or "theta". A trainer that
-    knows nothing of theta sends its student's there."""
+    weight_updates: str | None = None
+    """Whose new weights come by vLLM's `start_weight_update`: those of the "teacher", vLLM's own target, or of "theta". A
+    trainer that knows nothing of theta sends its student's there. None: the teacher's, with a warning."""
     other_extra_args: tuple[str, ...] = ()
     """Keys of `extra_args` that another plugin reads. Any other unknown key is refused."""
 
@@ -117,8 +117,8 @@ class EngineSettings:
         for key in ("theta_prompt_graphs", "require_theta_prompt"):
             if not isinstance(mapping.get(key, False), bool):
                 raise ValueError(f"{where}: {key}={shown(mapping[key])} is not true or false")
-        target = mapping.get("weight_updates", "teacher")
-        if target not in ("teacher", "theta"):
+        target = mapping.get("weight_updates")
+        if target not in (None, "teacher", "theta"):
             raise ValueError(f"{where}: weight_updates={shown(target)} is neither 'teacher' nor 'theta'")
         if target == "theta" and mapping.get("theta") is not None:
             raise ValueError(
@@ -169,6 +169,6 @@ class EngineSettings:
         settings: dict[str, Any] = self.defaults.to_extra_args()
         for key in ENGINE_SETTINGS:
             value = getattr(self, key)
-            if value and value != getattr(type(self), key, None):
+            if value:
                 settings[key] = list(value) if isinstance(value, tuple) else value
         return settings
