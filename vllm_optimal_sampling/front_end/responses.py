@@ -20,34 +20,32 @@ from pydantic import BaseModel, create_model
 from vllm_optimal_sampling.front_end.records import JSON_FIELD, TokenRecords
 
 
-def add_to_choices(choices: list[Any], completions: list[Any]) -> None:
-    """Put the record of each completion on the choice made of it, in the same order."""
-    for choice, completion in zip(choices, completions, strict=True):
-        records = getattr(completion, "optimal_sampling", None)
-        if records is not None:
-            setattr(choice, JSON_FIELD, records.to_json())  # these models of vLLM's take further fields
-
-
-def with_choices_recorded(response: Any, completions: list[Any]) -> Any:
-    """The answer of an endpoint whose models take no further fields, with the record of each completion.
+def recorded(response: Any, completions: list[Any]) -> Any:
+    """An answer with the record of each completion.
 
     Args:
-        response: of `/inference/v1/generate`; it is left as it was.
+        response: of vLLM's server.
         completions: what its choices are made of, in the same order.
 
     Returns:
-        `response` itself where no record was asked for, else one of a class derived from its own.
+        `response`; for models that take no further fields (of `/inference/v1/generate`) one of a class derived from its own.
 
     """
     records = [getattr(completion, "optimal_sampling", None) for completion in completions]
-    if not any(record is not None for record in records):
+    if all(record is None for record in records):
+        return response
+    choices = list(zip(response.choices, records, strict=True))
+    if type(response.choices[0]).model_config.get("extra") == "allow":
+        for choice, record in choices:
+            if record is not None:
+                setattr(choice, JSON_FIELD, record.to_json())
         return response
     choice_class, response_class = _recording_classes(type(response.choices[0]), type(response))  # type: ignore[arg-type]
-    choices = [
+    made = [
         choice_class.model_construct(**dict(choice), **{JSON_FIELD: None if record is None else record.to_json()})
-        for choice, record in zip(response.choices, records, strict=True)
+        for choice, record in choices
     ]
-    return response_class.model_construct(**{**dict(response), "choices": choices})
+    return response_class.model_construct(**{**dict(response), "choices": made})
 
 
 @cache
