@@ -142,6 +142,8 @@ def wrong_type(name: str, value: object, wanted: str, argument: str | None = Non
     hint = ""
     if isinstance(value, str) and wanted in ("a number", "a whole number", "true or false"):
         hint = f"; send it without quotes{f' ({value})' if len(value) <= 12 and value.isprintable() else ''}"
+    elif isinstance(value, list) and wanted == "text":
+        hint = "; one request has one prompt for theta, so that each of several goes into a request of its own"
     return ArgumentError(argument or name, f"{name}={shown(value)} is {kind_of(value)}, not {wanted}{hint}")
 
 

@@ -58,7 +58,7 @@ class Block:
         """The text of a Python block, with the small options after the teacher's name."""
         text = self.prepared().replace(f'"{TEACHER}", model_theta', f'"{TEACHER}", **{SMALL_ARGUMENTS!r}, model_theta')
         text = re.sub(f'^( +(?:model_teacher=)?"{TEACHER}",)$', rf"\1 **{SMALL_ARGUMENTS!r},", text, flags=re.M)
-        return text.replace("GRPOConfig(\n", "GRPOConfig(use_cpu=True, bf16=False,\n")
+        return re.sub(r"(GRPO|Distillation)Config\(\n", r"\g<0>use_cpu=True, bf16=False,\n", text)
 
 
 def blocks(document: str, *languages: str) -> list[Block]:

@@ -174,6 +174,8 @@ OVERRIDDEN: dict[str, str] = {
     "vllm.v1.core.sched.scheduler:Scheduler._handle_stopped_request": "self request",
     "vllm.v1.worker.gpu_worker:Worker.init_device": "self",
     "vllm.v1.worker.cpu_worker:CPUWorker.init_device": "self",
+    "vllm.v1.worker.gpu_worker:Worker.start_weight_update": "self",
+    "vllm.v1.worker.gpu_worker:Worker.start_draft_weight_update": "self",
     "vllm.v1.worker.gpu_worker:Worker._set_draft_weight_update_target": "self",
     f"{RUNNER}.load_model": "self load_dummy_weights args model kwargs",
     f"{RUNNER}.initialize_kv_cache": "self kv_cache_config is_profiling kv_cache_allocation_context",

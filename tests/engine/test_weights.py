@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -53,12 +54,14 @@ def test_self_distillation_keeps_one_copy_of_the_weights(tmp_path: Path) -> None
         stop_engine(llm)
 
 
-def test_new_weights_for_either_model(tmp_path: Path) -> None:
+def test_new_weights_for_either_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     teacher, theta, new_teacher, new_theta = (
         save_model(tmp_path / str(seed), hidden_size=size, seed=seed, tie_word_embeddings=False)
         for seed, size in ((61, 128), (62, 64), (63, 128), (64, 64))
     )
     llm = start_engine(teacher, theta, weight_transfer_config=WeightTransferConfig(backend=BACKEND))
+    logger = logging.getLogger("vllm_optimal_sampling")
+    logger.addHandler(caplog.handler)
     try:
         cases = mixed_batch(seed=63, long=70)[:6]
 
@@ -77,6 +80,7 @@ def test_new_weights_for_either_model(tmp_path: Path) -> None:
         llm.init_weight_transfer_engine({"init_info": {}})
         for start, path in ((llm.start_draft_weight_update, theta), (llm.start_weight_update, teacher)):
             start()
+            assert ("New weights are for the teacher" in caplog.text) == (path == teacher)
             llm.update_weights({"update_info": {"path": path}})
             llm.finish_weight_update()
             llm.reset_prefix_cache(reset_running_requests=True)
@@ -87,4 +91,5 @@ def test_new_weights_for_either_model(tmp_path: Path) -> None:
         llm.wake_up()
         check(teacher, theta, seed=4)
     finally:
+        logger.removeHandler(caplog.handler)
         stop_engine(llm)

@@ -31,6 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, theta: str) -> Iterator[Ser
         "structured-outputs-config": {"backend": "xgrammar", "disable_any_whitespace": True},
         "enable-auto-tool-choice": True,
         "tool-call-parser": "hermes",
+        "enable-scale-out": True,  # tokens in, tokens out
         **SMALL_SERVER,
     }
     (folder / "server.yaml").write_text(yaml.safe_dump(config))

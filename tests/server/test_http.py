@@ -421,8 +421,12 @@ def test_no_field_of_vllms_own_is_refused() -> None:
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
     from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+    from vllm.entrypoints.scale_out.token_in_token_out.protocol import GenerateRequest
+    from vllm.sampling_params import SamplingParams
 
-    from vllm_optimal_sampling.front_end.misplaced import misplaced
+    from vllm_optimal_sampling.front_end.misplaced import misplaced, misplaced_in_tokens
 
     for model in (ChatCompletionRequest, CompletionRequest, ResponsesRequest, AnthropicMessagesRequest):
         assert misplaced(model.model_fields) is None
+    sampling = dict.fromkeys(SamplingParams.__struct_fields__)
+    assert misplaced_in_tokens(dict.fromkeys(GenerateRequest.model_fields) | {"sampling_params": sampling}) is None

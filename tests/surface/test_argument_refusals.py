@@ -47,6 +47,12 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"return_alpha": 1}, "return_alpha", "return_alpha=1 is an integer, not true or false"),
     ({"optimal_sampling": None}, "optimal_sampling", "optimal_sampling=None is null, not true or false"),
     ({"theta_prompt": 7}, "theta_prompt", "theta_prompt=7 is an integer, not text"),
+    (
+        {"theta_prompt": ["a", "b"]},
+        "theta_prompt",
+        "theta_prompt=['a', 'b'] is a list, not text; one request has one prompt for theta, so that each of several goes "
+        "into a request of its own",
+    ),
     ({"theta_prompt": b"a"}, "theta_prompt", "theta_prompt=b'a' is bytes, not text"),
     (
         {"theta_prompt_token_ids": 7},

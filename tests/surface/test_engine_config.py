@@ -124,6 +124,7 @@ def test_settings_reach_every_process_as_json(build_config: BuildConfig, tmp_pat
         "theta_system_prompt": "Think.",
         "theta_prompt_graphs": True,
         "require_theta_prompt": True,
+        "weight_updates": "theta",
         "other_extra_args": ["theirs"],
     }
     config = build_config(additional_config={KEY: given, "theirs": True})
@@ -136,6 +137,7 @@ def test_settings_reach_every_process_as_json(build_config: BuildConfig, tmp_pat
         theta_system_prompt="Think.",
         theta_prompt_graphs=True,
         require_theta_prompt=True,
+        weight_updates="theta",
         other_extra_args=("theirs",),
     )
     assert EngineSettings.from_config(config).to_mapping() == stored
@@ -185,6 +187,15 @@ def test_settings_reach_every_process_as_json(build_config: BuildConfig, tmp_pat
             {"require_theta_prompt": True, "theta_prompt": "x"},
             "additional_config['optimal_sampling']: require_theta_prompt asks each request for a prompt, and theta_prompt "
             "gives one to those that have none; drop one of them",
+        ),
+        (
+            {"weight_updates": "student"},
+            "additional_config['optimal_sampling']: weight_updates='student' is neither 'teacher' nor 'theta'",
+        ),
+        (
+            {"weight_updates": "theta", "theta": "self"},
+            "additional_config['optimal_sampling']: weight_updates='theta' needs a theta that drafts, since vLLM's transfer "
+            "knows the draft model alone; drop it (replace_theta gives a theta that scores its weights)",
         ),
         (
             {"other_extra_args": ["alpha", "theirs"]},

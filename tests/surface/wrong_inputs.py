@@ -83,11 +83,9 @@ def request(given: dict[str, Any], defaults: dict[str, Any] | None = None) -> st
 
 def fields(given: dict[str, Any], path: str = "/v1/completions") -> str | None:
     """Fields of a request's JSON."""
-    from vllm_optimal_sampling.front_end.http_values import without_effect, wrong_value
-    from vllm_optimal_sampling.front_end.misplaced import misplaced
+    from vllm_optimal_sampling.front_end.misplaced import why_refused
 
-    arguments = given.get("vllm_xargs")
-    error = misplaced(given) or wrong_value(arguments) or without_effect(path, arguments)
+    error = why_refused(path, given)
     return None if error is None else str(error)
 
 
@@ -183,6 +181,7 @@ def wrong_inputs() -> Iterator[Wrong]:
         ("of a wrong type", {"alpha_max": "0.5"}),
         ("of a wrong type", {"return_alpha": "yes"}),
         ("of a wrong type", {"theta_messages": "{}"}),
+        ("of a wrong type", {"theta_prompt": ["x", "y"]}),
         ("out of range", {"alpha_min": -0.1}),
         ("out of range", {"support_top_k": 0}),
         ("out of range", {"theta_prompt": ""}),
@@ -237,6 +236,13 @@ def wrong_inputs() -> Iterator[Wrong]:
         yield Wrong(
             FIELDS, "ineffective", f"{json.dumps(recorded)} to {path}", lambda path=path: fields(recorded, path)
         )
+    tokens = "/inference/v1/generate"
+    for given in (
+        {"vllm_xargs": {"theta_prompt": "x"}},
+        {"theta_prompt": "x"},
+        {"sampling_params": {"theta_prompt": "x"}},
+    ):
+        yield Wrong(FIELDS, "misplaced", f"{json.dumps(given)} to {tokens}", lambda given=given: fields(given, tokens))
     yield from engines()
     for kind, arguments in (
         ("misspelt", {"alpha_method": "kl"}),

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from support.example_pair import TEACHER, TEACHER_MESSAGES, THETA, THETA_MESSAGES, chat_tokens
 from support.folder_transfer import BACKEND
+from support.reference_models import Reference, expected_log_q
 from support.row_audit import MAX_LOG_PROB_ERROR
 from support.servers import Server, start_server
 
@@ -27,8 +28,9 @@ PROMPTS = chat_tokens(TEACHER, TEACHER_MESSAGES), chat_tokens(THETA, THETA_MESSA
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The page's command, with a transfer of weights that needs no GPU."""
-    (command,) = blocks("training.md", "bash")
+    """The page's second command, which is the first with more options, and a transfer of weights that needs no GPU."""
+    first, command = blocks("training.md", "bash")
+    assert command.text.startswith(first.text.rstrip())
     options = [
         *SMALL_OPTIONS,
         "--worker-extension-cls",
@@ -172,3 +174,27 @@ def test_weight_transfer(server: Server, program: dict[str, Any], students: dict
     post("/resume")
     assert error_under(students["b"], drawn(server)) < MAX_LOG_PROB_ERROR
     assert server.send("/weight_info")[1] == {"weight_version": "transferred"}
+
+
+def test_trls_server_mode(server: Server, students: dict[str, Any], tmp_path: Path) -> None:
+    """TRL's client gets tokens of q* with their log-probabilities, and its updates are theta's."""
+    vllm_client = pytest.importorskip("trl.generation.vllm_client", reason="the extra `trl` is not installed")
+    client = vllm_client.VLLMClient(base_url=server.url)
+    assert client.get_server_info()["weight_transfer_config"] is not None
+    client._post(f"{server.url}/init_weight_transfer_engine", json={"init_info": {}})
+    for name in "ba":
+        students[name].save_pretrained(tmp_path / name)
+        with client.weight_update():
+            client._post(f"{server.url}/update_weights", json={"update_info": {"path": str(tmp_path / name)}})
+        client.reset_prefix_cache()
+        reference = Reference(TEACHER, str(tmp_path / name))
+        output = client.generate(list(PROMPTS), n=2, max_tokens=8, generation_kwargs={"vllm_xargs": {"alpha_max": 0.3}})
+        assert output["prompt_ids"] == list(map(list, PROMPTS))
+        for number, (tokens, logprobs) in enumerate(zip(output["completion_ids"], output["logprobs"], strict=True)):
+            for at, (token, (logprob,)) in enumerate(zip(tokens, logprobs, strict=True)):
+                text = [*PROMPTS[number // 2], *tokens[:at]]
+                rows = (reference.logits(model, text) for model in (reference.teacher, reference.theta))
+                expected = expected_log_q(*rows, alpha_max=0.3)[token].item()
+                assert abs(logprob - expected) < MAX_LOG_PROB_ERROR
+    assert error_under(students["a"], drawn(server)) < MAX_LOG_PROB_ERROR
+    assert error_under(students["b"], drawn(server)) > 100 * MAX_LOG_PROB_ERROR

@@ -32,6 +32,7 @@ ENGINE_SETTINGS = (
     "theta_system_prompt",
     "theta_prompt_graphs",
     "require_theta_prompt",
+    "weight_updates",
     "other_extra_args",
 )
 """Keys of `additional_config["optimal_sampling"]` beside the request arguments, which a request cannot have."""
@@ -73,6 +74,9 @@ class EngineSettings:
     them yet."""
     require_theta_prompt: bool = False
     """Refuse a request that is mixed and has no theta prompt of its own, where theta would read the teacher's."""
+    weight_updates: str | None = None
+    """Whose new weights come by vLLM's `start_weight_update`: those of the "teacher", vLLM's own target, or of "theta". A
+    trainer that knows nothing of theta sends its student's there. None: the teacher's, with a warning."""
     other_extra_args: tuple[str, ...] = ()
     """Keys of `extra_args` that another plugin reads. Any other unknown key is refused."""
 
@@ -121,6 +125,7 @@ class EngineSettings:
             theta_system_prompt=mapping.get("theta_system_prompt"),
             theta_prompt_graphs=mapping.get("theta_prompt_graphs", False),
             require_theta_prompt=required,
+            weight_updates=mapping.get("weight_updates"),
             other_extra_args=tuple(others),
         )
 
@@ -158,6 +163,14 @@ def _check_names_and_types(where: str, mapping: Mapping[Any, Any]) -> None:
     for key in ("theta_prompt_graphs", "require_theta_prompt"):
         if not isinstance(mapping.get(key, False), bool):
             raise ValueError(f"{where}: {key}={shown(mapping[key])} is not true or false")
+    target = mapping.get("weight_updates")
+    if target not in (None, "teacher", "theta"):
+        raise ValueError(f"{where}: weight_updates={shown(target)} is neither 'teacher' nor 'theta'")
+    if target == "theta" and mapping.get("theta") is not None:
+        raise ValueError(
+            f"{where}: weight_updates='theta' needs a theta that drafts, since vLLM's transfer knows the draft model "
+            "alone; drop it (replace_theta gives a theta that scores its weights)"
+        )
     others = mapping.get("other_extra_args", ())
     if not isinstance(others, (list, tuple)) or not all(isinstance(name, str) for name in others):
         raise ValueError(f"{where}: other_extra_args={shown(others)} is not a list of names")

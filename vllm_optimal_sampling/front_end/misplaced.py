@@ -29,6 +29,10 @@ WRAPPERS = {
 }
 """Fields that would hold our arguments and mean nothing to vLLM's server."""
 
+TOKENS_PATH = "/inference/v1/generate"
+"""Takes vLLM's `SamplingParams` as they are: the arguments go into their `extra_args`."""
+IN_TOKENS = "the arguments of /inference/v1/generate go into sampling_params.extra_args"
+
 
 def misplaced(fields: Iterable[str]) -> ArgumentError | None:
     """Why a request with these fields, beside `vllm_xargs`, is refused; None where nothing is misplaced.
@@ -37,22 +41,52 @@ def misplaced(fields: Iterable[str]) -> ArgumentError | None:
         fields: names at the top level of a request. vLLM's own are never refused.
 
     """
+    return _misplaced(fields, ("vllm_xargs",), WRAPPERS)
+
+
+def misplaced_in_tokens(body: dict[str, Any]) -> ArgumentError | None:
+    """The same of a request to `/inference/v1/generate`, in its fields and in those of its `sampling_params`."""
+    sampling = body.get("sampling_params")
+    sampling = sampling.keys() - {"extra_args"} if isinstance(sampling, dict) else set()
+    wrappers = dict.fromkeys(("extra_body", "extra_args", "vllm_xargs"), IN_TOKENS)
+    return _misplaced(body.keys() | sampling, ("sampling_params", "extra_args"), wrappers)
+
+
+def _misplaced(fields: Iterable[str], place: tuple[str, ...], wrappers: dict[str, str]) -> ArgumentError | None:
+    """Args: fields as above; the names that lead to the arguments' place; and fields that would hold them elsewhere."""
     for field in sorted(fields):
-        if field in WRAPPERS:
-            return ArgumentError(field, f"{field} is not a field of a request and would be ignored: {WRAPPERS[field]}")
+        if field in wrappers:
+            return ArgumentError(field, f"{field} is not a field of a request and would be ignored: {wrappers[field]}")
         if field in ENGINE_SETTINGS:
             return ArgumentError(field, f"{field} is a setting of the engine, not of a request; drop it")
         if field in ARGUMENTS:
-            place = json.dumps({"vllm_xargs": {field: "..."}})
+            example: Any = {field: "..."}
+            for name in reversed(place):
+                example = {name: example}
             return ArgumentError(
-                field, f"{field} is ignored as a field of the request; put it into vllm_xargs: {place}"
+                field,
+                f"{field} is ignored as a field of the request; put it into {'.'.join(place)}: {json.dumps(example)}",
             )
-        near = closest(field, ARGUMENTS | {"vllm_xargs"}, LIKENESS)
-        if field != "vllm_xargs" and (near or field.startswith("theta_")):
+        near = closest(field, ARGUMENTS | {place[0]}, LIKENESS)
+        if field != place[0] and (near or field.startswith("theta_")):
             return ArgumentError(
                 field, f"{field} is not a field of a request and would be ignored{near or '; drop it'}"
             )
     return None
+
+
+def why_refused(path: str, body: dict[str, Any]) -> ArgumentError | None:
+    """Why a request over HTTP is refused; None where each argument has its place and vLLM takes its value as what it is.
+
+    Args:
+        path: of the request's URL.
+        body: its JSON.
+
+    """
+    if path.endswith(TOKENS_PATH):
+        return misplaced_in_tokens(body)
+    arguments = body.get("vllm_xargs")
+    return misplaced(body) or wrong_value(arguments) or without_effect(path, arguments)
 
 
 def refuse_misplaced(fields: Iterable[str] | None) -> None:
@@ -86,5 +120,4 @@ async def refuse_misplaced_in(raw_request: Request) -> None:
         return
     body = await raw_request.json()
     if isinstance(body, dict):
-        arguments = body.get("vllm_xargs")
-        _refuse(misplaced(body) or wrong_value(arguments) or without_effect(raw_request.url.path, arguments))
+        _refuse(why_refused(raw_request.url.path, body))

@@ -1,4 +1,4 @@
-"""The per-token record over HTTP: `optimal_sampling` in each choice of a completion or chat completion.
+"""The per-token record over HTTP: `optimal_sampling` in each choice of an answer.
 
     {"choices": [{"index": 0, "text": "...", "optimal_sampling": {"alpha": [0.41, 0.38], "kl": [...], ...}}]}
 
@@ -12,17 +12,47 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from functools import cache
 from typing import Any
+
+from pydantic import BaseModel, create_model
 
 from vllm_optimal_sampling.front_end.records import JSON_FIELD, TokenRecords
 
 
-def add_to_choices(choices: list[Any], completions: list[Any]) -> None:
-    """Put the record of each completion on the choice made of it, in the same order."""
-    for choice, completion in zip(choices, completions, strict=True):
-        records = getattr(completion, "optimal_sampling", None)
-        if records is not None:
-            setattr(choice, JSON_FIELD, records.to_json())  # vLLM's response models take further fields
+def recorded(response: Any, completions: list[Any]) -> Any:
+    """An answer with the record of each completion.
+
+    Args:
+        response: of vLLM's server.
+        completions: what its choices are made of, in the same order.
+
+    Returns:
+        `response`; for models that take no further fields (of `/inference/v1/generate`) one of a class derived from its own.
+
+    """
+    records = [getattr(completion, "optimal_sampling", None) for completion in completions]
+    if all(record is None for record in records):
+        return response
+    choices = list(zip(response.choices, records, strict=True))
+    if type(response.choices[0]).model_config.get("extra") == "allow":
+        for choice, record in choices:
+            if record is not None:
+                setattr(choice, JSON_FIELD, record.to_json())
+        return response
+    choice_class, response_class = _recording_classes(type(response.choices[0]), type(response))  # type: ignore[arg-type]
+    made = [
+        choice_class.model_construct(**dict(choice), **{JSON_FIELD: None if record is None else record.to_json()})
+        for choice, record in choices
+    ]
+    return response_class.model_construct(**{**dict(response), "choices": made})
+
+
+@cache
+def _recording_classes(choice: type[BaseModel], response: type[BaseModel]) -> tuple[type[BaseModel], type[BaseModel]]:
+    field: Any = (dict[str, list[Any]] | None, None)
+    recording = create_model(choice.__name__, __base__=choice, **{JSON_FIELD: field})
+    return recording, create_model(response.__name__, __base__=response, choices=(list[recording], ...))  # type: ignore[valid-type]
 
 
 class LastOutput:

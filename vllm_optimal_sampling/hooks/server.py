@@ -9,6 +9,7 @@ from vllm_optimal_sampling.hooks.registry import patch
 
 COMPLETION = "vllm.entrypoints.openai.completion.serving"
 CHAT = "vllm.entrypoints.openai.chat_completion.serving"
+TOKENS = "vllm.entrypoints.scale_out.token_in_token_out.serving"
 
 
 def _serves_theta(serving: Any) -> bool:
@@ -24,9 +25,9 @@ def _serves_theta(serving: Any) -> bool:
 def completion_response(original: Any, self: Any, final_res_batch: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
     response = original(self, final_res_batch, request, *args, **kwargs)
     if request.max_tokens != 0 and _serves_theta(self):  # without tokens vLLM draws one that it does not show
-        from vllm_optimal_sampling.front_end.responses import add_to_choices
+        from vllm_optimal_sampling.front_end.responses import recorded
 
-        add_to_choices(response.choices, [made_of for output in final_res_batch for made_of in output.outputs])
+        return recorded(response, [made_of for output in final_res_batch for made_of in output.outputs])
     return response
 
 
@@ -54,18 +55,24 @@ def completion_stream(
     "self request result_generator request_id model_name conversation tokenizer request_metadata parser mm_token_counts",
     "the same for a chat",
 )
-async def chat_response(
+@patch(
+    TOKENS,
+    "ServingTokens.serve_tokens_full_generator",
+    "self request result_generator request_id model_name request_metadata ...",
+    "the same for tokens in, tokens out",
+)
+async def response_to_one_prompt(
     original: Any, self: Any, request: Any, result_generator: Any, *args: Any, **kwargs: Any
 ) -> Any:
     if not _serves_theta(self):
         return await original(self, request, result_generator, *args, **kwargs)
-    from vllm_optimal_sampling.front_end.responses import LastOutput, add_to_choices
+    from vllm_optimal_sampling.front_end.responses import LastOutput, recorded
 
     outputs = LastOutput(result_generator)
     response = await original(self, request, aiter(outputs), *args, **kwargs)
-    if hasattr(response, "choices"):  # else it is an error
-        add_to_choices(response.choices, outputs.output.outputs)
-    return response
+    if not hasattr(response, "choices"):  # an error
+        return response
+    return recorded(response, outputs.output.outputs)
 
 
 @patch(
@@ -75,13 +82,41 @@ async def chat_response(
     "mm_token_counts",
     "the same for the chunks of a chat's stream",
 )
-def chat_stream(original: Any, self: Any, request: Any, result_generator: Any, *args: Any, **kwargs: Any) -> Any:
+@patch(
+    TOKENS,
+    "ServingTokens.serve_tokens_stream_generator",
+    "self request result_generator request_id model_name request_metadata",
+    "the same for those of tokens",
+)
+def stream_of_one_prompt(
+    original: Any, self: Any, request: Any, result_generator: Any, *args: Any, **kwargs: Any
+) -> Any:
     if not _serves_theta(self):
         return original(self, request, result_generator, *args, **kwargs)
     from vllm_optimal_sampling.front_end.responses import StreamRecordBuffer
 
     buffer = StreamRecordBuffer(result_generator, 1)
     return buffer.add_to(original(self, request, aiter(buffer), *args, **kwargs))
+
+
+@patch(
+    "vllm.entrypoints.openai.chat_completion.batch_serving",
+    "OpenAIServingChatBatch.chat_completion_full_generator_batch",
+    "self request generators request_id model_name all_conversations tokenizer request_metadata parser_cls",
+    "the same for a batch of chats, which has a choice for each",
+)
+async def chat_batch_response(
+    original: Any, self: Any, request: Any, generators: Any, *args: Any, **kwargs: Any
+) -> Any:
+    if not _serves_theta(self):
+        return await original(self, request, generators, *args, **kwargs)
+    from vllm_optimal_sampling.front_end.responses import LastOutput, recorded
+
+    chats = [LastOutput(generator) for generator in generators]
+    response = await original(self, request, [aiter(outputs) for outputs in chats], *args, **kwargs)
+    if not hasattr(response, "choices"):  # an error
+        return response
+    return recorded(response, [made_of for outputs in chats for made_of in outputs.output.outputs])
 
 
 @patch(

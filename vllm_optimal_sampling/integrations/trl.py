@@ -114,12 +114,17 @@ class Rollout:
 class Student:
     """A trainer's model, and the engine that has it as theta.
 
+    Args:
+        sampler: the engine's.
+        trainer: of TRL.
+        needs_logprobs: of the distribution that is drawn from; False where the trainer's loss has no use for them.
+
     Raises:
         ArgumentError: the trainer runs in several processes, or its sampling needs another engine.
 
     """
 
-    def __init__(self, sampler: OptimalSampler, trainer: Any) -> None:
+    def __init__(self, sampler: OptimalSampler, trainer: Any, *, needs_logprobs: bool = True) -> None:
         self.sampler = sampler
         self.trainer = trainer
         self._step: int | None = None
@@ -132,7 +137,7 @@ class Student:
                 "(docs/training.md says what several take)",
             )
         mode = sampler.llm.llm_engine.vllm_config.model_config.logprobs_mode
-        if not draws_as_recorded(trainer.args) and mode != "processed_logprobs":
+        if needs_logprobs and not draws_as_recorded(trainer.args) and mode != "processed_logprobs":
             raise ArgumentError(
                 "logprobs_mode",
                 "temperature, top_p, top_k, min_p or a penalty change the distribution that is drawn from, and this engine "

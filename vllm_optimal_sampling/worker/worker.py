@@ -5,11 +5,16 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from vllm.logger import init_logger
+
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError
+from vllm_optimal_sampling.config.settings import EngineSettings
 from vllm_optimal_sampling.worker.model_runner import add_theta
 
 if TYPE_CHECKING:
     from vllm_optimal_sampling.worker.theta.new_weights import ThetaUpdates
+
+logger = init_logger(__name__)
 
 
 class ThetaWorkerMixin:
@@ -58,6 +63,19 @@ class ThetaWorkerMixin:
             adapter = folder if self._theta_updates.is_adapter(folder) else None
             refusal = self.update_theta(None, None if adapter else folder, adapter)
         return refusal
+
+    def start_weight_update(self) -> None:
+        """vLLM's own, of the draft model where the engine's setting `weight_updates` says so."""
+        target = EngineSettings.from_config(self.model_runner.vllm_config).weight_updates
+        if target == "theta":
+            super().start_draft_weight_update()  # type: ignore[misc]
+            return
+        if target is None:
+            logger.warning_once(
+                "New weights are for the teacher, vLLM's main model. If a trainer sends its student's, the teacher is lost: "
+                'start the engine with \'{"optimal_sampling": {"weight_updates": "theta"}}\' ("teacher" ends this warning).'
+            )
+        super().start_weight_update()  # type: ignore[misc]
 
     def _set_draft_weight_update_target(self) -> None:
         # A theta that shares the teacher's weights is no target of its own: an update would change the teacher too.

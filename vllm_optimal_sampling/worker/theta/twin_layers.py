@@ -71,6 +71,8 @@ def add_twin_layers(vllm_config: VllmConfig, without: set[str]) -> dict[str, str
             twin.kv_sharing_target_layer_name = PREFIX + target
         context[PREFIX + name] = twin
         twins[name] = PREFIX + name
+    for name in without & context.keys():  # behind the twins, which are then as far behind the teacher's in every group
+        context[name] = context.pop(name)
     return twins
 
 

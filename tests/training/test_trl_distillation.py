@@ -1,4 +1,4 @@
-"""TRL's `SDFTTrainer` with completions from q*: three steps, each row audited, and what its loss is given."""
+"""TRL's `SDFTTrainer` and `DistillationTrainer` with completions from q*: each row audited, and what the losses are given."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ pytest.importorskip("trl", reason="the extra `trl` is not installed")
 
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import DistillationConfig
 from trl.experimental.sdft import SDFTConfig
 
 from support.random_models import save_model
 from support.reference_models import Reference, expected_log_q
 from support.row_audit import MAX_LOG_PROB_ERROR, RowAudit
 from vllm_optimal_sampling import ArgumentError, OptimalSampler
+from vllm_optimal_sampling.integrations.distillation import OptimalSamplingDistillationTrainer
 from vllm_optimal_sampling.integrations.sdft import OptimalSamplingSDFTTrainer
 
 ROWS = [
@@ -48,6 +50,21 @@ def sampler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OptimalSampler
         yield sampler
 
 
+OPTIONS: dict[str, Any] = {
+    "per_device_train_batch_size": 2,
+    "max_completion_length": 8,
+    "learning_rate": 1e-2,
+    "lr_scheduler_type": "constant",
+    "save_strategy": "no",
+    "logging_steps": 1,
+    "report_to": [],
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "disable_tqdm": True,
+}
+
+
 def trainer_of(
     sampler: OptimalSampler,
     folder: Path,
@@ -59,22 +76,7 @@ def trainer_of(
         AutoModelForCausalLM.from_pretrained(sampler.model_theta, dtype=torch.float32),
         sampler=sampler,
         teacher=teacher,
-        args=SDFTConfig(
-            output_dir=str(folder / "output"),
-            per_device_train_batch_size=2,
-            num_generations=1,
-            max_completion_length=8,
-            learning_rate=1e-2,
-            lr_scheduler_type="constant",
-            save_strategy="no",
-            logging_steps=1,
-            report_to=[],
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            disable_tqdm=True,
-            **{"max_steps": 3, **options},
-        ),
+        args=SDFTConfig(output_dir=str(folder / "output"), num_generations=1, **OPTIONS, **{"max_steps": 3, **options}),
         train_dataset=Dataset.from_list(ROWS),
         processing_class=AutoTokenizer.from_pretrained(sampler.model_theta),
     )
@@ -168,3 +170,82 @@ def test_other_completions_are_refused(sampler: OptimalSampler, tmp_path: Path) 
         trainer_of(sampler, tmp_path, generate_from_teacher=True)
     with pytest.raises(ArgumentError, match='make the sampler with logprobs_mode="processed_logprobs"'):
         trainer_of(sampler, tmp_path, temperature=0.7)
+
+
+# On-policy distillation
+
+
+def distillation_trainer(
+    sampler: OptimalSampler,
+    folder: Path,
+    kind: type = OptimalSamplingDistillationTrainer,
+    privileged: Any = "privileged_context",
+    **options: Any,
+) -> Any:
+    teacher = save_model(folder / "loss-teacher", hidden_size=128, seed=91)
+    return kind(
+        AutoModelForCausalLM.from_pretrained(sampler.model_theta, dtype=torch.float32),
+        AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32),
+        sampler=sampler,
+        privileged=privileged,
+        args=DistillationConfig(output_dir=str(folder / "output"), **OPTIONS | {"max_steps": 2} | options),
+        train_dataset=Dataset.from_list(ROWS),
+        processing_class=AutoTokenizer.from_pretrained(sampler.model_theta),
+    )
+
+
+def divergence(reference: Reference, prompt: list[int], completion: list[int]) -> list[float]:
+    """JS(theta, teacher) at each token, in nats: TRL's generalised one at beta 0.5."""
+    found = []
+    for at in range(len(completion)):
+        v = reference.logits(reference.teacher, [*prompt, *completion[:at]]).log_softmax(-1)
+        u = reference.logits(reference.theta, [*prompt, *completion[:at]]).log_softmax(-1)
+        middle = torch.logaddexp(u, v) - math.log(2)
+        found.append((u.exp() * (u - middle) + v.exp() * (v - middle)).sum().item() / 2)
+    return found
+
+
+def test_on_policy_distillation_from_q_star(sampler: OptimalSampler, tmp_path: Path) -> None:
+    """Rows of the student at hand and of the teacher that is told; TRL's loss, in float64, over the tokens drawn."""
+    losses: list[float] = []
+    told: list[set[tuple[int, ...]]] = []
+
+    class Watched(OptimalSamplingDistillationTrainer):
+        def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+            with RowAudit(sampler.llm) as audit:
+                batch = super()._generate_and_score_completions(inputs)
+            student = str(tmp_path / f"student-{len(losses)}")
+            self.model.save_pretrained(student)
+            assert audit.check(Reference(sampler.model_teacher, student)).mixed >= int(batch["completion_mask"].sum())
+            told.append(set(map(tuple, self._teacher_prompts)))
+            reference = Reference(str(tmp_path / "loss-teacher"), student)
+            both = [
+                [
+                    ids[mask.bool()].tolist()
+                    for ids, mask in zip(batch[f"{name}_ids"], batch[f"{name}_mask"], strict=True)
+                ]
+                for name in ("prompt", "completion")
+            ]
+            found = [value for pair in zip(*both, strict=True) for value in divergence(reference, *pair)]
+            losses.append(sum(found) / len(found))
+            return batch
+
+    before = sampler.theta_version
+    trainer = distillation_trainer(sampler, tmp_path, Watched, beta=0.5)
+    trainer.train()
+    assert len(losses) == 2 and sampler.theta_version == before + 2
+    tokens = AutoTokenizer.from_pretrained(sampler.model_teacher)
+    teachers = {tuple(tokens.encode(f"{row['prompt']}\n\n{row['privileged_context']}")) for row in ROWS}
+    assert told == [teachers, teachers]
+    assert [log["loss"] for log in trainer.state.log_history[:2]] == pytest.approx(losses, abs=MAX_LOG_PROB_ERROR)
+    assert min(losses) > 0.05
+
+
+def test_what_distillation_cannot_draw_from_q_star_is_refused(sampler: OptimalSampler, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="use_vllm=True asks for other completions"):
+        distillation_trainer(sampler, tmp_path, use_vllm=True)
+    trainer = distillation_trainer(
+        sampler, tmp_path, privileged=None, temperature=0.7
+    )  # its loss needs no probabilities
+    with pytest.raises(ArgumentError, match="theta reads text only"):
+        trainer._generate_single_turn([[5, 6]], [object()], {})
