@@ -83,9 +83,14 @@ def test_drafts_are_verified_in_one_forward(start: Callable[..., LLM], tmp_path:
 
 @pytest.mark.full
 def test_the_models_own_module_drafts(start: Callable[..., LLM], tmp_path: Path) -> None:
-    """MTP, as Qwen3.5 is published with, and with as many layers of each kind to one another."""
+    """MTP, as Qwen3.5 is published with, and with its share of layers with attention.
+
+    In bfloat16 rows of eight layers as sure as those of the other models lie up to 2.7 nats off, with and without drafts.
+    """
     layer_types = [*(["linear_attention"] * 3), "full_attention"] * 2
-    model = save_state_model(tmp_path / "model", "qwen3_5", seed=2, layer_types=layer_types, num_layers=8)
+    model = save_state_model(
+        tmp_path / "model", "qwen3_5", seed=2, layer_types=layer_types, num_layers=8, initializer_range=0.08
+    )
     add_mtp_module(model, seed=3)
     speculative = {"method": "mtp", "num_speculative_tokens": 2}
     llm = start(**scoring_options(model, speculative_config=speculative, **HALF))
