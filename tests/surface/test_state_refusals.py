@@ -73,7 +73,8 @@ def test_theta_with_states_scores_and_does_not_draft(build_config: BuildConfig, 
     check_supported(build_config(model=hybrid, **scoring(save_state_model(tmp_path / "theta", "granite", seed=1))))
     assert refusal(build_config, model=hybrid, speculative_config={"model": hybrid, "num_speculative_tokens": 3}) == (
         "optimal sampling cannot start: theta has layers that keep a state, which cannot go back where its drafts are "
-        "rejected; let it score: name it as theta in additional_config, and drop speculative_config."
+        "rejected; let it score: drop speculative_config, and add --additional-config "
+        """'{"optimal_sampling": {"theta": "THE MODEL"}}'."""
     )
 
 

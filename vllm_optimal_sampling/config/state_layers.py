@@ -47,8 +47,8 @@ def state_problems(config: VllmConfig) -> Iterator[str]:
         )
     elif theta and not scores(config):
         yield (
-            "theta has layers that keep a state, which cannot go back where its drafts are rejected; let it score: name it "
-            "as theta in additional_config, and drop speculative_config"
+            "theta has layers that keep a state, which cannot go back where its drafts are rejected; let it score: drop "
+            """speculative_config, and add --additional-config '{"optimal_sampling": {"theta": "THE MODEL"}}'"""
         )
     cache = config.cache_config
     if cache.enable_prefix_caching:
