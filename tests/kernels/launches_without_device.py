@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from driver_without_device import DriverWithoutDevice, types_of
 from vllm_optimal_sampling.kernels import MixRecord, MixScratch, MixSettings, Search, WarmUp, mix_
+from vllm_optimal_sampling.kernels.drawn_tokens import LAUNCHES as DRAWN_TOKENS
+from vllm_optimal_sampling.kernels.drawn_tokens import launch_of as launch_of_drawn_tokens
 from vllm_optimal_sampling.kernels.mix import INTERPRETED, Rows, launches, variant_of
 from vllm_optimal_sampling.kernels.prepared_launch import Launch, PreparedLaunch, RepeatedLaunches, current_device
 from vllm_optimal_sampling.kernels.scratch import LaunchShape
@@ -28,6 +30,14 @@ from vllm_optimal_sampling.kernels.token_logprobs import launch_of as launch_of_
 
 from vllm_optimal_sampling.worker.relaxed_top_p_kernel import LAUNCHES as RELAXATIONS
 from vllm_optimal_sampling.worker.relaxed_top_p_kernel import launch_of as launch_of_relaxation
+from vllm_optimal_sampling.worker.theta.block_table_kernels import (
+    GATHERS,
+    NULLS,
+    SLOT_MAPPINGS,
+    gather,
+    null_before_window,
+    slot_mapping,
+)
 from vllm_optimal_sampling.worker.theta.inputs import ROUNDS, round_inputs
 from vllm_optimal_sampling.worker.theta.scoring_inputs import FORWARDS, scoring_inputs
 
@@ -182,6 +192,27 @@ def calls_of_others(driver: DriverWithoutDevice) -> dict[str, Any]:
         per_slot = (prompts, counts, counts, prompts, counts, places, counts)
         return scoring_inputs(*where, counts[: num + 1], *batch, *per_slot, num, num // 2, 64, 512, None)
 
+    def drawn_tokens(num: int, offset: int = 0) -> Launch:
+        ids = torch.zeros(num * POSITIONS + offset, dtype=torch.int64)[offset:]
+        sampled = torch.zeros(num, POSITIONS, dtype=torch.int64)
+        return launch_of_drawn_tokens(sampled, counts[:num], counts[: num + 1], ids)
+
+    table, mapping = torch.zeros(MOST_ROWS, 24, dtype=torch.int32), torch.zeros(512, dtype=torch.int64)
+
+    def gather_of_theta(num: int, offset: int = 0) -> Launch:
+        slots = torch.zeros(num + offset, dtype=torch.int64)[offset:]
+        num_blocks = torch.zeros(SLOTS, dtype=torch.int32)  # vLLM writes them to one of several buffers
+        return gather(slots, counts, num_blocks, prompts, table, num + 1, num // 2, 7, 16)
+
+    def batch_of_theta(num: int, offset: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(num + 1, dtype=torch.int32), torch.zeros(64 + offset, dtype=torch.int64)[offset:]
+
+    def null_of_theta(num: int, offset: int = 0) -> Launch:
+        return null_before_window(*batch_of_theta(num, offset), table, num, 48, 16)
+
+    def slots_of_theta(num: int, offset: int = 0) -> Launch:
+        return slot_mapping(*batch_of_theta(num, offset), table, mapping, num, 3 * num, 16, -1)
+
     def called(launches: RepeatedLaunches, launch_of: Callable[..., Launch]) -> dict[str, Any]:
         found: dict[str, Any] = {"kinds": [], "calls": []}
         before = len(launches.prepared)
@@ -195,6 +226,10 @@ def calls_of_others(driver: DriverWithoutDevice) -> dict[str, Any]:
         return found
 
     return {
+        "drawn_tokens": called(DRAWN_TOKENS, drawn_tokens),
+        "gather": called(GATHERS, gather_of_theta),
+        "null_before_window": called(NULLS, null_of_theta),
+        "slot_mapping": called(SLOT_MAPPINGS, slots_of_theta),
         "round_inputs": called(ROUNDS, round_of_theta),
         "scoring_inputs": called(FORWARDS, forward_of_theta),
         "tally": called(TALLIES, tally),

@@ -58,7 +58,10 @@ def test_prepared_launches_are_tritons(found: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["round_inputs", "scoring_inputs", "tally", "token_logprobs", "relax_top_p_", "relax_top_p_ with top-k"],
+    [
+        *("drawn_tokens", "gather", "null_before_window", "slot_mapping", "round_inputs", "scoring_inputs"),
+        *("tally", "token_logprobs", "relax_top_p_", "relax_top_p_ with top-k"),
+    ],
 )
 def test_other_kernels_are_launched_as_triton_would(found: dict[str, Any], name: str) -> None:
     call = found["others"][name]
