@@ -20,6 +20,8 @@ from support.row_audit import AuditError, RowAudit
 from vllm_optimal_sampling.worker import model_runner
 from vllm_optimal_sampling.worker.theta.block_tables import ThetaBlockTables
 
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+
 
 def test_theta_reads_nothing_that_the_host_may_overwrite(
     engines: Callable[..., LLM], reference: Reference, monkeypatch: pytest.MonkeyPatch
@@ -81,7 +83,8 @@ def test_prompt_passes_in_pieces(
 def test_blocks_before_a_window_are_null(window: int) -> None:
     """Against the definition: a block stays if a query of the request may attend to one of its positions."""
     block_size, width = 16, 12
-    tables = [torch.arange(1, 1 + 3 * width, dtype=torch.int32).reshape(3, width) for _ in range(2)]
+    ids = torch.arange(1, 1 + 3 * width, dtype=torch.int32, device=DEVICE).reshape(3, width)
+    tables = [ids.clone() for _ in range(2)]
     full = FullAttentionSpec(block_size=block_size, num_kv_heads=1, head_size=8, dtype=torch.float32)
     sliding = SlidingWindowSpec(
         block_size=block_size, num_kv_heads=1, head_size=8, dtype=torch.float32, sliding_window=window
@@ -90,7 +93,7 @@ def test_blocks_before_a_window_are_null(window: int) -> None:
         num_kv_cache_groups=2,
         cp_size=1,
         input_block_tables=tables,
-        slot_mappings=torch.zeros(2, 64, dtype=torch.int64),
+        slot_mappings=torch.zeros(2, 64, dtype=torch.int64, device=DEVICE),
         block_sizes=[block_size, block_size],
     )
     config = SimpleNamespace(kv_cache_groups=[SimpleNamespace(kv_cache_spec=spec) for spec in (full, sliding)])
@@ -100,7 +103,7 @@ def test_blocks_before_a_window_are_null(window: int) -> None:
     firsts, lengths = [0, 100, 145], [5, 1, 4]
     query_start_loc = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32)
     positions = torch.cat([torch.arange(first, first + length) for first, length in zip(firsts, lengths, strict=True)])
-    theta.null_before_windows(query_start_loc, positions, 3)
+    theta.null_before_windows(query_start_loc.to(DEVICE), positions.to(DEVICE), 3)
     assert torch.equal(theta.input_block_tables[0], tables[0])
     for row, (first, length) in enumerate(zip(firsts, lengths, strict=True)):
         attended = {
