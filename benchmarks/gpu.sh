@@ -41,7 +41,9 @@ case $CALL in 1 | 2) ;; *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 2 ;; esac
 export VLLM_USE_V2_MODEL_RUNNER=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_USE_FLASHINFER_SAMPLER=0
 export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 TVM_FFI_DISABLE_TORCH_C_DLPACK=1 VLLM_LOGGING_LEVEL=${VLLM_LOGGING_LEVEL:-INFO}
 export PYTHONUNBUFFERED=1
-[ -n "$SMALL" ] || export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
+# Some ten processes share the cores, and threads of OpenMP that wait for one another spin: on busy cores two took 40 times as
+# long as one for a row of the reference.
+[ -n "$SMALL" ] || export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 "$PYTHON" -c 'import vllm' 2> /dev/null || stop "$PYTHON cannot import vllm; put it on PYTHONPATH or name another PYTHON."
 if ! "$PYTHON" -c 'import vllm_optimal_sampling.kernels' 2> /dev/null; then
   "$PYTHON" -m pip install -q --no-deps --no-build-isolation --no-index -e . || stop "the package could not be installed."
