@@ -98,7 +98,7 @@ check() { # check NAME COMMAND...: runs while engines start; what is not done in
 programs=()
 checks=()
 tests="$PYTHON -m pytest -v -p no:cacheprovider --durations=20"
-engine_each="scores_in_pieces or changes_no_token" # tests that start engines of their own
+engine_each="scores_in_pieces or changes_no_token or waits_for_the_device" # tests that start engines of their own
 inductor=--inductor suffix=-inductor
 if [ -n "$SMALL" ]; then
   pairs=("${PAIR:-random-tiny}" "${PAIR:-random-tiny}")
@@ -148,7 +148,7 @@ else
     check scoring-tests-eager $tests tests/engine/test_scoring.py -m "not full" -k eager
     check example-pair-self "$PYTHON" benchmarks/example_pair.py --theta teacher --problems 200 \
       --output "$RESULTS/example-pair-self.json"
-    check gpu-tests-async $tests tests/engine/test_gpu.py -k changes_no_token
+    check gpu-tests-async $tests tests/engine/test_gpu.py -k "changes_no_token or waits_for_the_device"
   fi
   check gpu-tests-pieces $tests tests/engine/test_gpu.py -k scores_in_pieces
   check example-pair "$PYTHON" benchmarks/example_pair.py --problems $problems --output "$RESULTS/example-pair.json"

@@ -5,7 +5,10 @@ Everything else runs in the other files, on a GPU too, eagerly and with graphs (
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -236,6 +239,18 @@ def test_async_scheduling_changes_no_token(pair: tuple[str, str], mode: str) -> 
         finally:
             stop_engine(llm)
     assert drawn[True] == drawn[False]
+
+
+def test_no_step_waits_for_the_device(pair: tuple[str, str]) -> None:
+    """By vLLM's own check, which has to be on before vLLM is imported. test_host_sync.py reads what a CPU shows of it."""
+    environment = os.environ | {"VLLM_GPU_SYNC_CHECK": "error", "PYTHONPATH": os.pathsep.join(sys.path)}
+    script = Path(__file__).with_name("steps_that_do_not_wait.py")
+    done = subprocess.run(
+        [sys.executable, str(script), *pair], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.stdout.count("no step waited") == 3
+    assert "a planted wait was found: GPU<->CPU sync detected" in done.stdout
 
 
 def test_self_distillation_starts_with_vllms_defaults(pair: tuple[str, str], reference: Reference) -> None:
