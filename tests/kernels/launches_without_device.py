@@ -16,7 +16,16 @@ import torch
 import triton
 import triton.language as tl
 from driver_without_device import DriverWithoutDevice, types_of
-from vllm_optimal_sampling.kernels import MixRecord, MixScratch, MixSettings, Search, WarmUp, mix_
+from vllm_optimal_sampling.kernels import (
+    MixRecord,
+    MixScratch,
+    MixSettings,
+    Search,
+    WarmUp,
+    drawn_tokens,
+    mix_,
+    token_logprobs,
+)
 from vllm_optimal_sampling.kernels.drawn_tokens import LAUNCHES as DRAWN_TOKENS
 from vllm_optimal_sampling.kernels.drawn_tokens import launch_of as launch_of_drawn_tokens
 from vllm_optimal_sampling.kernels.mix import INTERPRETED, Rows, launches, variant_of
@@ -126,14 +135,19 @@ def compiled(driver: DriverWithoutDevice) -> dict[str, Any]:
     triton.knobs.compilation.listener = lambda *, src, **_: kernels.append(
         (src.name, threading.current_thread() is threading.main_thread())
     )
-    warm_up = WarmUp(VOCAB, rows(1).theta_logits, *rest)
+    warm_up = WarmUp(VOCAB, rows(1).theta_logits, *rest, raw_teacher_dtype=torch.bfloat16)
     warm_up.begin()
     assert warm_up.compiled is not None
     is_waited_for = warm_up.compiled.done()
     warm_up.finish()
     found = {"warm-up": list(kernels), "is_waited_for": is_waited_for}
     kernels.clear()
-    mix_(*rows(MOST_ROWS), *rest)
+    call = rows(MOST_ROWS)
+    mix_(*call, *rest)
+    raw = torch.empty(MOST_ROWS + 1, VOCAB + 4, dtype=torch.bfloat16)[1:, :VOCAB]  # vLLM's head may be wider
+    token_logprobs(call.slots, raw, call.theta_logits, call.slots, call.draft_positions, calls.record)
+    counts = torch.zeros(4, dtype=torch.int32)
+    drawn_tokens(torch.zeros(3, POSITIONS, dtype=torch.int64), counts[:3], counts, MOST_ROWS)
     triton.knobs.compilation.listener = None
     return found | {"call": kernels}
 
@@ -192,7 +206,7 @@ def calls_of_others(driver: DriverWithoutDevice) -> dict[str, Any]:
         per_slot = (prompts, counts, counts, prompts, counts, places, counts)
         return scoring_inputs(*where, counts[: num + 1], *batch, *per_slot, num, num // 2, 64, 512, None)
 
-    def drawn_tokens(num: int, offset: int = 0) -> Launch:
+    def tokens(num: int, offset: int = 0) -> Launch:
         ids = torch.zeros(num * POSITIONS + offset, dtype=torch.int64)[offset:]
         sampled = torch.zeros(num, POSITIONS, dtype=torch.int64)
         return launch_of_drawn_tokens(sampled, counts[:num], counts[: num + 1], ids)
@@ -215,18 +229,18 @@ def calls_of_others(driver: DriverWithoutDevice) -> dict[str, Any]:
 
     def called(launches: RepeatedLaunches, launch_of: Callable[..., Launch]) -> dict[str, Any]:
         found: dict[str, Any] = {"kinds": [], "calls": []}
-        before = len(launches.prepared)
+        launches.prepared.clear()
         for launch in (launch_of(3), launch_of(MOST_ROWS), launch_of(3, offset=1)):
             compiled = launch()
             types = {compiled.function: types_of(compiled)}
             ways = (launch, *[partial(launches.run, launch)] * 2)
             found["calls"].append([driver.launches_of(way, types) for way in ways])
-            found["kinds"].append(len(launches.prepared) - before)
+            found["kinds"].append(len(launches.prepared))
         found["is_prepared"] = all(launches.prepared.values())
         return found
 
     return {
-        "drawn_tokens": called(DRAWN_TOKENS, drawn_tokens),
+        "drawn_tokens": called(DRAWN_TOKENS, tokens),
         "gather": called(GATHERS, gather_of_theta),
         "null_before_window": called(NULLS, null_of_theta),
         "slot_mapping": called(SLOT_MAPPINGS, slots_of_theta),
