@@ -11,11 +11,13 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import triton
 from vllm import LLM, SamplingParams
 from vllm.config.compilation import CUDAGraphMode
 
@@ -208,7 +210,9 @@ def test_a_theta_that_scores_in_pieces(
     try:
         replayed = counted_pieces(find_runner(llm).theta.scoring, monkeypatch)
         cases = cases_of(4 * MAX_NUM_SEQS, seed=42)
-        audited(llm, reference, cases, max_tokens=8)
+        with nothing_compiles():
+            audited(llm, reference, cases, max_tokens=8)
+            run_every_kind(llm)
         assert sum(replayed.values()) >= 3  # prompts come at least four times, twelve at once
     finally:
         stop_engine(llm)
@@ -267,23 +271,38 @@ def test_self_distillation_starts_with_vllms_defaults(pair: tuple[str, str], ref
         stop_engine(llm)
 
 
-def test_nothing_compiles_after_start(llm: LLM) -> None:
-    """Triton compiles every kernel of ours that a request can need before the first one: top-p, greedy, opted out, records.
+@contextmanager
+def nothing_compiles() -> Iterator[None]:
+    """Triton has compiled every kernel of ours that is launched inside.
 
     vLLM's own sampler has kernels for other numbers of rows with top-p, which it compiles when they come.
     """
     compiled: list[str] = []
-    import triton
-
     hook = triton.knobs.runtime.jit_post_compile_hook
     triton.knobs.runtime.jit_post_compile_hook = lambda *args, fn, **kwargs: compiled.append(f"{fn.module}.{fn.name}")
     try:
-        cases = cases_of(MAX_NUM_SEQS, seed=1)
-        for options in ({"temperature": 1.0}, {"temperature": 0.0}, {"top_p": 0.9}, {"top_p": 0.9, "top_k": 20}):
-            generate(llm, cases, max_tokens=6, **options)
-        generate(llm, [Case(case.prompt, case.theta_prompt, {"return_alpha": True}) for case in cases], max_tokens=6)
-        generate(llm, cases_of(1, seed=2), max_tokens=6)
+        yield
         torch.cuda.synchronize()
     finally:
         triton.knobs.runtime.jit_post_compile_hook = hook
     assert [name for name in compiled if name.startswith("vllm_optimal_sampling.")] == []
+
+
+def run_every_kind(llm: LLM) -> None:
+    """Requests with top-p, greedy ones, some that opted out, with records, with searches; many and one."""
+    cases = cases_of(MAX_NUM_SEQS, seed=1)
+    for options in ({"temperature": 1.0}, {"temperature": 0.0}, {"top_p": 0.9}, {"top_p": 0.9, "top_k": 20}):
+        generate(llm, cases, max_tokens=6, **options)
+    for asked in (
+        {"return_alpha": True},
+        {"support_top_k": 9},
+        {"support_top_p": 0.9},
+        {"alpha_method": "ess_balance"},
+    ):
+        generate(llm, [Case(case.prompt, case.theta_prompt, asked) for case in cases[:5]], max_tokens=6)
+    generate(llm, cases_of(1, seed=2), max_tokens=6)
+
+
+def test_nothing_compiles_after_start(llm: LLM) -> None:
+    with nothing_compiles():
+        run_every_kind(llm)

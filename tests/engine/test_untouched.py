@@ -6,6 +6,11 @@ import sys
 
 import pytest
 
+from support.engines import ON_GPU
+
+V2, V1 = ("gpu", "gpu_model_runner") if ON_GPU else ("cpu", "cpu_model_runner")
+"""Where the runners of this machine's build are, below vllm.v1.worker."""
+
 SCRIPT = """
 import sys
 import torch
@@ -39,9 +44,9 @@ assert "vllm_optimal_sampling.worker.theta" not in "".join(sys.modules), "theta'
 @pytest.mark.parametrize(
     ("runner", "drafts", "expected"),
     [
-        ("1", False, "RUNNER vllm.v1.worker.cpu.model_runner SPECULATOR NoneType"),
-        ("1", True, "RUNNER vllm.v1.worker.cpu.model_runner SPECULATOR StandaloneARSpeculator"),
-        ("0", False, "RUNNER vllm.v1.worker.cpu_model_runner SPECULATOR NoneType"),
+        ("1", False, f"RUNNER vllm.v1.worker.{V2}.model_runner SPECULATOR NoneType"),
+        ("1", True, f"RUNNER vllm.v1.worker.{V2}.model_runner SPECULATOR StandaloneARSpeculator"),
+        ("0", False, f"RUNNER vllm.v1.worker.{V1} SPECULATOR NoneType"),
     ],
     ids=["V2", "V2 with a draft model", "V1"],
 )
