@@ -47,6 +47,8 @@ def test_theta_reads_nothing_that_the_host_may_overwrite(
         finally:
             for values, before in zip(shared, kept, strict=True):
                 values.gpu.copy_(before)
+            if ON_GPU:  # or what is undone late would undo what the host really wrote meanwhile
+                torch.cuda.synchronize()
 
     monkeypatch.setattr(theta, "propose", after_the_host_went_on)
     cases = mixed_batch(seed=19, long=70)
