@@ -14,7 +14,8 @@ from vllm.v1.worker.gpu.warmup import warmup_kernels
 
 from support.cases import OPTED_OUT, Case, generate, mixed_batch
 from support.compiled_variants import Variant, launched_variants
-from support.engines import ON_GPU, engine_options, find_runner, scoring_options, stop_engine
+from support.engines import engine_options, find_runner, scoring_options, stop_engine
+from support.gpu import ON_GPU
 
 pytestmark = pytest.mark.skipif(
     ON_GPU, reason="reads launches off the interpreter; test_gpu.py has what a GPU compiles"

@@ -23,7 +23,8 @@ from vllm.config.compilation import CUDAGraphMode
 
 from support.adapters import save_adapter, save_merged
 from support.cases import KL_SYMMETRY, OPTED_OUT, Case, generate, mixed_batch, theta_prompts, token_ids
-from support.engines import ON_GPU, find_runner, scoring_options, start_engine, stop_engine
+from support.engines import find_runner, scoring_options, start_engine, stop_engine
+from support.gpu import ON_GPU
 from support.reference_models import Reference
 from support.row_audit import RowAudit
 from support.scored_steps import audited

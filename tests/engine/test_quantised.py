@@ -8,7 +8,8 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from support.cases import generate, mixed_batch, theta_prompts
-from support.engines import ON_GPU, start_engine, stop_engine
+from support.engines import start_engine, stop_engine
+from support.gpu import ON_GPU
 from support.quantised_models import EngineReference, save_int8_model
 from support.random_models import save_model
 from support.reference_models import Reference

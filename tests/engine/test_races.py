@@ -13,7 +13,8 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
 from vllm.v1.worker.gpu.buffer_utils import UvaBackedTensor
 
 from support.cases import generate, mixed_batch, theta_prompts
-from support.engines import ON_GPU, find_runner
+from support.engines import find_runner
+from support.gpu import ON_GPU
 from support.pieces_on_cpu import run_in_pieces
 from support.reference_models import Reference
 from support.row_audit import AuditError, RowAudit

@@ -17,7 +17,8 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from support.cases import KL_SYMMETRY, OPTED_OUT, THETA_ALONE, Case, generate, mixed_batch, theta_prompts
-from support.engines import ON_GPU, engine_options, scoring_options, start_engine, stop_engine
+from support.engines import engine_options, scoring_options, start_engine, stop_engine
+from support.gpu import ON_GPU
 from support.random_models import save_model
 from support.rank_audit import RankAudit
 from support.reference_models import Reference, greedy_tokens

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from support.engines import ON_GPU
+from support.gpu import ON_GPU
 
 V2, V1 = ("gpu", "gpu_model_runner") if ON_GPU else ("cpu", "cpu_model_runner")
 """Where the runners of this machine's build are, below vllm.v1.worker."""
@@ -20,6 +20,8 @@ from vllm import LLM, SamplingParams
 teacher, theta = sys.argv[1:]
 options = dict(dtype="float32", enforce_eager=True, max_model_len=128, max_num_seqs=4)
 options |= dict(kv_cache_memory_bytes=1 << 24, block_size=32)
+if torch.cuda.is_available():  # beside engines of other tests
+    options["gpu_memory_utilization"] = 0.05
 if theta:
     options["speculative_config"] = {"model": theta, "num_speculative_tokens": 2}
 llm = LLM(teacher, **options)

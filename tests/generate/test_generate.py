@@ -30,7 +30,7 @@ from commands import (
 )
 from transformers import AutoTokenizer
 
-from support.servers import SMALL_SERVER, VLLM, Server, start_server
+from support.servers import VLLM, Server, start_server
 
 NUM_PROBLEMS, NUM_SAMPLES = 12, 2
 ENDS = ("kill", "kill the engine", "stop")
@@ -196,8 +196,7 @@ def test_a_signal_while_the_engine_starts_ends_the_command(tmp_path: Path) -> No
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     speculative = json.dumps({"model": THETA, "num_speculative_tokens": 3})
     command = [*VLLM, "serve", TEACHER, "--logits-processor", "optimal_sampling", "--speculative-config", speculative]
-    small = [word for name, value in SMALL_SERVER.items() for word in (f"--{name}", str(value)) if word != "True"]
-    server = start_server([*command, *small], tmp_path_factory.mktemp("server") / "server.log")
+    server = start_server([*command, *SMALL], tmp_path_factory.mktemp("server") / "server.log")
     yield server
     server.stop()
 
