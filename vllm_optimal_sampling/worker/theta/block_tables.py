@@ -2,7 +2,7 @@
 
 import torch
 from vllm.v1.attention.backends.utils import PAD_SLOT_ID
-from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec, SlidingWindowSpec, UniformTypeKVCacheSpecs
+from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec, MambaSpec, SlidingWindowSpec, UniformTypeKVCacheSpecs
 from vllm.v1.worker.gpu.block_table import BlockTables
 from vllm.v1.worker.utils import AttentionGroup
 
@@ -16,6 +16,9 @@ from vllm_optimal_sampling.worker.theta.block_table_kernels import (
     slot_mapping,
 )
 from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
+
+UNSHIFTED = 2**31 - 1
+"""Tokens in a block that holds a state: it is the request's one block, whatever the tokens' positions."""
 
 
 def _window(spec: KVCacheSpec) -> int | None:
@@ -57,6 +60,10 @@ class ThetaBlockTables:
             for table in block_tables.input_block_tables
         ]
         self.slot_mappings = torch.full_like(block_tables.slot_mappings, PAD_SLOT_ID)
+        self.shifted_by = [
+            UNSHIFTED if isinstance(group.kv_cache_spec, MambaSpec) else size
+            for group, size in zip(kv_cache_config.kv_cache_groups, block_tables.block_sizes, strict=True)
+        ]
         self.windows = [_window(group.kv_cache_spec) for group in kv_cache_config.kv_cache_groups]
         self._num_blocks: torch.Tensor | None = None
 
@@ -90,7 +97,7 @@ class ThetaBlockTables:
                 num_reqs_padded,
                 first_theta_row,
                 self.block_offset,
-                self.source.block_sizes[group],
+                self.shifted_by[group],
             )
             GATHERS.run(launch)
 
