@@ -143,7 +143,7 @@ def errors(case: Case, log_q: torch.Tensor, sample: int = 4) -> tuple[float, flo
         q = log_q[row].double().softmax(0)
         gap = max(gap, abs(float((q * (v - u)).sum())))
         if row < sample:
-            wanted = reference.mix(case.teacher[row].cpu(), case.theta_rows[row].cpu()).log_q.exp().to(q.device)
+            wanted = reference.mix(case.teacher[row], case.theta_rows[row]).log_q.exp()
             variation = max(variation, float((q - wanted).abs().sum()) / 2)
     return gap, variation
 

@@ -20,6 +20,7 @@ if __name__ == "kernels":
         del __file__
         __path__.clear()
 else:
+    from .drawn_tokens import drawn_tokens
     from .mix import mix_
     from .record import Kind, MixRecord
     from .scratch import MixScratch
@@ -37,6 +38,7 @@ __all__ = [
     "MixSettings",
     "Search",
     "WarmUp",
+    "drawn_tokens",
     "mix_",
     "tally",
     "token_logprobs",

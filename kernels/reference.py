@@ -1,6 +1,6 @@
 """The mix in float64, as its formulas read. What the kernels are tested against; nothing else imports it.
 
-One row at a time, `theta` and `teacher` logits `[V]`. Methods that need a search bisect.
+One row at a time, `theta` and `teacher` logits `[V]`, on whatever device they are. Methods that need a search bisect.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def solve_alpha(
 
 def js_divergence(u: torch.Tensor, v: torch.Tensor) -> float:
     """Jensen-Shannon divergence in nats; at most log 2."""
-    log_m = torch.logaddexp(u, v) - torch.log(torch.tensor(2.0, dtype=u.dtype))
+    log_m = torch.logaddexp(u, v) - math.log(2)
     return (kl(u.exp(), u, log_m) + kl(v.exp(), v, log_m)) / 2
 
 
@@ -190,7 +190,7 @@ def mix(
         log_q = (weight * v.exp() + (1 - weight) * u.exp()).log()
     else:
         log_q = geometric(u, v, weight)
-    row = torch.full((len(teacher),), -torch.inf, dtype=torch.float64)
+    row = torch.full((len(teacher),), -torch.inf, dtype=torch.float64, device=teacher.device)
     row[:vocab][support] = log_q
     q = log_q.exp()
     return Mixture(row, weight, kl(q, log_q, u), kl(q, log_q, v), False)

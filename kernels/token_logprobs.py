@@ -27,10 +27,11 @@ GEOMETRIC = tl.constexpr(int(Kind.GEOMETRIC))
 ARITHMETIC = tl.constexpr(int(Kind.ARITHMETIC))
 
 
-# Calls take any slice of a step's rows: neither their number nor the alignment of a slice is worth a compilation.
+# Calls take any slice of a step's rows, of a vocabulary that vLLM may have padded: neither their number nor the alignment of a
+# slice or of a row is worth a compilation.
 @triton.jit(
-    do_not_specialize=["num_rows"],
-    do_not_specialize_on_alignment=["token_ids_ptr", "slots_ptr", "draft_positions_ptr"],
+    do_not_specialize=["num_rows", "teacher_stride"],
+    do_not_specialize_on_alignment=["token_ids_ptr", "teacher_ptr", "slots_ptr", "draft_positions_ptr"],
 )
 def token_logprobs_kernel(
     token_ids_ptr,  # [rows] int32 or int64; negative: none was drawn

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import torch
 import triton
 
+from .drawn_tokens import drawn_tokens
 from .mix import INTERPRETED, Rows, launch, launches
 from .prepared_launch import Launch
 from .record import MixRecord
@@ -28,7 +29,7 @@ from .token_logprobs import token_logprobs
 
 @dataclass
 class WarmUp:
-    """The warm-up of `mix_` for 1 to `scratch.max_rows` rows, and of `token_logprobs` if `raw_teacher_dtype` is given.
+    """The warm-up of `mix_` for 1 to `scratch.max_rows` rows, and of what records take if `raw_teacher_dtype` is given.
 
     `begin` compiles in the background, in threads; `finish` waits for that and makes the first launches. An engine loads its
     models in between. Without `begin`, `finish` does all of it.
@@ -43,7 +44,7 @@ class WarmUp:
     record: MixRecord
     scratch: MixScratch
     raw_teacher_dtype: torch.dtype | None = None
-    """Of the teacher's logits in calls of `token_logprobs`."""
+    """Of the teacher's logits in calls of `token_logprobs`; then `drawn_tokens` is called too."""
     slots_dtype: torch.dtype = torch.int64
     """Of the slots in calls of both."""
     compiled: Future[None] | None = field(default=None, init=False)
@@ -73,6 +74,9 @@ class WarmUp:
         if self.raw_teacher_dtype is not None:
             raw = rows.teacher_logits.to(self.raw_teacher_dtype)
             token_logprobs(rows.token_positions, raw, self.theta_logits, rows.slots, rows.draft_positions, self.record)
+            sampled = rows.token_positions.new_zeros(1, self.theta_logits.shape[1])  # as verification has them
+            nothing = torch.zeros(2, dtype=torch.int32, device=raw.device)
+            drawn_tokens(sampled, nothing[:1], nothing, num_rows=1)
 
     def _shapes(self) -> Iterable[LaunchShape]:
         """One for each variant that is compiled."""

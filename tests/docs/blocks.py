@@ -24,11 +24,6 @@ ADDRESS = "http://localhost:8000"
 FENCE = re.compile(r"(?:^<!-- test: (?P<mark>[a-z ]+) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
 
 SMALL_ARGUMENTS = {name.replace("-", "_"): value for name, value in SMALL_SERVER.items()}
-SMALL_OPTIONS = [
-    option
-    for name, value in SMALL_SERVER.items()
-    for option in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
-]
 
 
 @dataclass(frozen=True)
@@ -56,8 +51,11 @@ class Block:
 
     def starting_an_engine(self) -> str:
         """The text of a Python block, with the small options after the teacher's name."""
-        text = self.prepared().replace(f'"{TEACHER}", model_theta', f'"{TEACHER}", **{SMALL_ARGUMENTS!r}, model_theta')
-        text = re.sub(f'^( +(?:model_teacher=)?"{TEACHER}",)$', rf"\1 **{SMALL_ARGUMENTS!r},", text, flags=re.M)
+        text = self.prepared()
+        own = {"gpu_memory_utilization"} if "gpu_memory_utilization=" in text else set()
+        small = {name: value for name, value in SMALL_ARGUMENTS.items() if name not in own}
+        text = text.replace(f'"{TEACHER}", model_theta', f'"{TEACHER}", **{small!r}, model_theta')
+        text = re.sub(f'^( +(?:model_teacher=)?"{TEACHER}",)$', rf"\1 **{small!r},", text, flags=re.M)
         return re.sub(r"(GRPO|Distillation)Config\(\n", r"\g<0>use_cpu=True, bf16=False,\n", text)
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from blocks import DOCS, SMALL_OPTIONS, Block, blocks
+from blocks import DOCS, Block, blocks
 
 from support.example_pair import TEACHER
-from support.servers import Server, start_server
+from support.servers import SMALL_OPTIONS, Server, start_server
 
 ENGINE_SECONDS = 420
 

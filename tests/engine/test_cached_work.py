@@ -21,6 +21,7 @@ PROMPT_LEN = 130
 def test_theta_recomputes_at_most_a_block_more(
     theta_len: int, engines: Callable[..., LLM], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    llm = engines()
     computed = 0
     run = ScoringPass.run
 
@@ -29,8 +30,7 @@ def test_theta_recomputes_at_most_a_block_more(
         computed += rows.num_tokens
         return run(self, model, rows, *args)
 
-    monkeypatch.setattr(ScoringPass, "run", counting)
-    llm = engines()
+    monkeypatch.setattr(ScoringPass, "run", counting)  # not of the engine's own steps at its start
     rng = random.Random(theta_len)
     case = Case(token_ids(rng, PROMPT_LEN), token_ids(rng, theta_len), KL_SYMMETRY)
     (first,) = generate(llm, [case], max_tokens=8, temperature=0.0)

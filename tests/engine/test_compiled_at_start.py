@@ -15,6 +15,11 @@ from vllm.v1.worker.gpu.warmup import warmup_kernels
 from support.cases import OPTED_OUT, Case, generate, mixed_batch
 from support.compiled_variants import Variant, launched_variants
 from support.engines import engine_options, find_runner, scoring_options, stop_engine
+from support.gpu import ON_GPU
+
+pytestmark = pytest.mark.skipif(
+    ON_GPU, reason="reads launches off the interpreter; test_gpu.py has what a GPU compiles"
+)
 
 OPTIONS: dict[str, Any] = {"max_num_batched_tokens": 128, "enable_prefix_caching": True}
 OURS = "vllm_optimal_sampling.worker."

@@ -153,9 +153,6 @@ CALLED: dict[str, str] = {
     "vllm.v1.worker.gpu.model_runner:GPUModelRunner.capture_model": "self profile_only",
     "vllm.v1.worker.gpu.async_utils:StepTimingCollector.collect": "self",
     "vllm.config.vllm:VllmConfig._set_cudagraph_sizes": "self",
-    "vllm.v1.worker.gpu.spec_decode.rejection_sampler:_flatten_sampled_kernel": (
-        "flat_sampled_ptr sampled_ptr sampled_stride num_sampled_ptr cu_num_logits_ptr"
-    ),
     "vllm.v1.worker.gpu.async_utils:async_copy_to_np": "x",
     "vllm.v1.worker.gpu.async_utils:stream": "to_stream from_stream",
     "vllm.v1.metrics.utils:create_metric_per_engine": "metric per_engine_labelvalues",

@@ -9,7 +9,8 @@ import pytest
 from vllm import LLM
 
 from support.cases import generate, mixed_batch, theta_prompts
-from support.engines import ON_GPU, engine_options, scoring_options, stop_engine
+from support.engines import engine_options, scoring_options, stop_engine
+from support.gpu import ON_GPU
 from support.planted_faults import swap_drafted_rows, swap_scored_rows
 from support.reference_models import Reference
 from support.row_audit import AuditError, Report, RowAudit

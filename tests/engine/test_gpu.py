@@ -5,20 +5,26 @@ Everything else runs in the other files, on a GPU too, eagerly and with graphs (
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import triton
 from vllm import LLM, SamplingParams
 from vllm.config.compilation import CUDAGraphMode
 
 from support.adapters import save_adapter, save_merged
 from support.cases import KL_SYMMETRY, OPTED_OUT, Case, generate, mixed_batch, theta_prompts, token_ids
-from support.engines import ON_GPU, find_runner, scoring_options, start_engine, stop_engine
+from support.engines import find_runner, scoring_options, start_engine, stop_engine
+from support.gpu import ON_GPU
 from support.reference_models import Reference
 from support.row_audit import RowAudit
 from support.scored_steps import audited
@@ -205,7 +211,9 @@ def test_a_theta_that_scores_in_pieces(
     try:
         replayed = counted_pieces(find_runner(llm).theta.scoring, monkeypatch)
         cases = cases_of(4 * MAX_NUM_SEQS, seed=42)
-        audited(llm, reference, cases, max_tokens=8)
+        with nothing_compiles():
+            audited(llm, reference, cases, max_tokens=8)
+            run_every_kind(llm)
         assert sum(replayed.values()) >= 3  # prompts come at least four times, twelve at once
     finally:
         stop_engine(llm)
@@ -238,6 +246,18 @@ def test_async_scheduling_changes_no_token(pair: tuple[str, str], mode: str) -> 
     assert drawn[True] == drawn[False]
 
 
+def test_no_step_waits_for_the_device(pair: tuple[str, str]) -> None:
+    """By vLLM's own check, which has to be on before vLLM is imported. test_host_sync.py reads what a CPU shows of it."""
+    environment = os.environ | {"VLLM_GPU_SYNC_CHECK": "error", "PYTHONPATH": os.pathsep.join(sys.path)}
+    script = Path(__file__).with_name("steps_that_do_not_wait.py")
+    done = subprocess.run(
+        [sys.executable, str(script), *pair], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.stdout.count("no step waited") == 3
+    assert "a planted wait was found: GPU<->CPU sync detected" in done.stdout
+
+
 def test_self_distillation_starts_with_vllms_defaults(pair: tuple[str, str], reference: Reference) -> None:
     """Theta's compiled code is its own: with the teacher's, the first step ended in a KeyError of a layer's name."""
     teacher = pair[0]
@@ -252,23 +272,38 @@ def test_self_distillation_starts_with_vllms_defaults(pair: tuple[str, str], ref
         stop_engine(llm)
 
 
-def test_nothing_compiles_after_start(llm: LLM) -> None:
-    """Triton compiles every kernel of ours that a request can need before the first one: top-p, greedy, opted out, records.
+@contextmanager
+def nothing_compiles() -> Iterator[None]:
+    """Triton has compiled every kernel of ours that is launched inside.
 
     vLLM's own sampler has kernels for other numbers of rows with top-p, which it compiles when they come.
     """
     compiled: list[str] = []
-    import triton
-
     hook = triton.knobs.runtime.jit_post_compile_hook
     triton.knobs.runtime.jit_post_compile_hook = lambda *args, fn, **kwargs: compiled.append(f"{fn.module}.{fn.name}")
     try:
-        cases = cases_of(MAX_NUM_SEQS, seed=1)
-        for options in ({"temperature": 1.0}, {"temperature": 0.0}, {"top_p": 0.9}, {"top_p": 0.9, "top_k": 20}):
-            generate(llm, cases, max_tokens=6, **options)
-        generate(llm, [Case(case.prompt, case.theta_prompt, {"return_alpha": True}) for case in cases], max_tokens=6)
-        generate(llm, cases_of(1, seed=2), max_tokens=6)
+        yield
         torch.cuda.synchronize()
     finally:
         triton.knobs.runtime.jit_post_compile_hook = hook
     assert [name for name in compiled if name.startswith("vllm_optimal_sampling.")] == []
+
+
+def run_every_kind(llm: LLM) -> None:
+    """Requests with top-p, greedy ones, some that opted out, with records, with searches; many and one."""
+    cases = cases_of(MAX_NUM_SEQS, seed=1)
+    for options in ({"temperature": 1.0}, {"temperature": 0.0}, {"top_p": 0.9}, {"top_p": 0.9, "top_k": 20}):
+        generate(llm, cases, max_tokens=6, **options)
+    for asked in (
+        {"return_alpha": True},
+        {"support_top_k": 9},
+        {"support_top_p": 0.9},
+        {"alpha_method": "ess_balance"},
+    ):
+        generate(llm, [Case(case.prompt, case.theta_prompt, asked) for case in cases[:5]], max_tokens=6)
+    generate(llm, cases_of(1, seed=2), max_tokens=6)
+
+
+def test_nothing_compiles_after_start(llm: LLM) -> None:
+    with nothing_compiles():
+        run_every_kind(llm)

@@ -105,13 +105,13 @@ def test_nothing_is_read_on_the_host_where_theta_scores(
 
 
 def test_a_planted_read_is_found(engines: Callable[..., LLM], monkeypatch: pytest.MonkeyPatch) -> None:
-    decode = ThetaSpeculator._decode
+    propose = ThetaSpeculator.propose  # runs beside a CUDA graph too
 
-    def reading(self: ThetaSpeculator, *args: Any, **kwargs: Any) -> None:
+    def reading(self: ThetaSpeculator, *args: Any, **kwargs: Any) -> torch.Tensor:
         int(self.current_draft_step.item())
-        decode(self, *args, **kwargs)
+        return propose(self, *args, **kwargs)
 
-    monkeypatch.setattr(ThetaSpeculator, "_decode", reading)
+    monkeypatch.setattr(ThetaSpeculator, "propose", reading)
     monkeypatch.setitem(globals(), "OURS", (*OURS, str(Path(__file__).parent)))
     reads = steady_state(engines(num_speculative_tokens=2), monkeypatch)
     assert any("item" in line for line in reads.lines)

@@ -14,7 +14,8 @@ from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.platforms.cpu import CpuPlatform
 
 from support.cases import generate, mixed_batch, theta_prompts
-from support.engines import ON_GPU, start_engine, stop_engine
+from support.engines import start_engine, stop_engine
+from support.gpu import ON_GPU
 from support.latent_models import save_latent_model
 from support.reference_models import Reference
 from support.row_audit import RowAudit

@@ -1,4 +1,5 @@
-"""Graphs of pieces without an engine: which of the teacher's outputs are copied, what a replay reads, where there are none.
+"""Graphs of theta's passes without an engine: of pieces (which of the teacher's outputs are copied, what a replay reads, where
+there are none), and what graphs of decode steps are captured with.
 
 With engines, and every row of theirs audited: `test_prompt_passes_in_pieces`, `test_one_model_in_pieces` and
 `test_two_models_in_pieces`.
@@ -153,3 +154,29 @@ def test_where_there_are_graphs_of_pieces(
     runner = object() if given.get("is_teacher") else None
     ScoringPass.init_pieces(theta, torch.nn.Identity(), mode, runner)
     assert theta.pieces == has
+
+
+def test_graphs_of_fewer_drafts_are_captured_as_they_are_replayed() -> None:
+    """With a schedule a step has as many tokens a request as its graph says, and not as many as the most drafts make."""
+    descs = [
+        BatchExecutionDescriptor(CUDAGraphMode.FULL, 12, 3, uniform_token_count=4),
+        BatchExecutionDescriptor(CUDAGraphMode.FULL, 6, 6, uniform_token_count=1),
+    ]
+    captured = []
+
+    def inputs(num_reqs: int, num_tokens: int, query_len: int | None) -> tuple[dict[str, Any], None]:
+        captured.append((num_reqs, num_tokens, query_len))
+        return {}, None
+
+    theta: Any = SimpleNamespace(
+        pieces=None,
+        graphs=SimpleNamespace(
+            needs_capture=lambda: True,
+            capture=lambda create, _: [create(desc, warmup=False) for desc in descs],
+        ),
+        max_num_reqs=6,
+        decode_query_len=4,
+        _inputs_to_capture=inputs,
+    )
+    ScoringPass.capture(theta, torch.nn.Identity(), None)
+    assert captured == [(3, 12, 4), (6, 6, 1)]

@@ -13,12 +13,15 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
 from vllm.v1.worker.gpu.buffer_utils import UvaBackedTensor
 
 from support.cases import generate, mixed_batch, theta_prompts
-from support.engines import ON_GPU, find_runner
+from support.engines import find_runner
+from support.gpu import ON_GPU
 from support.pieces_on_cpu import run_in_pieces
 from support.reference_models import Reference
 from support.row_audit import AuditError, RowAudit
 from vllm_optimal_sampling.worker import model_runner
 from vllm_optimal_sampling.worker.theta.block_tables import ThetaBlockTables
+
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 
 
 def test_theta_reads_nothing_that_the_host_may_overwrite(
@@ -45,6 +48,8 @@ def test_theta_reads_nothing_that_the_host_may_overwrite(
         finally:
             for values, before in zip(shared, kept, strict=True):
                 values.gpu.copy_(before)
+            if ON_GPU:  # or what is undone late would undo what the host really wrote meanwhile
+                torch.cuda.synchronize()
 
     monkeypatch.setattr(theta, "propose", after_the_host_went_on)
     cases = mixed_batch(seed=19, long=70)
@@ -81,7 +86,8 @@ def test_prompt_passes_in_pieces(
 def test_blocks_before_a_window_are_null(window: int) -> None:
     """Against the definition: a block stays if a query of the request may attend to one of its positions."""
     block_size, width = 16, 12
-    tables = [torch.arange(1, 1 + 3 * width, dtype=torch.int32).reshape(3, width) for _ in range(2)]
+    ids = torch.arange(1, 1 + 3 * width, dtype=torch.int32, device=DEVICE).reshape(3, width)
+    tables = [ids.clone() for _ in range(2)]
     full = FullAttentionSpec(block_size=block_size, num_kv_heads=1, head_size=8, dtype=torch.float32)
     sliding = SlidingWindowSpec(
         block_size=block_size, num_kv_heads=1, head_size=8, dtype=torch.float32, sliding_window=window
@@ -90,7 +96,7 @@ def test_blocks_before_a_window_are_null(window: int) -> None:
         num_kv_cache_groups=2,
         cp_size=1,
         input_block_tables=tables,
-        slot_mappings=torch.zeros(2, 64, dtype=torch.int64),
+        slot_mappings=torch.zeros(2, 64, dtype=torch.int64, device=DEVICE),
         block_sizes=[block_size, block_size],
     )
     config = SimpleNamespace(kv_cache_groups=[SimpleNamespace(kv_cache_spec=spec) for spec in (full, sliding)])
@@ -100,7 +106,7 @@ def test_blocks_before_a_window_are_null(window: int) -> None:
     firsts, lengths = [0, 100, 145], [5, 1, 4]
     query_start_loc = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32)
     positions = torch.cat([torch.arange(first, first + length) for first, length in zip(firsts, lengths, strict=True)])
-    theta.null_before_windows(query_start_loc, positions, 3)
+    theta.null_before_windows(query_start_loc.to(DEVICE), positions.to(DEVICE), 3)
     assert torch.equal(theta.input_block_tables[0], tables[0])
     for row, (first, length) in enumerate(zip(firsts, lengths, strict=True)):
         attended = {

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from vllm import LLM, SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from support.cases import KL_SYMMETRY, OPTED_OUT, THETA_ALONE, Case, generate, mixed_batch, theta_prompts
 from support.engines import engine_options, scoring_options, start_engine, stop_engine
+from support.gpu import ON_GPU
 from support.random_models import save_model
 from support.rank_audit import RankAudit
 from support.reference_models import Reference, greedy_tokens
@@ -24,10 +26,13 @@ from support.row_audit import Report
 from support.special_pairs import Pair, prompts, start_pair
 from support.special_tokens import CHATTY, OTHER
 
-RANKS: dict[str, dict[str, int]] = {
-    "one rank": {},
-    "tensor parallel": {"tensor_parallel_size": 2},
-}
+TWO_RANKS = pytest.mark.skipif(
+    ON_GPU and torch.cuda.device_count() < 2, reason="two ranks need a GPU each, and torch sees one here"
+)
+RANKS = [
+    pytest.param({}, id="one rank"),
+    pytest.param({"tensor_parallel_size": 2}, id="tensor parallel", marks=TWO_RANKS),
+]
 
 # Few tokens to draw from, so that n-grams draft what is then drawn. The audit's rows are those before that.
 FEW_TOKENS: dict[str, Any] = {"allowed_token_ids": [5, 6, 7]}
@@ -66,9 +71,9 @@ def check(llm: LLM, reference: Reference, cases: list[Case], **options: Any) -> 
 
 
 @pytest.mark.usefixtures("in_processes")
-@pytest.mark.parametrize("name", RANKS)
-def test_theta_drafts(name: str, uneven_pair: tuple[str, str], uneven_reference: Reference) -> None:
-    llm = start_engine(*uneven_pair, **RANKS[name])
+@pytest.mark.parametrize("ranks", RANKS)
+def test_theta_drafts(ranks: dict[str, int], uneven_pair: tuple[str, str], uneven_reference: Reference) -> None:
+    llm = start_engine(*uneven_pair, **ranks)
     try:
         report = check(llm, uneven_reference, mixed_batch(seed=71, long=70))
         assert report.mixed < report.rows and report.by_draft_position[3] > 20
@@ -77,9 +82,9 @@ def test_theta_drafts(name: str, uneven_pair: tuple[str, str], uneven_reference:
 
 
 @pytest.mark.usefixtures("in_processes")
-@pytest.mark.parametrize("name", RANKS)
-def test_the_teacher_is_theta(name: str, pair: tuple[str, str]) -> None:
-    llm = LLM(**scoring_options(pair[0], drafts=2, **RANKS[name]))
+@pytest.mark.parametrize("ranks", RANKS)
+def test_the_teacher_is_theta(ranks: dict[str, int], pair: tuple[str, str]) -> None:
+    llm = LLM(**scoring_options(pair[0], drafts=2, **ranks))
     try:
         report = check(llm, Reference(pair[0], pair[0]), mixed_batch(seed=76, long=70), **FEW_TOKENS)
         assert report.mixed < report.rows and report.by_draft_position[2] > 20
@@ -87,6 +92,7 @@ def test_the_teacher_is_theta(name: str, pair: tuple[str, str]) -> None:
         stop_engine(llm)
 
 
+@TWO_RANKS
 @pytest.mark.usefixtures("in_processes")
 def test_theta_scores_with_other_special_tokens(tmp_path: Path) -> None:
     """Two models, n-gram drafts, and vocabularies that agree but for special tokens, on two ranks."""
@@ -109,6 +115,7 @@ def test_theta_scores_with_other_special_tokens(tmp_path: Path) -> None:
         stop_engine(running.llm)
 
 
+@TWO_RANKS
 def test_async_engine_with_data_parallel_ranks_and_aborts(
     pair: tuple[str, str], reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,7 @@ from vllm_optimal_sampling.kernels import Method
 
 from support.cases import KL_SYMMETRY, OPTED_OUT, TEACHER_ALONE, THETA_ALONE, Case, generate, token_ids
 from support.reference_models import Reference, expected_log_q, greedy_tokens
+from support.servers import GPU_SHARE
 from support.sessions import Part, context_of, run_session
 from vllm_optimal_sampling.front_end.records import TokenRecords, merge_records
 from vllm_optimal_sampling.wire import RECORD_FIELDS, TOP_FIELDS
@@ -255,6 +256,7 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         options = {"dtype": "float32", "max-model-len": "256", "max-num-seqs": "4", "block-size": "32"}
+        options |= {name: str(share) for name, share in GPU_SHARE.items()}
         command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", teacher, "--port", str(self.port)]
         command += [word for name, value in options.items() for word in (f"--{name}", value)]
         command += ["--enforce-eager", "--kv-cache-memory-bytes", str(1 << 24), "--served-model-name", "pair"]

@@ -25,6 +25,7 @@ SMALL = {
     "max_num_seqs": 16,
     "kv_cache_memory_bytes": 1 << 26,
     "block_size": 32,
+    "gpu_memory_utilization": 0.5,
 }
 TEACHER_SYSTEM, THETA_SYSTEM = "the answer", "more numbers"
 
@@ -39,7 +40,6 @@ def sampler(pair: tuple[str, str]) -> Iterator[OptimalSampler]:
         theta_system_prompt=THETA_SYSTEM,
         track_alpha_stats=True,
         num_speculative_tokens=3,
-        gpu_memory_utilization=0.5,
         **SMALL,
     ) as sampler:
         yield sampler

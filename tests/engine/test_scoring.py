@@ -19,7 +19,8 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 
 from support.cases import KL_SYMMETRY, OPTED_OUT, Case, generate, mixed_batch, token_ids
-from support.engines import ON_GPU, find_runner, scoring_options, stop_engine
+from support.engines import find_runner, scoring_options, stop_engine
+from support.gpu import ON_GPU
 from support.pieces_on_cpu import run_in_pieces
 from support.random_models import save_model
 from support.reference_models import Reference, greedy_tokens

@@ -19,7 +19,10 @@ from support.scored_steps import FEW_TOKENS, audited, check_greedy
 from vllm_optimal_sampling.weights import update_theta
 from vllm_optimal_sampling.worker.theta.one_model import THETA_LORA_ID
 
-SAMPLER_ARGUMENTS = ("dtype", "enforce_eager", "max_model_len", "max_num_seqs", "kv_cache_memory_bytes", "block_size")
+SAMPLER_ARGUMENTS = (
+    *("dtype", "enforce_eager", "max_model_len", "max_num_seqs", "kv_cache_memory_bytes", "block_size"),
+    "gpu_memory_utilization",
+)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import pytest
 from vllm import LLM
 
 from support.cases import Case, generate, mixed_batch, theta_prompts
-from support.engines import ON_GPU, engine_options, scoring_options, stop_engine
+from support.engines import engine_options, scoring_options, stop_engine
+from support.gpu import ON_GPU
 from support.random_models import save_model
 from support.reference_models import Reference
 from support.row_audit import RowAudit

@@ -6,6 +6,11 @@ import sys
 
 import pytest
 
+from support.gpu import ON_GPU
+
+V2, V1 = ("gpu", "gpu_model_runner") if ON_GPU else ("cpu", "cpu_model_runner")
+"""Where the runners of this machine's build are, below vllm.v1.worker."""
+
 SCRIPT = """
 import sys
 import torch
@@ -15,6 +20,8 @@ from vllm import LLM, SamplingParams
 teacher, theta = sys.argv[1:]
 options = dict(dtype="float32", enforce_eager=True, max_model_len=128, max_num_seqs=4)
 options |= dict(kv_cache_memory_bytes=1 << 24, block_size=32)
+if torch.cuda.is_available():  # beside engines of other tests
+    options["gpu_memory_utilization"] = 0.05
 if theta:
     options["speculative_config"] = {"model": theta, "num_speculative_tokens": 2}
 llm = LLM(teacher, **options)
@@ -39,9 +46,9 @@ assert "vllm_optimal_sampling.worker.theta" not in "".join(sys.modules), "theta'
 @pytest.mark.parametrize(
     ("runner", "drafts", "expected"),
     [
-        ("1", False, "RUNNER vllm.v1.worker.cpu.model_runner SPECULATOR NoneType"),
-        ("1", True, "RUNNER vllm.v1.worker.cpu.model_runner SPECULATOR StandaloneARSpeculator"),
-        ("0", False, "RUNNER vllm.v1.worker.cpu_model_runner SPECULATOR NoneType"),
+        ("1", False, f"RUNNER vllm.v1.worker.{V2}.model_runner SPECULATOR NoneType"),
+        ("1", True, f"RUNNER vllm.v1.worker.{V2}.model_runner SPECULATOR StandaloneARSpeculator"),
+        ("0", False, f"RUNNER vllm.v1.worker.{V1} SPECULATOR NoneType"),
     ],
     ids=["V2", "V2 with a draft model", "V1"],
 )

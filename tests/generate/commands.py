@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from support.example_pair import PAIR, TEACHER, THETA
+from support.servers import SMALL_OPTIONS
 
 COMMAND = [sys.executable, "-m", "vllm_optimal_sampling", "generate"]
 
@@ -22,19 +23,7 @@ THETA_TEMPLATE = "{{ problem }}"
 TEACHER_TEMPLATE = "{{ problem }}\nAnswer: {{ answer }}."
 TEMPLATES = ["--theta-template", THETA_TEMPLATE, "--teacher-template", TEACHER_TEMPLATE]
 MODELS = ["--teacher", TEACHER, "--theta", THETA, "--num-speculative-tokens", "3"]
-SMALL = [
-    "--dtype",
-    "float32",
-    "--enforce-eager",
-    "--max-model-len",
-    "256",
-    "--max-num-seqs",
-    "8",
-    "--kv-cache-memory-bytes",
-    "67108864",
-    "--block-size",
-    "32",
-]
+SMALL = SMALL_OPTIONS
 """vLLM's own options, which the command passes on."""
 
 RUN_SECONDS = 600  # 60 s on two idle cores; CI shares them

@@ -32,7 +32,7 @@ from commands import (
 from transformers import AutoTokenizer
 
 from support.example_pair import chat_tokens, with_hint
-from support.servers import SMALL_SERVER, VLLM, Server, start_server
+from support.servers import VLLM, Server, start_server
 from vllm_optimal_sampling.data.generate.endpoint import Endpoint
 from vllm_optimal_sampling.data.generate.settings import Settings
 from vllm_optimal_sampling.data.generate.templates import Prompts
@@ -209,8 +209,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, with_hints: tuple[str, str]
     teacher, theta = with_hints
     speculative = json.dumps({"model": theta, "num_speculative_tokens": 3})
     command = [*VLLM, "serve", teacher, "--logits-processor", "optimal_sampling", "--speculative-config", speculative]
-    small = [word for name, value in SMALL_SERVER.items() for word in (f"--{name}", str(value)) if word != "True"]
-    server = start_server([*command, *small], tmp_path_factory.mktemp("server") / "server.log")
+    server = start_server([*command, *SMALL], tmp_path_factory.mktemp("server") / "server.log")
     yield server
     server.stop()
 

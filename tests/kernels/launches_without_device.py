@@ -16,7 +16,18 @@ import torch
 import triton
 import triton.language as tl
 from driver_without_device import DriverWithoutDevice, types_of
-from vllm_optimal_sampling.kernels import MixRecord, MixScratch, MixSettings, Search, WarmUp, mix_
+from vllm_optimal_sampling.kernels import (
+    MixRecord,
+    MixScratch,
+    MixSettings,
+    Search,
+    WarmUp,
+    drawn_tokens,
+    mix_,
+    token_logprobs,
+)
+from vllm_optimal_sampling.kernels.drawn_tokens import LAUNCHES as DRAWN_TOKENS
+from vllm_optimal_sampling.kernels.drawn_tokens import launch_of as launch_of_drawn_tokens
 from vllm_optimal_sampling.kernels.mix import INTERPRETED, Rows, launches, variant_of
 from vllm_optimal_sampling.kernels.prepared_launch import Launch, PreparedLaunch, RepeatedLaunches, current_device
 from vllm_optimal_sampling.kernels.scratch import LaunchShape
@@ -28,6 +39,14 @@ from vllm_optimal_sampling.kernels.token_logprobs import launch_of as launch_of_
 
 from vllm_optimal_sampling.worker.relaxed_top_p_kernel import LAUNCHES as RELAXATIONS
 from vllm_optimal_sampling.worker.relaxed_top_p_kernel import launch_of as launch_of_relaxation
+from vllm_optimal_sampling.worker.theta.block_table_kernels import (
+    GATHERS,
+    NULLS,
+    SLOT_MAPPINGS,
+    gather,
+    null_before_window,
+    slot_mapping,
+)
 from vllm_optimal_sampling.worker.theta.inputs import ROUNDS, round_inputs
 from vllm_optimal_sampling.worker.theta.scoring_inputs import FORWARDS, scoring_inputs
 
@@ -116,14 +135,19 @@ def compiled(driver: DriverWithoutDevice) -> dict[str, Any]:
     triton.knobs.compilation.listener = lambda *, src, **_: kernels.append(
         (src.name, threading.current_thread() is threading.main_thread())
     )
-    warm_up = WarmUp(VOCAB, rows(1).theta_logits, *rest)
+    warm_up = WarmUp(VOCAB, rows(1).theta_logits, *rest, raw_teacher_dtype=torch.bfloat16)
     warm_up.begin()
     assert warm_up.compiled is not None
     is_waited_for = warm_up.compiled.done()
     warm_up.finish()
     found = {"warm-up": list(kernels), "is_waited_for": is_waited_for}
     kernels.clear()
-    mix_(*rows(MOST_ROWS), *rest)
+    call = rows(MOST_ROWS)
+    mix_(*call, *rest)
+    raw = torch.empty(MOST_ROWS + 1, VOCAB + 4, dtype=torch.bfloat16)[1:, :VOCAB]  # vLLM's head may be wider
+    token_logprobs(call.slots, raw, call.theta_logits, call.slots, call.draft_positions, calls.record)
+    counts = torch.zeros(4, dtype=torch.int32)
+    drawn_tokens(torch.zeros(3, POSITIONS, dtype=torch.int64), counts[:3], counts, MOST_ROWS)
     triton.knobs.compilation.listener = None
     return found | {"call": kernels}
 
@@ -182,19 +206,44 @@ def calls_of_others(driver: DriverWithoutDevice) -> dict[str, Any]:
         per_slot = (prompts, counts, counts, prompts, counts, places, counts)
         return scoring_inputs(*where, counts[: num + 1], *batch, *per_slot, num, num // 2, 64, 512, None)
 
+    def tokens(num: int, offset: int = 0) -> Launch:
+        ids = torch.zeros(num * POSITIONS + offset, dtype=torch.int64)[offset:]
+        sampled = torch.zeros(num, POSITIONS, dtype=torch.int64)
+        return launch_of_drawn_tokens(sampled, counts[:num], counts[: num + 1], ids)
+
+    table, mapping = torch.zeros(MOST_ROWS, 24, dtype=torch.int32), torch.zeros(512, dtype=torch.int64)
+
+    def gather_of_theta(num: int, offset: int = 0) -> Launch:
+        slots = torch.zeros(num + offset, dtype=torch.int64)[offset:]
+        num_blocks = torch.zeros(SLOTS, dtype=torch.int32)  # vLLM writes them to one of several buffers
+        return gather(slots, counts, num_blocks, prompts, table, num + 1, num // 2, 7, 16)
+
+    def batch_of_theta(num: int, offset: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(num + 1, dtype=torch.int32), torch.zeros(64 + offset, dtype=torch.int64)[offset:]
+
+    def null_of_theta(num: int, offset: int = 0) -> Launch:
+        return null_before_window(*batch_of_theta(num, offset), table, num, 48, 16)
+
+    def slots_of_theta(num: int, offset: int = 0) -> Launch:
+        return slot_mapping(*batch_of_theta(num, offset), table, mapping, num, 3 * num, 16, -1)
+
     def called(launches: RepeatedLaunches, launch_of: Callable[..., Launch]) -> dict[str, Any]:
         found: dict[str, Any] = {"kinds": [], "calls": []}
-        before = len(launches.prepared)
+        launches.prepared.clear()
         for launch in (launch_of(3), launch_of(MOST_ROWS), launch_of(3, offset=1)):
             compiled = launch()
             types = {compiled.function: types_of(compiled)}
             ways = (launch, *[partial(launches.run, launch)] * 2)
             found["calls"].append([driver.launches_of(way, types) for way in ways])
-            found["kinds"].append(len(launches.prepared) - before)
+            found["kinds"].append(len(launches.prepared))
         found["is_prepared"] = all(launches.prepared.values())
         return found
 
     return {
+        "drawn_tokens": called(DRAWN_TOKENS, tokens),
+        "gather": called(GATHERS, gather_of_theta),
+        "null_before_window": called(NULLS, null_of_theta),
+        "slot_mapping": called(SLOT_MAPPINGS, slots_of_theta),
         "round_inputs": called(ROUNDS, round_of_theta),
         "scoring_inputs": called(FORWARDS, forward_of_theta),
         "tally": called(TALLIES, tally),

@@ -56,6 +56,17 @@ def check(
 
 
 @pytest.mark.parametrize("method", Method)
+def test_the_reference_computes_where_its_rows_lie(method: Method) -> None:
+    """On a GPU too, where benchmarks need it: nothing is made elsewhere, here on a device that computes nothing."""
+    teacher, theta = families(VOCAB)["ordinary"][0]
+    asked = {"support_top_k": 50, "support_top_p": 0.9, "max_js_divergence": 0.6}
+    expected = reference.mix(teacher, theta, method, **asked)
+    with torch.device("meta"):
+        found = reference.mix(teacher, theta, method, **asked)
+    assert torch.equal(found.log_q, expected.log_q)
+
+
+@pytest.mark.parametrize("method", Method)
 def test_adversarial_rows_match_float64(method: Method) -> None:
     named = all_pairs()
     pairs = [pair for _, pair in named]

@@ -42,7 +42,8 @@ def test_the_installed_triton_is_known() -> None:
 def test_the_warm_up_compiles_kernels_side_by_side_in_the_background(found: dict[str, Any]) -> None:
     once = [[f"{name}_kernel", False] for name in ("read", "refine", "settle", "write")]
     searches = [["search_kernel", False]] * len(Search)
-    assert sorted(found["compiled"]["warm-up"]) == sorted(once + searches)
+    of_records = [["drawn_tokens_kernel", True], ["token_logprobs_kernel", True]]  # small, and at the end
+    assert sorted(found["compiled"]["warm-up"]) == sorted(once + searches + of_records)
     assert found["compiled"]["call"] == []
     assert not found["compiled"]["is_waited_for"]
 
@@ -58,7 +59,10 @@ def test_prepared_launches_are_tritons(found: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["round_inputs", "scoring_inputs", "tally", "token_logprobs", "relax_top_p_", "relax_top_p_ with top-k"],
+    [
+        *("drawn_tokens", "gather", "null_before_window", "slot_mapping", "round_inputs", "scoring_inputs"),
+        *("tally", "token_logprobs", "relax_top_p_", "relax_top_p_ with top-k"),
+    ],
 )
 def test_other_kernels_are_launched_as_triton_would(found: dict[str, Any], name: str) -> None:
     call = found["others"][name]

@@ -265,6 +265,7 @@ def cut_by_vllm(row: torch.Tensor, params: Any, found: torch.Tensor) -> torch.Te
         return None
     from vllm.v1.sample.ops.topk_topp_triton import apply_top_k_top_p_triton
 
+    from support.device_copies import launches_where_kernels_run
     from vllm_optimal_sampling.interpreter import gaps
     from vllm_optimal_sampling.worker.relaxed_top_p_kernel import relax_top_p_
 
@@ -273,8 +274,9 @@ def cut_by_vllm(row: torch.Tensor, params: Any, found: torch.Tensor) -> torch.Te
     noise = torch.randn(PERTURBED, len(row), generator=torch.Generator().manual_seed(0))
     neighbours = row.float() + noise * (PERTURBATION / params.temperature)
     top_p = torch.full((PERTURBED,), params.top_p)
-    relax_top_p_(neighbours, None, top_p)  # a row that needs all of its tokens keeps them: that is no excuse
-    kept = apply_top_k_top_p_triton(neighbours, None, top_p) > -INF
+    with launches_where_kernels_run():
+        relax_top_p_(neighbours, None, top_p)  # a row that needs all of its tokens keeps them: that is no excuse
+        kept = apply_top_k_top_p_triton(neighbours, None, top_p) > -INF
     if not bool((kept == found).all(-1).any()):
         return None
     return row.masked_fill(~found, -INF).softmax(-1)

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from support.example_pair import TEACHER, THETA
-from support.servers import VLLM, Server, start_server
+from support.servers import GPU_SHARE, VLLM, Server, start_server
 
 MAX_MODEL_LEN = 256
 MAX_NUM_SEQS = 4
@@ -32,6 +32,7 @@ def options(**changes: Any) -> dict[str, Any]:
         "num-gpu-blocks-override": NUM_BLOCKS,
         "kv-cache-memory-bytes": 1 << 26,
         "block-size": 32,
+        **GPU_SHARE,
         **changes,
     }
 

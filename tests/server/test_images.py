@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from support.cases import TEACHER_ALONE, THETA_ALONE, Case
 from support.multimodal_models import image_inputs, random_image, save_multimodal_model
 from support.reference_models import Reference, greedy_tokens
-from support.servers import SMALL_SERVER, VLLM, Server, start_server
+from support.servers import SMALL_OPTIONS, VLLM, Server, start_server
 
 pytestmark = pytest.mark.full
 
@@ -34,8 +34,14 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def image_server(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """`vllm serve` of one model that is teacher and theta."""
-    options = [f"--{name}" if value is True else f"--{name}={value}" for name, value in SMALL_SERVER.items()]
-    command = [*VLLM, "serve", model, "--served-model-name=teacher", "--logits-processors=optimal_sampling", *options]
+    command = [
+        *VLLM,
+        "serve",
+        model,
+        "--served-model-name=teacher",
+        "--logits-processors=optimal_sampling",
+        *SMALL_OPTIONS,
+    ]
     settings = json.dumps({"optimal_sampling": {"theta": "self"}})
     log = tmp_path_factory.mktemp("server") / "server.log"
     server = start_server([*command, f"--additional-config={settings}"], log)

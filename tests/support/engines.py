@@ -5,15 +5,10 @@ from __future__ import annotations
 import gc
 from typing import Any
 
-import torch
 from vllm import LLM
 
+from support.gpu import GPU_OPTIONS, ON_GPU
 from vllm_optimal_sampling.worker.processor import OptimalSamplingLogitsProcessor
-
-ON_GPU = torch.cuda.is_available()
-
-# A card is shared with engines of other tests. The cache is given in bytes, so this is only checked.
-GPU_OPTIONS: dict[str, Any] = {"gpu_memory_utilization": 0.05} if ON_GPU else {}
 
 RUN_MODES: dict[str, dict[str, Any]] = {"eager": {"enforce_eager": True}} | (
     {"graphs": {"enforce_eager": False, "compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}}}

@@ -9,8 +9,7 @@ import torch
 from vllm import LLM
 
 from support.reference_models import Reference
-from support.row_audit import AuditedRows, Report, Row, RowAudit, Vocabularies
-from support.tolerances import CPU_FLOAT32
+from support.row_audit import AuditedRows, Report, RowAudit, Vocabularies
 
 
 def listen(worker: Any) -> None:
@@ -19,28 +18,28 @@ def listen(worker: Any) -> None:
     worker.row_audit.__enter__()
 
 
-def stop(worker: Any) -> list[Row]:
-    """End, in a worker; what was kept."""
+def stop(worker: Any) -> list[Any]:
+    """End, in a worker; what was kept, and how far it may be off there."""
     audit: RowAudit = worker.row_audit
     audit.__exit__()
     del worker.row_audit
-    return audit.rows
+    return [audit.rows, audit.tolerances]  # no tuple, whose types vLLM does not send along
 
 
 class RankAudit:
-    """As `RowAudit`, for all ranks of a CPU engine in float32. The engine has to take functions for its workers
+    """As `RowAudit`, for all ranks of an engine. It has to take functions for its workers
     (VLLM_ALLOW_INSECURE_SERIALIZATION=1)."""
 
     def __init__(self, llm: LLM):
         self.llm = llm
-        self.rows_by_rank: list[list[Row]] = []
+        self.of_ranks: list[Any] = []
 
     def __enter__(self) -> RankAudit:
         self.llm.collective_rpc(listen)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.rows_by_rank = self.llm.collective_rpc(stop)
+        self.of_ranks = self.llm.collective_rpc(stop)
 
     def check(
         self,
@@ -52,10 +51,10 @@ class RankAudit:
 
         Every rank draws by itself: where rows or seeds differ, so do the texts.
         """
-        first, *others = self.rows_by_rank
-        for rows in others:
+        (first, tolerances), *others = self.of_ranks
+        for rows, _ in others:
             assert len(rows) == len(first)
             for mine, theirs in zip(rows, first, strict=True):
                 assert (mine.request, mine.tokens, mine.settings) == (theirs.request, theirs.tokens, theirs.settings)
                 assert torch.equal(mine.after, theirs.after) and torch.equal(mine.before, theirs.before)
-        return AuditedRows(first, CPU_FLOAT32).check(reference, theta_prompts, vocabularies)
+        return AuditedRows(first, tolerances).check(reference, theta_prompts, vocabularies)

@@ -16,8 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from support.gpu import GPU_OPTIONS
+
 VLLM = [sys.executable, "-m", "vllm.entrypoints.cli.main"]
 """The command `vllm` of the interpreter that runs the tests."""
+
+GPU_SHARE = {name.replace("_", "-"): share for name, share in GPU_OPTIONS.items()}
+"""What lets an engine start on a GPU beside those of other tests, as `vllm serve` spells it; nothing without one."""
 
 SMALL_SERVER = {
     "dtype": "float32",
@@ -26,8 +31,16 @@ SMALL_SERVER = {
     "max-num-seqs": 8,
     "kv-cache-memory-bytes": 1 << 26,
     "block-size": 32,
+    **GPU_SHARE,
 }
-"""What keeps an engine small on a machine without a GPU, as `vllm serve` spells it."""
+"""What keeps an engine small, as `vllm serve` spells it."""
+
+SMALL_OPTIONS = [
+    option
+    for name, value in SMALL_SERVER.items()
+    for option in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
+]
+"""The same as words of a command."""
 
 START_SECONDS = 420  # 25 to 40 s on two idle cores; CI shares them
 REQUEST_SECONDS = 120

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from docs.blocks import SMALL_OPTIONS, blocks
+from docs.blocks import blocks
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
@@ -21,7 +21,7 @@ from support.example_pair import TEACHER, TEACHER_MESSAGES, THETA, THETA_MESSAGE
 from support.folder_transfer import BACKEND
 from support.reference_models import Reference, expected_log_q
 from support.row_audit import MAX_LOG_PROB_ERROR
-from support.servers import Server, start_server
+from support.servers import SMALL_OPTIONS, Server, start_server
 
 PROMPTS = chat_tokens(TEACHER, TEACHER_MESSAGES), chat_tokens(THETA, THETA_MESSAGES)
 

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from vllm.v1.worker.gpu.async_utils import async_copy_to_np, stream
-from vllm.v1.worker.gpu.spec_decode.rejection_sampler import _flatten_sampled_kernel
 
-from vllm_optimal_sampling.kernels import MixRecord, tally, token_logprobs
+from vllm_optimal_sampling.kernels import MixRecord, drawn_tokens, tally, token_logprobs
 from vllm_optimal_sampling.kernels.record import Kind
 from vllm_optimal_sampling.kernels.tally import NUM_EDGES
 from vllm_optimal_sampling.params import OptimalSamplingParams
@@ -130,10 +129,7 @@ class Recorder:
             cu_num_logits: `[requests + 1]`, where each request's rows begin.
             teacher_logits: see `write`, as `slots`, `draft_positions` and `with_top`.
         """
-        token_ids = torch.full((teacher_logits.shape[0],), -1, dtype=sampled.dtype, device=sampled.device)
-        _flatten_sampled_kernel[(num_sampled.shape[0],)](
-            token_ids, sampled, sampled.stride(0), num_sampled, cu_num_logits, num_warps=1
-        )
+        token_ids = drawn_tokens(sampled, num_sampled.to(torch.int32), cu_num_logits, teacher_logits.shape[0])
         self.write(token_ids, teacher_logits, slots, draft_positions, with_top)
 
     def gather(self, input_batch: Any, num_sampled: torch.Tensor) -> DeviceRecords:

@@ -1,17 +1,21 @@
 """Theta's view of the requests' block tables: the same blocks, read from `shift / block_size` on."""
 
 import torch
-from vllm.triton_utils import tl, triton
 from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec, MambaSpec, SlidingWindowSpec, UniformTypeKVCacheSpecs
 from vllm.v1.worker.gpu.block_table import BlockTables
 from vllm.v1.worker.utils import AttentionGroup
 
+from vllm_optimal_sampling.worker.theta.block_table_kernels import (
+    GATHERS,
+    NULLS,
+    SLOT_MAPPINGS,
+    decode_slots,
+    gather,
+    null_before_window,
+    slot_mapping,
+)
 from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
-
-BLOCK = 1024
-DECODE_BLOCK = 256
-"""The same for every batch, so that one compiled kernel serves all."""
 
 UNSHIFTED = 2**31 - 1
 """Tokens in a block that holds a state: it is the request's one block, whatever the tokens' positions."""
@@ -84,21 +88,18 @@ class ThetaBlockTables:
         num_blocks = self.source.num_blocks.gpu if self._num_blocks is None else self._num_blocks
         for group, table in enumerate(self.input_block_tables):
             source = self.source.block_tables[group].gpu
-            _gather_kernel[(num_reqs_padded,)](
+            launch = gather(
                 slots,
                 self.requests.shift.gpu,
                 num_blocks[group],
                 source,
-                source.stride(0),
                 table,
-                table.stride(0),
-                slots.shape[0],
+                num_reqs_padded,
                 first_theta_row,
                 self.block_offset,
                 self.shifted_by[group],
-                table.shape[1],
-                BLOCK=min(BLOCK, triton.next_power_of_2(table.shape[1])),
             )
+            GATHERS.run(launch)
 
     def null_before_windows(
         self,
@@ -113,15 +114,8 @@ class ThetaBlockTables:
         """
         for group, (table, window) in enumerate(zip(self.input_block_tables, self.windows, strict=True)):
             if window is not None:
-                _null_kernel[(num_reqs,)](
-                    query_start_loc,
-                    positions,
-                    table,
-                    table.stride(0),
-                    window,
-                    self.source.block_sizes[group],
-                    BLOCK=BLOCK,
-                )
+                block_size = self.source.block_sizes[group]
+                NULLS.run(null_before_window(query_start_loc, positions, table, num_reqs, window, block_size))
 
     def compute_slot_mappings(
         self,
@@ -132,18 +126,17 @@ class ThetaBlockTables:
     ) -> torch.Tensor:
         """Slots [groups, num_tokens_padded] of theta's positions; PAD where there is no block or no token."""
         for group, table in enumerate(self.input_block_tables):
-            _slot_mapping_kernel[(num_reqs + 1,)](
+            launch = slot_mapping(
                 query_start_loc,
                 positions,
                 table,
-                table.stride(0),
                 self.slot_mappings[group],
+                num_reqs,
                 num_tokens_padded,
                 self.source.block_sizes[group],
-                table.shape[1],
-                PAD_ID=PAD_SLOT_ID,
-                BLOCK=BLOCK,
+                PAD_SLOT_ID,
             )
+            SLOT_MAPPINGS.run(launch)
         return self.slot_mappings[:, :num_tokens_padded]
 
     def compute_decode_slots(self, positions: torch.Tensor, num_tokens_padded: int) -> torch.Tensor:
@@ -154,18 +147,8 @@ class ThetaBlockTables:
             num_tokens_padded: at most as many as `gather` filled rows, but for padding beyond the tables.
         """
         for group, table in enumerate(self.input_block_tables):
-            _decode_slots_kernel[(triton.cdiv(num_tokens_padded, DECODE_BLOCK),)](
-                positions,
-                table,
-                table.stride(0),
-                self.slot_mappings[group],
-                num_tokens_padded,
-                table.shape[0],
-                self.source.block_sizes[group],
-                table.shape[1],
-                PAD_ID=PAD_SLOT_ID,
-                BLOCK=DECODE_BLOCK,
-            )
+            block_size = self.source.block_sizes[group]
+            decode_slots(positions, table, self.slot_mappings[group], num_tokens_padded, block_size, PAD_SLOT_ID)
         return self.slot_mappings[:, :num_tokens_padded]
 
     # What vLLM's graph capture asks of block tables.
@@ -192,109 +175,3 @@ def widen_kernel_block_tables(attn_groups: list[list[AttentionGroup]], block_tab
         needed = block_tables.input_block_tables[group.kv_cache_group_id].shape[1] * kernel_blocks
         if width < needed:
             group.kernel_block_table = group.kernel_block_table.new_zeros(ubatches, num_reqs, needed)
-
-
-@triton.jit(do_not_specialize=["num_reqs", "first_theta_row"])
-def _gather_kernel(
-    slots_ptr,  # [num_reqs] int64, -1: no request
-    shift_ptr,  # [max_num_reqs] int32
-    num_blocks_ptr,  # [max_num_reqs] int32, blocks each request holds in this group
-    source_ptr,  # [max_num_reqs, max_num_blocks] int32
-    source_stride,
-    table_ptr,  # [max_num_reqs, max_num_blocks] int32, out
-    table_stride,
-    num_reqs,
-    first_theta_row,
-    block_offset,
-    block_size,
-    max_num_blocks,
-    BLOCK: tl.constexpr,
-):
-    row = tl.program_id(0)
-    slot = tl.load(slots_ptr + row, mask=row < num_reqs, other=-1).to(tl.int64)
-    real = slot >= 0
-    is_theta = row >= first_theta_row
-    first = tl.load(shift_ptr + slot, mask=real & is_theta, other=0) // block_size
-    moved_by = tl.where(is_theta, block_offset, 0)
-    num_blocks = tl.load(num_blocks_ptr + slot, mask=real, other=0)
-    for i in range(0, max_num_blocks, BLOCK):
-        column = i + tl.arange(0, BLOCK)
-        block = tl.load(source_ptr + slot * source_stride + first + column, mask=first + column < num_blocks, other=0)
-        block = tl.where(block == 0, 0, block + moved_by)  # the null block stays it
-        tl.store(table_ptr + row * table_stride + column, block, mask=column < max_num_blocks)
-
-
-@triton.jit
-def _null_kernel(
-    query_start_loc_ptr,  # [num_reqs + 1] int32
-    positions_ptr,  # [num_tokens] int64
-    table_ptr,  # [max_num_reqs, max_num_blocks] int32, in/out
-    table_stride,
-    window,
-    block_size,
-    BLOCK: tl.constexpr,
-):
-    row = tl.program_id(0)
-    start, end = tl.load(query_start_loc_ptr + row), tl.load(query_start_loc_ptr + row + 1)
-    first = tl.load(positions_ptr + start, mask=start < end, other=0)
-    num_null = tl.maximum(first - window, 0) // block_size
-    for i in range(0, num_null, BLOCK):
-        column = i + tl.arange(0, BLOCK)
-        tl.store(table_ptr + row * table_stride + column, 0, mask=column < num_null)
-
-
-@triton.jit(do_not_specialize=["num_tokens_padded"])
-def _slot_mapping_kernel(
-    query_start_loc_ptr,  # [num_reqs + 1] int32
-    positions_ptr,  # [num_tokens] int64
-    table_ptr,  # [max_num_reqs, max_num_blocks] int32, theta's input table
-    table_stride,
-    slot_mapping_ptr,  # [max_num_tokens] int64, out
-    num_tokens_padded,
-    block_size,
-    max_num_blocks,
-    PAD_ID: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    row = tl.program_id(0)
-    start = tl.load(query_start_loc_ptr + row)
-    if row == tl.num_programs(0) - 1:
-        for i in range(start, num_tokens_padded, BLOCK):
-            offset = i + tl.arange(0, BLOCK)
-            tl.store(slot_mapping_ptr + offset, PAD_ID, mask=offset < num_tokens_padded)
-        return
-    end = tl.load(query_start_loc_ptr + row + 1)
-    for i in range(start, end, BLOCK):
-        offset = i + tl.arange(0, BLOCK)
-        mask = offset < end
-        slot = _slots(positions_ptr + offset, mask, table_ptr + row * table_stride, block_size, max_num_blocks, PAD_ID)
-        tl.store(slot_mapping_ptr + offset, slot, mask=mask)
-
-
-@triton.jit(do_not_specialize=["num_tokens_padded"])
-def _decode_slots_kernel(
-    positions_ptr,  # [num_tokens_padded] int64
-    table_ptr,  # [max_num_reqs, max_num_blocks] int32, theta's input table
-    table_stride,
-    slot_mapping_ptr,  # [max_num_tokens] int64, out
-    num_tokens_padded,
-    max_num_reqs,
-    block_size,
-    max_num_blocks,
-    PAD_ID: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask = row < min(num_tokens_padded, max_num_reqs)
-    slot = _slots(positions_ptr + row, mask, table_ptr + row * table_stride, block_size, max_num_blocks, PAD_ID)
-    tl.store(slot_mapping_ptr + row, slot, mask=row < num_tokens_padded)
-
-
-@triton.jit
-def _slots(position_ptrs, mask, table_row_ptrs, block_size, max_num_blocks, PAD_ID: tl.constexpr):
-    position = tl.load(position_ptrs, mask=mask, other=0)
-    column = position // block_size
-    block = tl.load(table_row_ptrs + column, mask=mask & (column < max_num_blocks), other=0)
-    slot = block.to(tl.int64) * block_size + position % block_size
-    # Block 0 is vLLM's null block: nobody's, never to be written.
-    return tl.where(block == 0, PAD_ID, slot)

@@ -291,7 +291,9 @@ class ScoringPass:
             num_reqs = desc.num_reqs or min(num_tokens, self.max_num_reqs)
             if lora_capture_hook is not None:
                 lora_capture_hook(desc.num_active_loras, num_reqs, num_tokens)
-            attn_metadata, slot_mappings = self._inputs_to_capture(num_reqs, num_tokens, self.decode_query_len)
+            # With a schedule there are graphs of fewer drafts than the most.
+            query_len = desc.uniform_token_count or self.decode_query_len
+            attn_metadata, slot_mappings = self._inputs_to_capture(num_reqs, num_tokens, query_len)
 
             def forward_fn(cg_mode: CUDAGraphMode) -> None:
                 output = self._forward(model, num_tokens, attn_metadata, slot_mappings, desc)
