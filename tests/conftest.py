@@ -54,14 +54,12 @@ def freeze_what_lives() -> None:
 LONGEST_FIRST = (
     "docs/test_docs.py",
     "engine/test_ranks.py",
-    "engine/test_rows.py",
-    "engine/test_scoring.py",
-    "engine/test_vocabularies.py",
     "generate/test_generate.py",
+    "engine/test_rows.py",
     "reliability/test_faults.py",
+    "engine/test_scoring.py",
     "engine/test_scoring_architectures.py",
     "engine/test_architectures.py",
-    "training/test_update_theta.py",
     "engine/test_records.py",
     "reliability/test_server.py",
     "benchmarks/test_gpu_script.py",
@@ -80,6 +78,8 @@ LONGEST_FIRST = (
     "training/test_grpo.py",
     "on_policy/test_loop.py",
     "server/test_http.py",
+    "training/test_update_theta.py",
+    "engine/test_vocabularies.py",
 )
 """Modules that take half a minute and more without a GPU. A module stays on one worker, and one of several minutes that begins
 last leaves the other workers idle."""
