@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 CLAMP = 1e-10
-"""The original's smallest probability, in both models."""
+"""The smallest probability of the reference implementation, in both models."""
 
 
-def original_row(theta: torch.Tensor, teacher: torch.Tensor, steps: int = 12) -> torch.Tensor:
-    """The original's algorithm for one row: bisection over clamped probabilities, one device sync a step.
+def clamped_row(theta: torch.Tensor, teacher: torch.Tensor, steps: int = 12) -> torch.Tensor:
+    """The reference implementation's algorithm for one row: bisection over clamped probabilities, one device sync a step.
 
     Args:
         theta: [vocab] probabilities; zeros where theta's are not known.
@@ -35,10 +35,10 @@ def original_row(theta: torch.Tensor, teacher: torch.Tensor, steps: int = 12) ->
     return (q / q.sum()).log()
 
 
-def original(teacher: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
-    """`original_row` for logits [rows, vocab], one row after another; log q* [rows, vocab]."""
+def row_by_row(teacher: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
+    """`clamped_row` for logits [rows, vocab], one row after another; log q* [rows, vocab]."""
     rows = zip(theta.float().softmax(-1), teacher.float().softmax(-1), strict=True)
-    return torch.stack([original_row(p, t) for p, t in rows])
+    return torch.stack([clamped_row(p, t) for p, t in rows])
 
 
 def batched(teacher: torch.Tensor, theta: torch.Tensor, steps: int = 30) -> torch.Tensor:

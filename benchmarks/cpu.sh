@@ -13,7 +13,7 @@ for part in "${parts[@]}"; do
   echo "== $part"
   case $part in
     kernel) "$python" benchmarks/kernel.py --check && "$python" benchmarks/host_time.py ;;
-    # 8 x 64 is what the original's figure on a CPU is for; six drafts by the cost model.
+    # 8 x 64 is what the reference implementation's figure on a CPU is for; six drafts by the cost model.
     heavy-pair) "$python" benchmarks/heavy_benchmark.py --configurations 8x64 --num-speculative-tokens 6 \
       --repeats 5 ;;
     # Models whose time outweighs the interpreter's. Two at once beside the teacher: five would need 20 GiB.

@@ -1,4 +1,4 @@
-"""The original's five configurations: tokens per second of every way of sampling, and ratios to the teacher alone.
+"""The reference implementation's five configurations: tokens per second of every way of sampling, and ratios to the teacher.
 
     python benchmarks/heavy_benchmark.py --teacher Qwen/Qwen2.5-3B-Instruct --theta Qwen/Qwen2.5-1.5B-Instruct
     python benchmarks/heavy_benchmark.py --pair qwen2.5-3b-1.5b --acceptance 0.6 0.7 0.8 0.9 0.95     no weights needed
@@ -36,7 +36,8 @@ from methods import METHODS, Settings  # noqa: E402
 from methods.process import Batch, MethodProcess  # noqa: E402
 from prompts import Prompt, make_prompts  # noqa: E402
 
-# batch, max_tokens, batches: the original's, and what it published for one A100 and Qwen2.5 3B with 1.5B, in tokens/s.
+# (batch, max_tokens): tokens/s that the reference implementation published, its own and the teacher's alone, for one A100 and
+# Qwen2.5 3B with 1.5B.
 PUBLISHED = {
     (8, 256): (57.70, 1335.26),
     (16, 512): (138.81, 2588.87),
@@ -289,7 +290,7 @@ def show(result: dict[str, Any]) -> None:
         if "published" in line:
             old = line["published"]
             print(
-                f"  published (A100): the original {old['original']}, the teacher alone {old['teacher']}, "
+                f"  published (A100): the reference implementation {old['original']}, the teacher alone {old['teacher']}, "
                 f"ratio {old['of_teacher']:.3f}"
             )
 

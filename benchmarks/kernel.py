@@ -7,7 +7,7 @@
 Every row is KL symmetry over bf16 theta logits. The floor is the time to read the teacher's rows and theta's once and
 write the teacher's once, at the speed of a device-to-device copy of the same size measured in this run. The peers:
 
-    original   the algorithm of the public implementation: probabilities clamped at 1e-10, twelve steps of bisection,
+    original   the algorithm of the reference implementation: probabilities clamped at 1e-10, twelve steps of bisection,
                row by row, each step waiting for the device with .item()
     batched    thirty steps of bisection over all rows at once, in log space
     compiled   the same through torch.compile
@@ -33,7 +33,7 @@ from recording import RESULTS, header, set_cpu_environment, write
 set_cpu_environment()
 
 import torch  # noqa: E402
-from bisection import batched, original  # noqa: E402
+from bisection import batched, row_by_row  # noqa: E402
 from vllm_optimal_sampling.kernels import (  # noqa: E402
     Method,
     MixRecord,
@@ -297,7 +297,7 @@ def measure(case: Case, seconds: float, peer_seconds: float, peers_asked: Sequen
     replay()
     torch.cuda.synchronize()
     peers: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-        "original": original,
+        "original": row_by_row,
         "batched": batched,
         "compiled": torch.compile(batched, dynamic=False),
     }

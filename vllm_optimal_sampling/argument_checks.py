@@ -59,6 +59,11 @@ def check_text(name: str, value: object) -> None:
         raise ArgumentError(
             name, f"{name} is empty; give theta at least one token, or leave it out for the teacher's prompt"
         )
+    check_unicode(name, value)
+
+
+def check_unicode(name: str, value: str) -> None:
+    """Refuse text that cannot be written as UTF-8."""
     try:
         value.encode()
     except UnicodeEncodeError as error:

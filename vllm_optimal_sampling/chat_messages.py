@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vllm_optimal_sampling.argument_checks import ArgumentError, check_text, kind_of, shown, wrong_type
+from vllm_optimal_sampling.json_arguments import check_depth, read_json, write_json
 
-DEEPEST_MESSAGE = 16
-"""Levels of lists and objects that `theta_messages` may have. A chat has 2, one with tool calls about 6."""
+WANTED = 'give a list of messages such as [{"role": "user", "content": "..."}]'
 
 
 def parse_messages(text: str) -> list[dict[str, Any]]:
@@ -22,19 +21,7 @@ def parse_messages(text: str) -> list[dict[str, Any]]:
         ArgumentError: not JSON, not a list of messages, a part that is not text, nested too deeply.
 
     """
-    try:
-        messages = json.loads(text, parse_constant=_refuse_constant)
-    except RecursionError:
-        raise _too_deep() from None
-    except ValueError as error:
-        raise ArgumentError(
-            "theta_messages",
-            f"theta_messages={shown(text)} is not JSON ({error}); "
-            'give a list of messages such as [{"role": "user", "content": "..."}]',
-        ) from None
-    if "\\ud" in text.lower():  # an escape may hide half a surrogate pair
-        check_text("theta_messages", json.dumps(messages, ensure_ascii=False))
-    return _check_messages(messages)
+    return _check_messages(read_json("theta_messages", text, WANTED))
 
 
 def messages_as_json(messages: object) -> str | None:
@@ -52,27 +39,22 @@ def messages_as_json(messages: object) -> str | None:
         return messages
     if not isinstance(messages, Sequence) or isinstance(messages, bytes):
         raise wrong_type("theta_messages", messages, "a list of messages or that list as JSON text")
-    _check_messages(list(messages))
-    try:
-        text = json.dumps([dict(message) for message in messages], ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ArgumentError("theta_messages", f"theta_messages cannot be written as JSON ({error})") from None
-    check_text("theta_messages", text)
-    return text
+    checked = list(messages)
+    _check_messages(checked)
+    return write_json("theta_messages", [dict(message) for message in checked])
 
 
 def _check_messages(messages: object) -> list[dict[str, Any]]:
-    wanted = 'give a list of messages such as [{"role": "user", "content": "..."}]'
     if not isinstance(messages, list):
-        raise ArgumentError("theta_messages", f"theta_messages is {kind_of(messages)}, not a list; {wanted}")
+        raise ArgumentError("theta_messages", f"theta_messages is {kind_of(messages)}, not a list; {WANTED}")
     if not messages:
-        raise ArgumentError("theta_messages", f"theta_messages is empty; {wanted}, or leave it out")
-    _check_depth(messages)
+        raise ArgumentError("theta_messages", f"theta_messages is empty; {WANTED}, or leave it out")
+    check_depth("theta_messages", messages)
     checked = []
     for number, message in enumerate(messages):
         name = f"theta_messages[{number}]"
         if not isinstance(message, Mapping):
-            raise ArgumentError("theta_messages", f"{name} is {kind_of(message)}, not a message; {wanted}")
+            raise ArgumentError("theta_messages", f"{name} is {kind_of(message)}, not a message; {WANTED}")
         role = message.get("role")
         if not isinstance(role, str) or not role:
             raise ArgumentError("theta_messages", f"{name} has role {shown(role)}; give a name such as 'user'")
@@ -99,28 +81,3 @@ def _content(name: str, message: Mapping[str, Any]) -> str:
 
 def _is_text_part(part: object) -> bool:
     return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
-
-
-def _check_depth(value: object) -> None:
-    """Without recursion, so that no nesting is too deep to be refused."""
-    level = [value]
-    for _ in range(DEEPEST_MESSAGE + 1):
-        level = [
-            child
-            for parent in level
-            if isinstance(parent, (Mapping, list, tuple))
-            for child in (parent.values() if isinstance(parent, Mapping) else parent)
-        ]
-        if not level:
-            return
-    raise _too_deep()
-
-
-def _too_deep() -> ArgumentError:
-    return ArgumentError(
-        "theta_messages", f"theta_messages is nested more than {DEEPEST_MESSAGE} levels deep; flatten it"
-    )
-
-
-def _refuse_constant(name: str) -> object:
-    raise ValueError(f"{name} is not a JSON value")

@@ -25,6 +25,7 @@ from vllm_optimal_sampling.argument_checks import (
     shown,
 )
 from vllm_optimal_sampling.chat_messages import messages_as_json
+from vllm_optimal_sampling.template_variables import variables_as_json
 
 READERS = {"alpha": ("fixed", "arithmetic"), "kl_budget": ("kl_budget",), "js_sensitivity": ("js_gate",)}
 """Arguments that only some methods read, and which."""
@@ -43,6 +44,9 @@ LARGEST_TOP_K = 128
 
 THETA_PROMPTS = ("theta_prompt", "theta_prompt_token_ids", "theta_messages")
 """The three ways to give theta a prompt of its own. A request has at most one."""
+
+OF_THETAS_PROMPT = (*THETA_PROMPTS, "theta_chat_template_kwargs")
+"""What the front end makes theta's token ids of; the engine gets those."""
 
 VLLM_EXTRA_ARGS = frozenset({"kv_transfer_params", "ec_transfer_params", "kv_cache_report_mode", "session_id"})
 """Keys that vLLM itself reads from `extra_args` or `vllm_xargs`; never ours to judge."""
@@ -83,6 +87,12 @@ class OptimalSamplingParams:
     theta_messages: str | Sequence[Mapping[str, Any]] | None = None
     """Theta's chat, put through theta's chat template: a list of messages (`role`, `content`), or that list as JSON,
     which is what it becomes. `content` is text or a list of `{"type": "text", "text": ...}`. At most 16 levels deep."""
+    theta_chat_template_kwargs: str | Mapping[str, Any] | None = None
+    """What theta's chat template reads beside `theta_messages`, such as `{"enable_thinking": False}`: an object, or that object
+    as JSON, which is what it becomes. Only with `theta_messages`. Each variable comes before the engine's of that name; None
+    and "auto" leave the engine's, as in vLLM's `chat_template_kwargs`, which are for the teacher's chat alone. A variable that
+    the template does not read has no effect. Names that say how a chat is made into tokens are refused
+    (`template_variables.NOT_OF_TEMPLATES`): theta's chat ends where its answer begins. At most 16 levels deep."""
     alpha_method: str = "kl_symmetry"
     """One of `ALPHA_METHODS`."""
     alpha: Scheduled = 0.5
@@ -122,42 +132,14 @@ class OptimalSamplingParams:
         check_text("theta_prompt", self.theta_prompt)
         self._set("theta_prompt_token_ids", checked_token_ids(self.theta_prompt_token_ids))
         self._set("theta_messages", messages_as_json(self.theta_messages))
-        if self.alpha_method not in ALPHA_METHODS:
-            raise ArgumentError(
-                "alpha_method",
-                f"alpha_method={shown(self.alpha_method)} is not one of {', '.join(ALPHA_METHODS)}"
-                + closest(self.alpha_method, ALPHA_METHODS),
-            )
+        variables = variables_as_json("theta_chat_template_kwargs", self.theta_chat_template_kwargs)
+        self._set("theta_chat_template_kwargs", variables)
         self._check_alpha()
         self._check_schedule()
         if self.optimal_sampling:
             self._check_are_read(name for name in READERS if getattr(self, name) != _DEFAULTS[name])
-        if self.support_top_k is not None:
-            self._set(
-                "support_top_k",
-                checked_count("support_top_k", self.support_top_k, 1, "leave it out to mix over all tokens"),
-            )
-        if self.support_top_p is not None:
-            value = self._set("support_top_p", checked_number("support_top_p", self.support_top_p))
-            if not 0 < value <= 1:
-                raise ArgumentError(
-                    "support_top_p",
-                    f"support_top_p={value} is outside (0, 1]; it is the mass of the teacher's nucleus, "
-                    "leave it out to mix over all tokens",
-                )
-        self._set(
-            "teacher_only_tokens",
-            checked_count("teacher_only_tokens", self.teacher_only_tokens, 0, "0 mixes from the first token on"),
-        )
-        if self.max_js_divergence is not None:
-            value = self._set("max_js_divergence", checked_number("max_js_divergence", self.max_js_divergence))
-            if value < 0:
-                raise ArgumentError(
-                    "max_js_divergence",
-                    f"max_js_divergence={value} is negative; give nats, at least 0 (two models are at most "
-                    "ln 2 = 0.693 apart), or leave it out",
-                )
-        self._set("return_top_k", checked_count("return_top_k", self.return_top_k, 0, "0 returns none", LARGEST_TOP_K))
+        self._check_support()
+        self._check_teacher_alone()
         self._check_return_top_k()
         self._check_theta_prompts()
         self._check_opt_out()
@@ -167,6 +149,12 @@ class OptimalSamplingParams:
         return value
 
     def _check_alpha(self) -> None:
+        if self.alpha_method not in ALPHA_METHODS:
+            raise ArgumentError(
+                "alpha_method",
+                f"alpha_method={shown(self.alpha_method)} is not one of {', '.join(ALPHA_METHODS)}"
+                + closest(self.alpha_method, ALPHA_METHODS),
+            )
         for name in ("alpha", "alpha_min", "alpha_max"):
             value = self._set(name, checked_ends(name, getattr(self, name)))
             if not all(0 <= end <= 1 for end in ends(value)):
@@ -199,6 +187,35 @@ class OptimalSamplingParams:
                 f"js_sensitivity={value} is not above 0; the larger, the less two models may disagree before alpha falls "
                 "to alpha_min (50 is the default)",
             )
+
+    def _check_support(self) -> None:
+        if self.support_top_k is not None:
+            self._set(
+                "support_top_k",
+                checked_count("support_top_k", self.support_top_k, 1, "leave it out to mix over all tokens"),
+            )
+        if self.support_top_p is not None:
+            value = self._set("support_top_p", checked_number("support_top_p", self.support_top_p))
+            if not 0 < value <= 1:
+                raise ArgumentError(
+                    "support_top_p",
+                    f"support_top_p={value} is outside (0, 1]; it is the mass of the teacher's nucleus, "
+                    "leave it out to mix over all tokens",
+                )
+
+    def _check_teacher_alone(self) -> None:
+        self._set(
+            "teacher_only_tokens",
+            checked_count("teacher_only_tokens", self.teacher_only_tokens, 0, "0 mixes from the first token on"),
+        )
+        if self.max_js_divergence is not None:
+            value = self._set("max_js_divergence", checked_number("max_js_divergence", self.max_js_divergence))
+            if value < 0:
+                raise ArgumentError(
+                    "max_js_divergence",
+                    f"max_js_divergence={value} is negative; give nats, at least 0 (two models are at most "
+                    "ln 2 = 0.693 apart), or leave it out",
+                )
 
     def _check_schedule(self) -> None:
         pairs = [name for name in SCHEDULED if isinstance(getattr(self, name), tuple)]
@@ -233,6 +250,7 @@ class OptimalSamplingParams:
             )
 
     def _check_return_top_k(self) -> None:
+        self._set("return_top_k", checked_count("return_top_k", self.return_top_k, 0, "0 returns none", LARGEST_TOP_K))
         if self.return_top_k and self.optimal_sampling and not self.return_alpha:
             raise ArgumentError(
                 "return_top_k",
@@ -244,6 +262,13 @@ class OptimalSamplingParams:
         given = [name for name in THETA_PROMPTS if getattr(self, name) is not None]
         if len(given) > 1:
             raise ArgumentError(given[1], f"{' and '.join(given)} are both theta's prompt; give one of them")
+        if self.optimal_sampling and self.theta_chat_template_kwargs is not None and self.theta_messages is None:
+            read = given[0] if given else "the teacher's prompt, which theta reads,"
+            raise ArgumentError(
+                "theta_chat_template_kwargs",
+                f"theta_chat_template_kwargs={shown(self.theta_chat_template_kwargs)} has no effect: {read} goes through no "
+                "chat template of theta's; give theta's chat as theta_messages, or drop it",
+            )
 
     def _check_opt_out(self) -> None:
         if self.optimal_sampling:
@@ -336,6 +361,8 @@ class OptimalSamplingParams:
         arguments = merged | given
         if not any(isinstance(arguments[name], (tuple, list)) for name in SCHEDULED):
             arguments["alpha_steps"] = given.get("alpha_steps")
+        if arguments["theta_messages"] is None:
+            arguments["theta_chat_template_kwargs"] = given.get("theta_chat_template_kwargs")
         try:
             return cls._checked(arguments, given)
         except ArgumentError as error:

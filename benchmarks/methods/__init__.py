@@ -15,7 +15,7 @@ METHODS = {
     "theta": "methods.engines:Theta",
     "draft_model": "methods.engines:DraftModel",
     "optimal": "methods.engines:Optimal",
-    "original": "methods.original:Original",
+    "original": "methods.reference_implementation:ReferenceImplementation",  # its name in the recorded results
     "lockstep": "methods.lockstep:Lockstep",
     "self_teacher": "methods.scoring:Alone",
     "self": "methods.scoring:OneForward",

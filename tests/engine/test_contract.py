@@ -91,6 +91,7 @@ CALLED: dict[str, str] = {
     "vllm.v1.worker.gpu.model_states.default:DefaultModelState.prepare_inputs": "self input_batch req_states",
     "vllm.config.model:ModelConfig.get_model_arch_config": "self",
     "vllm.config.multimodal:MultiModalConfig.is_multimodal_pruning_enabled": "self",
+    "vllm.renderers:merge_kwargs": "defaults overrides unset_values",
     "vllm.renderers.hf:resolve_chat_template": "tokenizer chat_template tools model_config",
     "vllm.renderers.hf:resolve_chat_template_content_format": (
         "chat_template tools given_format tokenizer model_config"
@@ -117,6 +118,10 @@ CALLED: dict[str, str] = {
         "use_fp64 ..."
     ),
     "vllm.v1.core.kv_cache_utils:resolve_kv_cache_block_sizes": "kv_cache_config vllm_config",
+    # Layers that keep a state.
+    "vllm.v1.core.single_type_kv_cache_manager:MambaManager.get_num_blocks_to_allocate": "self request_id num_tokens ...",
+    "vllm.v1.core.single_type_kv_cache_manager:MambaManager.allocate_new_blocks": "self request_id num_tokens ...",
+    "vllm.v1.worker.gpu.model_states.mamba_hybrid:MambaHybridModelState.postprocess_state": "self idx_mapping num_sampled ...",
     # New weights for theta.
     "vllm.model_executor.model_loader.reload.inplace:reload_weights": (
         "vllm_config model weights_iterator weights_path is_checkpoint_format"
@@ -176,6 +181,7 @@ OVERRIDDEN: dict[str, str] = {
         "self scheduler_output intermediate_tensors dummy_run skip_attn_for_dummy_run is_profile context_len "
         "valid_dummy_state_slots randomize_inputs"
     ),
+    f"{RUNNER}._init_kv_zero_meta": "self",
     f"{RUNNER}.prepare_attn": "self input_batch",
     f"{RUNNER}.capture_model": "self profile_only",
     f"{RUNNER}.profile_cudagraph_memory": "self",
@@ -214,6 +220,11 @@ FIELDS: dict[str, str] = {
     ),
     "vllm.v1.worker.gpu.model_runner:ExecuteModelState": "input_batch hidden_states aux_hidden_states",
     "vllm.forward_context:BatchDescriptor": "num_tokens has_lora num_active_loras",
+    "vllm.v1.kv_cache_interface:MambaSpec": "mamba_type mamba_cache_mode num_speculative_blocks",
+    "vllm.v1.worker.gpu.model_states.mamba_hybrid:MambaHybridAttnMetadata": (
+        "is_prefilling num_accepted_tokens num_decode_draft_tokens_cpu"
+    ),
+    "vllm.config.cache:CacheConfig": "use_replayssm mamba_cache_mode enable_prefix_caching",
 }
 
 

@@ -78,6 +78,31 @@ def test_chat_templates(sampler: OptimalSampler, reference: Reference, monkeypat
     assert output.generated_ids == expected(sampler, reference, texts)
 
 
+def test_variables_of_each_models_template(
+    sampler: OptimalSampler, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {
+        "teacher_chat_template_kwargs": {"hint": "brown"},
+        "theta_chat_template_kwargs": {"hint": 4},
+    }
+    for name in given:
+        with pytest.raises(ArgumentError, match=f"{name} is for a chat template, and these prompts are text"):
+            sampler.generate(PROMPTS, **{name: given[name]})
+    monkeypatch.setattr(sampler, "enable_chat_template", True)
+    for wrong, reason in (("hint", "is not an object"), ({"tokenize": False}, "has tokenize, which is no variable")):
+        for name in given:
+            with pytest.raises(ArgumentError, match=f"{name}.*{reason}"):
+                sampler.generate(PROMPTS, **{name: wrong})
+    output = sampler.generate(PROMPTS[:1], max_tokens=8, temperature=0, ignore_eos=True, **given)
+    texts = [
+        tuple(
+            f"hint: {hint}\nsystem: {system}\nuser: {PROMPTS[0]}\nassistant: "
+            for hint, system in (("brown", TEACHER_SYSTEM), ("4", THETA_SYSTEM))
+        )
+    ]
+    assert output.generated_ids == expected(sampler, reference, texts)
+
+
 def test_alphas_belong_to_their_tokens(sampler: OptimalSampler) -> None:
     output = sampler.generate(PROMPTS, THETA_PROMPTS, max_tokens=9, seed=1)
     assert output.alpha_history is not None

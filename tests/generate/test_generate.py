@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -30,7 +31,11 @@ from commands import (
 )
 from transformers import AutoTokenizer
 
+from support.example_pair import chat_tokens, with_hint
 from support.servers import SMALL_SERVER, VLLM, Server, start_server
+from vllm_optimal_sampling.data.generate.endpoint import Endpoint
+from vllm_optimal_sampling.data.generate.settings import Settings
+from vllm_optimal_sampling.data.generate.templates import Prompts
 
 NUM_PROBLEMS, NUM_SAMPLES = 12, 2
 ENDS = ("kill", "kill the engine", "stop")
@@ -193,9 +198,17 @@ def test_a_signal_while_the_engine_starts_ends_the_command(tmp_path: Path) -> No
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    speculative = json.dumps({"model": THETA, "num_speculative_tokens": 3})
-    command = [*VLLM, "serve", TEACHER, "--logits-processor", "optimal_sampling", "--speculative-config", speculative]
+def with_hints(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Teacher and theta with templates that read a variable."""
+    folder = tmp_path_factory.mktemp("hints")
+    return with_hint(TEACHER, folder / "teacher"), with_hint(THETA, folder / "theta")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, with_hints: tuple[str, str]) -> Iterator[Server]:
+    teacher, theta = with_hints
+    speculative = json.dumps({"model": theta, "num_speculative_tokens": 3})
+    command = [*VLLM, "serve", teacher, "--logits-processor", "optimal_sampling", "--speculative-config", speculative]
     small = [word for name, value in SMALL_SERVER.items() for word in (f"--{name}", str(value)) if word != "True"]
     server = start_server([*command, *small], tmp_path_factory.mktemp("server") / "server.log")
     yield server
@@ -213,12 +226,21 @@ def test_a_server_gives_the_same_rows(drawn: Drawn, server: Server, tmp_path: Pa
 BEST_OF = ["--best-of", "3", "--max-tokens", "64", "--seed", "5", "--id-column", "id", "--chat"]
 
 
-def test_best_of_through_an_engine_and_through_a_server(server: Server, tmp_path: Path) -> None:
-    """The same candidates either way, the best of them kept, and one draw among them that a run without them has too."""
+def test_best_of_through_an_engine_and_through_a_server(
+    server: Server, with_hints: tuple[str, str], tmp_path: Path
+) -> None:
+    """The same candidates either way, the best of them kept, and one draw among them that a run without them has too.
+
+    Both models' templates are given a variable, which changes what is drawn.
+    """
+    teacher, theta = with_hints
     rows = [{"id": f"p{i}", **row} for i, row in enumerate(problems(3))]
     source = write_rows(tmp_path / "problems.jsonl", rows)
-    asked = ["--input", str(source), *TEMPLATES, *BEST_OF]
-    running = start(tmp_path / "engine.jsonl", *MODELS, *asked, "--return-alpha", *SMALL)
+    hints = {"teacher": {"hint": "Mia has 9 apples."}, "theta": {"hint": "Count."}}
+    given = [word for who, hint in hints.items() for word in (f"--{who}-chat-template-kwargs", json.dumps(hint))]
+    asked = ["--input", str(source), *TEMPLATES, *BEST_OF, *given]
+    models = ["--teacher", teacher, "--theta", theta, "--num-speculative-tokens", "3"]
+    running = start(tmp_path / "engine.jsonl", *models, *asked, "--return-alpha", *SMALL)
     assert running.wait() == 0, running.log.read_text()[-4000:]
     done = run("--endpoint", server.url, *asked, "--output", str(tmp_path / "server.jsonl"))
     assert done.returncode == 0, done.stderr
@@ -226,6 +248,7 @@ def test_best_of_through_an_engine_and_through_a_server(server: Server, tmp_path
     for row in read_rows(tmp_path / "engine.jsonl"):
         other = served[row["custom_id"]]
         assert "optimal_sampling" not in other
+        assert row["prompt_token_ids"] == chat_tokens(theta, row["prompt"], **hints["theta"])
         log_z = [one["log_z"] for one in row["candidates"]]
         assert len(log_z) == 3
         assert [one["kept"] for one in row["candidates"]] == [one == max(log_z) for one in log_z]
@@ -238,6 +261,33 @@ def test_best_of_through_an_engine_and_through_a_server(server: Server, tmp_path
         ]
         assert sum(same) >= 2
     assert len(served) == 3
+    too_long = json.dumps({"hint": "apples " * 300})
+    for who in hints:  # what a server's models read is known by what is too long for them
+        output = tmp_path / f"{who}.jsonl"
+        asked = ["--input", str(source), *TEMPLATES, "--chat", f"--{who}-chat-template-kwargs", too_long]
+        done = run("--endpoint", server.url, *asked, "--max-tokens", "8", "--limit", "1", "--output", str(output))
+        assert done.returncode == 1, done.stderr
+        (row,) = read_rows(output)
+        assert re.search("theta_messages has .* tokens" if who == "theta" else "context length", row["error"]), row
+
+
+def test_a_server_is_given_thetas_tokens_with_the_variables(with_hints: tuple[str, str]) -> None:
+    """Where theta's tokenizer is here."""
+    _, theta = with_hints
+    variables = {"hint": "Count."}
+    settings = Settings(
+        input=("in.jsonl",),
+        output="rows.jsonl",
+        endpoint="http://localhost:1",
+        theta=theta,
+        theta_template="{{ problem }}",
+        chat=True,
+        theta_chat_template_kwargs=variables,
+    )
+    messages = [{"role": "user", "content": "2 + 2"}]
+    prepared = asyncio.run(Endpoint(settings).prepare(Prompts(messages, messages, None)))
+    assert prepared.theta_ids == chat_tokens(theta, messages, **variables) != chat_tokens(theta, messages)
+    assert prepared.request == (messages, {"theta_prompt_token_ids": prepared.theta_ids})
 
 
 def comparable(rows: list[dict[str, Any]]) -> dict[Any, Any]:

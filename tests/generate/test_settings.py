@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,19 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"theta_system_prompt": __file__}, "is a file, and the text itself is wanted"),
     ({"theta_system_prompt": " "}, "theta_system_prompt is empty"),
+    (
+        {"theta_chat_template_kwargs": {"a": 1}},
+        "theta_chat_template_kwargs is for a chat template, and these prompts are",
+    ),
+    ({"teacher_chat_template_kwargs": {"a": 1}}, "teacher_chat_template_kwargs is for a chat template, and these"),
+    ({"chat": True, "theta_chat_template_kwargs": "a"}, "theta_chat_template_kwargs='a' is not a mapping"),
+    ({"chat": True, "theta_chat_template_kwargs": {1: 2}}, "give what theta's template reads"),
+    ({"chat": True, "teacher_chat_template_kwargs": {1: 2}}, "give what the teacher's template reads"),
+    (
+        {"chat": True, "teacher_chat_template_kwargs": {"tokenize": 1}},
+        "has tokenize, which is no variable of a template",
+    ),
+    ({"chat": True, "theta_chat_template_kwargs": {"day": date(2026, 1, 1)}}, "cannot be written as JSON"),
     ({"sampling": {"max_tokens": 3}}, "sampling has 'max_tokens': give --max-tokens"),
     ({"sampling": {"logprobs": 3}}, "sampling has 'logprobs': rows have --return-alpha"),
     ({"sampling": {"extra_args": {}}}, "sampling has 'extra_args': the arguments of optimal sampling are options"),
@@ -111,6 +125,15 @@ def test_engine_options_from_yaml_are_vllms_words() -> None:
     assert engine_words(options) == [
         *["--max-model-len", "256", "--enforce-eager", "--no-enable-prefix-caching", "--hf-overrides", '{"a": 1}']
     ]
+
+
+def test_a_resumed_run_has_the_same_variables_of_templates() -> None:
+    before = identity_of(given(chat=True))
+    assert before == identity_of(given(chat=True, theta_chat_template_kwargs={}))
+    for name in ("teacher_chat_template_kwargs", "theta_chat_template_kwargs"):
+        now = identity_of(given(chat=True, **{name: {"enable_thinking": False}}))
+        with pytest.raises(SettingsError, match=rf'{name} is {{"enable_thinking": false}}, and it was null'):
+            check_same(before, now, Path("sidecar"))
 
 
 def test_a_resumed_run_may_differ_in_size_and_speed() -> None:

@@ -135,6 +135,17 @@ BAD_VALUES: dict[str, st.SearchStrategy] = {
         deep.map(lambda depth: '[{"role": "user", "content": ' + '{"a":' * depth + "1" + "}" * depth + "}]"),
         st.just('[{"role": "user", "content": "\\ud800"}]'),
     ),
+    "theta_chat_template_kwargs": st.one_of(
+        ints,
+        floats,
+        st.lists(json_values, max_size=3),
+        st.dictionaries(texts, json_values, max_size=2),
+        # Text that is no JSON, is no object, or is one for a request without theta's chat.
+        texts,
+        json_values.map(json.dumps),
+        deep.map(lambda depth: '{"a":' * depth + "1" + "}" * depth),
+        st.just('{"a": "\\ud800"}'),
+    ).filter(lambda x: not isinstance(x, str) or x.strip() != "{}"),
     "theta_prompt_token_ids": st.one_of(
         ints,
         floats,
@@ -178,6 +189,14 @@ def contradictions(draw: st.DrawFn) -> Attempt:
             [
                 ({"theta_prompt": "x", "theta_prompt_token_ids": [5]}, "both theta's prompt"),
                 ({"theta_prompt": "x", "theta_messages": '[{"role": "user", "content": "x"}]'}, "both theta's prompt"),
+                ({"theta_prompt": "x", "theta_chat_template_kwargs": '{"a": 1}'}, "goes through no chat template"),
+                (
+                    {
+                        "theta_messages": '[{"role": "user", "content": "x"}]',
+                        "theta_chat_template_kwargs": '{"padding": "max_length", "max_length": 1000000000}',
+                    },
+                    "has max_length, padding, which is no variable of a template",
+                ),
                 ({"alpha_min": 0.75, "alpha_max": 0.25}, "alpha_min=0.75 is above alpha_max=0.25"),
                 ({"optimal_sampling": False, "alpha": 0.25}, "alpha=0.25 has no meaning"),
                 ({"optimal_sampling": False, "theta_prompt": "x"}, "theta_prompt='x' has no meaning"),
@@ -214,10 +233,14 @@ def lengths(draw: st.DrawFn) -> Attempt:
 def long_arguments(draw: st.DrawFn) -> Attempt:
     """Up to 10 MB of text, of a chat, of token ids, of a key, of a list that has no business here."""
     size = draw(sizes)
-    kind = draw(st.sampled_from(["text", "chat", "escapes", "ids", "key", "list", "bad list", "digits"]))
+    kind = draw(st.sampled_from(["text", "chat", "variables", "escapes", "ids", "key", "list", "bad list", "digits"]))
     given: dict[str, Any] = {
         "text": lambda: {"theta_prompt": "x " * (size // 2)},
         "chat": lambda: {"theta_messages": json.dumps([{"role": "user", "content": "y" * size}])},
+        "variables": lambda: {
+            "theta_messages": '[{"role": "user", "content": "x"}]',
+            "theta_chat_template_kwargs": json.dumps({"z": "z" * size}),
+        },
         "escapes": lambda: {"theta_messages": '[{"role": "user", "content": "' + "\\u0041" * (size // 6) + '"}]'},
         "ids": lambda: {"theta_prompt_token_ids": [5] * (size // 3)},
         "key": lambda: {"k" * size + "?": 1},
@@ -300,9 +323,12 @@ def sound(draw: st.DrawFn) -> Attempt:
         "return_alpha": draw(st.booleans()),
     }
     kept = draw(st.sets(st.sampled_from(sorted(arguments))))
-    prompt = draw(
-        st.sampled_from([{}, {"theta_prompt": "x\0 \U0001f600"}, {"theta_prompt_token_ids": [VOCAB_SIZE - 1, 0]}])
-    )
+    chat = {
+        "theta_messages": '[{"role": "user", "content": "x"}]',
+        "theta_chat_template_kwargs": '{"a": {"b": [null]}}',
+    }
+    prompts = [{}, {"theta_prompt": "x\0 \U0001f600"}, {"theta_prompt_token_ids": [VOCAB_SIZE - 1, 0]}, chat]
+    prompt = draw(st.sampled_from(prompts))
     method = arguments["alpha_method"] if "alpha_method" in kept else "kl_symmetry"
     kept -= {name for name, readers in READERS.items() if method not in readers}  # refused where it has no effect
     kept |= {"kl_budget"} if method == "kl_budget" else set()

@@ -95,6 +95,8 @@ def test_logs_hold_no_text_of_a_request(server: Server) -> None:
         {"theta_messages": chat[:-1]},
         {"theta_messages": chat.replace("user", "robot")},
         {"theta_messages": chat, "theta_prompt": MARK},
+        {"theta_messages": chat, "theta_chat_template_kwargs": MARK},
+        {"theta_messages": chat, "theta_chat_template_kwargs": json.dumps({"messages": MARK})},
         {MARK: 1},
         {"alpha_method": MARK},
         {"theta_prompt_token_ids": [MARK]},
@@ -128,9 +130,17 @@ def test_no_argument_names_a_file_a_model_or_code(server: Server, tmp_path: Path
     for path in (*PATHS, str(template)):
         status, answer = server.send("/v1/completions", {**body, "vllm_xargs": {"theta_prompt": path}})
         assert status == 200, answer
-        for name in ("alpha", "alpha_method", "theta_messages", "theta_prompt_token_ids", "support_top_k"):
+        for name in (
+            *("alpha", "alpha_method", "theta_messages", "theta_chat_template_kwargs", "theta_prompt_token_ids"),
+            "support_top_k",
+        ):
             status, answer = server.send("/v1/completions", {**body, "vllm_xargs": {name: path}})
             assert status == 400, (name, answer)
+        chat = {"theta_messages": '[{"role": "user", "content": "x"}]'}
+        chat["theta_chat_template_kwargs"] = json.dumps({"chat_template": path})
+        status, answer = server.send("/v1/completions", {**body, "vllm_xargs": chat})
+        assert status == 400, answer
+        assert "chat_template, which is no variable of a template" in answer["error"]["message"]
         for name in ("theta_chat_template", "theta_system_prompt", "model", "speculative_config", "logits_processors"):
             status, answer = server.send("/v1/completions", {**body, "vllm_xargs": {name: path}})
             assert status == 400, (name, answer)
@@ -171,6 +181,7 @@ def test_sizes_are_refused_before_they_cost_anything(server: Server) -> None:
     for arguments, reason in (
         ({"theta_prompt": "x" * huge}, "theta_prompt has 10000000 characters"),
         ({"theta_messages": "[" * huge}, "theta_messages has 10000000 characters"),
+        ({"theta_chat_template_kwargs": "{" * huge}, "theta_chat_template_kwargs has 10000000 characters"),
         ({"theta_prompt_token_ids": [5] * (huge // 3)}, "theta_prompt_token_ids has 3333333 tokens"),
     ):
         status, answer = server.send("/v1/completions", {**body, "vllm_xargs": arguments})

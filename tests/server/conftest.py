@@ -7,19 +7,25 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-from support.example_pair import SETTINGS, TEACHER, THETA
+from support.example_pair import SETTINGS, TEACHER, THETA, with_hint
 from support.servers import SMALL_SERVER, VLLM, Server, start_server
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def theta(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The server's theta: the pair's, whose template also reads a variable (`hint`)."""
+    return with_hint(THETA, tmp_path_factory.mktemp("theta") / "theta")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, theta: str) -> Iterator[Server]:
     """`vllm serve --config server.yaml`, with everything in the file."""
     folder = tmp_path_factory.mktemp("server")
     config = {
         "model": TEACHER,
         "served-model-name": "teacher",
         "logits-processors": ["optimal_sampling"],
-        "speculative-config": {"model": THETA, "num_speculative_tokens": 3},
+        "speculative-config": {"model": theta, "num_speculative_tokens": 3},
         "additional-config": {"optimal_sampling": SETTINGS},
         # The pair was not trained on JSON, and fills all tokens with blanks where it may.
         "structured-outputs-config": {"backend": "xgrammar", "disable_any_whitespace": True},

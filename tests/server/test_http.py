@@ -105,6 +105,22 @@ def test_theta_prompts_as_text_and_as_tokens(server: Server, reference: Any) -> 
     assert as_tokens["choices"][0]["token_ids"] == alone
 
 
+def test_thetas_template_reads_the_requests_variables(server: Server, reference: Any, theta: str) -> None:
+    """Theta alone draws, so that its answer says what it was shown; the teacher's variables are none of theta's."""
+    from support.cases import Case
+    from support.reference_models import greedy_tokens
+
+    alone = {"alpha_method": "fixed", "alpha": 0}
+    hint = "Mia has 8 apples."
+    for variables, shown in (({"hint": hint}, {"hint": hint}), ({}, {})):
+        body = chat_body(vllm_xargs={**alone, "theta_chat_template_kwargs": json.dumps(variables)}, max_tokens=24)
+        answer = ask(server, body | {"chat_template_kwargs": {"hint": "Mia has 3 apples."}})
+        asked = chat_tokens(theta, SYSTEM + THETA_MESSAGES, **shown)
+        case = Case(chat_tokens(TEACHER, TEACHER_MESSAGES), asked, {"alpha_method": "fixed", "alpha": 0.0})
+        assert answer["choices"][0]["token_ids"] == up_to_end(greedy_tokens(reference, case, 24))
+    assert chat_tokens(theta, THETA_MESSAGES, hint=hint) != chat_tokens(theta, THETA_MESSAGES)
+
+
 def test_a_request_that_opts_out_is_the_teacher(server: Server, reference: Any) -> None:
     from support.cases import Case
     from support.reference_models import greedy_tokens
@@ -233,6 +249,23 @@ BAD_ARGUMENTS: list[tuple[str, dict[str, Any], str]] = [
     ("template fails", {"theta_messages": '[{"role": "robot", "content": "x"}]'}, "chat template refused.*robot"),
     ("nested", {"theta_messages": "[" * 5000 + "]" * 5000}, "nested|not JSON"),
     ("messages as objects", {"theta_messages": [{"role": "user", "content": "x"}]}, "vllm_xargs.theta_messages"),
+    (
+        "variables that are text",
+        {"theta_chat_template_kwargs": "hint"},
+        "theta_chat_template_kwargs='hint' is not JSON",
+    ),
+    ("variables as a list", {"theta_chat_template_kwargs": "[]"}, r"theta_chat_template_kwargs=\[\] is not an object"),
+    (
+        "variables as an object",
+        {"theta_chat_template_kwargs": {"hint": "x"}},
+        "send the object as JSON text: json.dumps",
+    ),
+    ("a template", {"theta_chat_template_kwargs": '{"chat_template": "x"}'}, "has chat_template, which is no variable"),
+    (
+        "a setting of the engine",
+        {"theta_chat_template": "x"},
+        "theta_chat_template is not an argument of a request but a",
+    ),
     ("null", {"alpha": None}, "vllm_xargs.alpha"),
 ]
 BAD_PROMPTS: list[tuple[str, dict[str, Any], str]] = [
@@ -248,6 +281,11 @@ BAD_PROMPTS: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("too long text", {"theta_prompt": "x" * 100_000}, "theta_prompt has 100000 characters"),
     ("no room", {"theta_prompt_token_ids": [5] * 250}, "plus max_tokens=48 goes beyond the 256 tokens"),
+    (
+        "variables for a text",
+        {"theta_prompt": "x", "theta_chat_template_kwargs": '{"hint": "x"}'},
+        "theta_chat_template_kwargs=.* has no effect: theta_prompt goes through no chat template",
+    ),
 ]
 
 
@@ -310,6 +348,7 @@ MISPLACED: list[tuple[dict[str, Any], str]] = [
     ({"extra_body": {"vllm_xargs": {"theta_prompt": "x"}}}, "extra_body is not a field.*openai client"),
     ({"extra_args": {"theta_prompt": "x"}}, "extra_args is not a field.*called vllm_xargs"),
     ({"require_theta_prompt": False}, "require_theta_prompt is a setting of the engine"),
+    ({"theta_chat_template_kwargs": {"hint": "x"}}, "theta_chat_template_kwargs is ignored as a field of the request"),
     ({"vllm_xargs": {"alpha_max": True}}, "alpha_max=True is a bool, not a number"),
 ]
 ENDPOINTS: dict[str, dict[str, Any]] = {

@@ -28,8 +28,22 @@ def tokenizer(path: str) -> Any:
     return AutoTokenizer.from_pretrained(path)
 
 
-def chat_tokens(path: str, messages: list[dict[str, str]]) -> list[int]:
-    return tokenizer(path).apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=False)
+def with_hint(model: str, folder: Path) -> str:
+    """A model of the pair in a new folder, whose chat template also reads a variable: `hint`, a system message."""
+    folder.mkdir()
+    for file in Path(model).iterdir():
+        (folder / file.name).symlink_to(file)
+    template = folder / "chat_template.jinja"
+    text = template.read_text()
+    template.unlink()
+    template.write_text("{%- if hint is defined -%}{{- '<|system|>' + hint + '<|end|>' -}}{%- endif -%}\n" + text)
+    return str(folder)
+
+
+def chat_tokens(path: str, messages: list[dict[str, str]], **variables: Any) -> list[int]:
+    return tokenizer(path).apply_chat_template(
+        messages, tokenize=True, add_generation_prompt=True, return_dict=False, **variables
+    )
 
 
 def up_to_end(tokens: list[int]) -> list[int]:

@@ -272,6 +272,72 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
         "theta_messages",
         "theta_messages cannot be written as JSON (Object of type set is not JSON serializable)",
     ),
+    # what theta's template reads
+    (
+        {"theta_messages": CHAT, "theta_chat_template_kwargs": 3},
+        "theta_chat_template_kwargs",
+        "theta_chat_template_kwargs=3 is an integer, not an object or that object as JSON text",
+    ),
+    (
+        {"theta_messages": CHAT, "theta_chat_template_kwargs": "enable_thinking"},
+        "theta_chat_template_kwargs",
+        "theta_chat_template_kwargs='enable_thinking' is not JSON (Expecting value: line 1 column 1 (char 0)); give what "
+        'theta\'s template reads, such as {"enable_thinking": false}',
+    ),
+    (
+        {"theta_messages": CHAT, "theta_chat_template_kwargs": "[1]"},
+        "theta_chat_template_kwargs",
+        "theta_chat_template_kwargs=[1] is not an object; give what theta's template reads, such as "
+        '{"enable_thinking": false}',
+    ),
+    (
+        {"theta_messages": CHAT, "theta_chat_template_kwargs": {1: 2}},
+        "theta_chat_template_kwargs",
+        "theta_chat_template_kwargs={1: 2} is not an object; give what theta's template reads, such as "
+        '{"enable_thinking": false}',
+    ),
+    (
+        {"theta_messages": CHAT, "theta_chat_template_kwargs": {"chat_template": "x", "tokenize": False}},
+        "theta_chat_template_kwargs",
+        "theta_chat_template_kwargs has chat_template, tokenize, which is no variable of a template; drop it",
+    ),
+    (
+        {"theta_messages": CHAT, "theta_chat_template_kwargs": '{"max_length": 1000000000}'},
+        "theta_chat_template_kwargs",
+        "theta_chat_template_kwargs has max_length, which is no variable of a template; drop it",
+    ),
+    (
+        {"theta_messages": CHAT, "theta_chat_template_kwargs": '{"a": ' * 40 + "1" + "}" * 40},
+        "theta_chat_template_kwargs",
+        "theta_chat_template_kwargs is nested more than 16 levels deep; flatten it",
+    ),
+    (
+        {"theta_messages": CHAT, "theta_chat_template_kwargs": '{"a": ' * 10**6},
+        "theta_chat_template_kwargs",
+        "theta_chat_template_kwargs is nested more than 16 levels deep; flatten it",
+    ),
+    (
+        {"theta_messages": CHAT, "theta_chat_template_kwargs": r'{"a": "\ud800"}'},
+        "theta_chat_template_kwargs",
+        "theta_chat_template_kwargs has half a surrogate pair (U+D800) at character 7; send valid Unicode text",
+    ),
+    (
+        {"theta_messages": CHAT, "theta_chat_template_kwargs": {"a": {1}}},
+        "theta_chat_template_kwargs",
+        "theta_chat_template_kwargs cannot be written as JSON (Object of type set is not JSON serializable)",
+    ),
+    (
+        {"theta_chat_template_kwargs": {"enable_thinking": False}},
+        "theta_chat_template_kwargs",
+        "theta_chat_template_kwargs='{\"enable_thinking\": false}' has no effect: the teacher's prompt, which theta reads, "
+        "goes through no chat template of theta's; give theta's chat as theta_messages, or drop it",
+    ),
+    (
+        {"theta_prompt_token_ids": [1], "theta_chat_template_kwargs": {"enable_thinking": False}},
+        "theta_chat_template_kwargs",
+        "theta_chat_template_kwargs='{\"enable_thinking\": false}' has no effect: theta_prompt_token_ids goes through no chat "
+        "template of theta's; give theta's chat as theta_messages, or drop it",
+    ),
     # no effect
     (
         {"alpha": 0.7},

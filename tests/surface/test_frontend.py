@@ -18,8 +18,10 @@ from vllm.v1.engine.input_processor import InputProcessor
 from vllm_optimal_sampling import wire
 from vllm_optimal_sampling.engine_core.block_hashes import extra_keys
 from vllm_optimal_sampling.engine_core.layout import ThetaLayout
-from vllm_optimal_sampling.front_end.admission import CHARACTERS_PER_POSITION, RequestResolver, refuse_beam_search
+from vllm_optimal_sampling.front_end.admission import RequestResolver, refuse_beam_search
+from vllm_optimal_sampling.front_end.theta_prompt import CHARACTERS_PER_POSITION
 from vllm_optimal_sampling.params import OptimalSamplingParams
+from vllm_optimal_sampling.template_variables import NOT_OF_TEMPLATES
 
 BuildConfig = Callable[..., Any]
 PROMPT = [5, 6, 7, 8]
@@ -141,6 +143,80 @@ def test_thetas_template_reads_the_engines_variables(build_config: BuildConfig, 
     frontend = Frontend(build_config(additional_config={"optimal_sampling": settings}))
     request = frontend.admit({"theta_messages": [{"role": "user", "content": "2"}]})
     assert request.sampling_params.extra_args["theta_prompt_token_ids"] == frontend.tokenizer.encode(text)
+
+
+THINKING = (
+    "{{ messages[0].content }}{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}{{ note }}"
+)
+
+
+@pytest.mark.parametrize(
+    ("engines", "requests", "text"),
+    [
+        ({}, {"enable_thinking": False}, "2"),
+        ({}, '{"enable_thinking": false, "note": "\\u00e9"}', "2\N{LATIN SMALL LETTER E WITH ACUTE}"),
+        ({"enable_thinking": False}, {"enable_thinking": True}, "2<think>"),
+        ({"enable_thinking": False, "note": "!"}, {"note": "?"}, "2?"),
+        ({"enable_thinking": False}, {"enable_thinking": None, "note": "auto"}, "2"),  # as vLLM merges: both are unset
+        ({"enable_thinking": False}, {}, "2"),
+        ({}, {"unread": {"x": [1]}}, "2<think>"),
+    ],
+)
+def test_a_requests_variables_come_before_the_engines(
+    build_config: BuildConfig, engines: Any, requests: Any, text: str
+) -> None:
+    settings = {"theta_chat_template": THINKING, "theta_chat_template_kwargs": engines}
+    frontend = Frontend(build_config(additional_config={"optimal_sampling": settings}))
+    arguments = {"theta_messages": [{"role": "user", "content": "2"}], "theta_chat_template_kwargs": requests}
+    request = frontend.admit(arguments, n=3)
+    # The engine is told theta's tokens, and nothing of what they were made of.
+    assert request.sampling_params.extra_args == {"theta_prompt_token_ids": frontend.tokenizer.encode(text)}
+    before = frontend.admit({"theta_messages": arguments["theta_messages"]})
+    assert before.sampling_params.extra_args == {
+        "theta_prompt_token_ids": frontend.tokenizer.encode(
+            "2" + "<think>" * engines.get("enable_thinking", True) + engines.get("note", "")
+        )
+    }
+
+
+def test_variables_go_with_an_engines_default_chat(build_config: BuildConfig) -> None:
+    chat = [{"role": "user", "content": "2"}]
+    settings = {"theta_chat_template": THINKING, "theta_messages": chat}
+    frontend = Frontend(build_config(additional_config={"optimal_sampling": settings}))
+    request = frontend.admit({"theta_chat_template_kwargs": {"enable_thinking": False}})
+    assert request.sampling_params.extra_args == {"theta_prompt_token_ids": frontend.tokenizer.encode("2")}
+    assert frontend.refuse({"theta_chat_template_kwargs": {"enable_thinking": False}, "theta_prompt": "a"}) == (
+        "theta_chat_template_kwargs='{\"enable_thinking\": false}' has no effect: theta_prompt goes through no chat template "
+        "of theta's; give theta's chat as theta_messages, or drop it"
+    )
+
+
+def test_tools_are_variables_of_a_template(build_config: BuildConfig) -> None:
+    template = "{{ messages[0].content }}{% for tool in tools %}{{ tool.name }}{% endfor %}"
+    frontend = Frontend(build_config(additional_config={"optimal_sampling": {"theta_chat_template": template}}))
+    variables = {"tools": [{"name": "add"}, {"name": "sub"}]}
+    arguments = {"theta_messages": [{"role": "user", "content": "2"}], "theta_chat_template_kwargs": variables}
+    ids = frontend.admit(arguments).sampling_params.extra_args["theta_prompt_token_ids"]
+    assert ids == frontend.tokenizer.encode("2addsub")
+
+
+def test_what_else_a_tokenizer_takes_beside_a_chat_is_refused() -> None:
+    """A request could have its chat padded to a billion tokens, cut off, or made into something else than tokens."""
+    from transformers import PreTrainedTokenizerBase
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    taken = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters}
+    taken |= {*inspect.signature(render_jinja_template).parameters, "messages"}
+    assert taken - {"self", "kwargs", "tools", "documents"} == set(NOT_OF_TEMPLATES)
+
+
+def test_a_template_may_refuse_variables(build_config: BuildConfig) -> None:
+    template = "{{ messages[0].content }}{% if effort %}{{ raise_exception('no such effort: ' + effort) }}{% endif %}"
+    frontend = Frontend(build_config(additional_config={"optimal_sampling": {"theta_chat_template": template}}))
+    arguments = {"theta_messages": [{"role": "user", "content": "2"}], "theta_chat_template_kwargs": {"effort": "much"}}
+    assert frontend.refuse(arguments) == (
+        "theta's chat template refused theta_messages with theta_chat_template_kwargs: no such effort: much"
+    )
 
 
 def test_token_ids_are_taken_as_they_are(frontend: Frontend) -> None:
@@ -357,6 +433,10 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
         "theta's chat template refused theta_messages: no such role",
     ),
     (
+        {"theta_chat_template": "{{ messages }}"},
+        "theta_chat_template is not an argument of a request but a setting of the engine; drop it",
+    ),
+    (
         {"optimal_sampling": False, "theta_prompt": "a"},
         "theta_prompt='a' has no meaning with optimal_sampling=False, which draws from the teacher alone; drop it, or "
         "ask for optimal_sampling=True",
@@ -387,9 +467,11 @@ def test_the_error_is_the_clients_and_names_the_argument(frontend: Frontend) -> 
     assert str(caught.value).endswith("did you mean theta_prompt? (parameter=theta_promt)")
 
 
-@pytest.mark.parametrize("name", ["theta_prompt", "theta_messages", "theta_prompt_token_ids"])
+@pytest.mark.parametrize(
+    "name", ["theta_prompt", "theta_messages", "theta_chat_template_kwargs", "theta_prompt_token_ids"]
+)
 def test_what_cannot_fit_is_refused_unread(frontend: Frontend, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(frontend.resolver, "_tokenizer", None)
+    monkeypatch.setattr(frontend.resolver.prompts, "_tokenizer", None)
     value: Any = [1] * 10**6 if name == "theta_prompt_token_ids" else "x" * 10**7
     message = frontend.refuse({name: value})
     assert "characters, and more than" in message or "1000000 tokens, and theta reads at most 128" in message
@@ -400,6 +482,10 @@ def test_the_bound_on_text_is_in_characters_for_each_position(frontend: Frontend
     message = f"has {bound + 1} characters, and more than {bound} cannot fit into the 128 tokens that theta reads"
     assert message in frontend.refuse({"theta_prompt": " " * (bound + 1)})
     assert message in frontend.refuse({"theta_messages": [{"role": "user", "content": " " * (bound + 1)}]})
+    chat = {"theta_messages": [{"role": "user", "content": "a"}]}
+    size = len('{"x": ""}')
+    assert message in frontend.refuse(chat | {"theta_chat_template_kwargs": {"x": " " * (bound + 1 - size)}})
+    frontend.admit(chat | {"theta_chat_template_kwargs": {"x": " " * (bound - size)}})
     assert "tokens, and theta reads at most 128" in frontend.refuse({"theta_prompt": "." * bound})
 
 
@@ -408,7 +494,7 @@ def test_a_tokenizer_that_fails_is_the_clients_error(frontend: Frontend, monkeyp
         def encode(self, *_: Any, **__: Any) -> list[int]:
             raise OverflowError("no\nway")
 
-    monkeypatch.setattr(frontend.resolver, "_theta_tokenizer", Failing())
+    monkeypatch.setattr(frontend.resolver.prompts, "_theta_tokenizer", Failing())
     assert frontend.refuse({"theta_prompt": "a"}) == "theta's tokenizer refused theta_prompt: no way"
 
 
@@ -417,7 +503,7 @@ def test_a_prompt_without_tokens_is_refused(frontend: Frontend, monkeypatch: pyt
         def encode(self, *_: Any, **__: Any) -> list[int]:
             return []
 
-    monkeypatch.setattr(frontend.resolver, "_theta_tokenizer", Deaf())
+    monkeypatch.setattr(frontend.resolver.prompts, "_theta_tokenizer", Deaf())
     assert frontend.refuse({"theta_prompt": "a"}) == (
         "theta_prompt has no tokens; give theta at least one, or leave it out"
     )

@@ -86,7 +86,7 @@ def test_a_template_of_parts_writes_the_text(build_config: Callable[..., Any], g
     config = build_config(model=gemma, **SELF | {"additional_config": {"optimal_sampling": settings}})
     resolver = RequestResolver(config)
     ids = resolve(resolver, {"theta_messages": [{"role": "user", "content": "the lazy fox"}]})
-    assert resolver._tokenizer("theta_messages").decode(ids) == "<user>the lazy fox"
+    assert resolver.prompts._tokenizer("theta_messages").decode(ids) == "<user>the lazy fox"
 
 
 def test_a_template_of_the_processor_is_found(build_config: Callable[..., Any], gemma: str, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_template_of_the_processor_is_found(build_config: Callable[..., Any], 
     (Path(model) / "chat_template.json").write_text(json.dumps({"chat_template": template}))
     resolver = RequestResolver(build_config(model=model, **SELF))
     ids = resolve(resolver, {"theta_messages": [{"role": "user", "content": "the fox"}]})
-    assert resolver._tokenizer("theta_messages").decode(ids) == "user: the foxassistant: "
+    assert resolver.prompts._tokenizer("theta_messages").decode(ids) == "user: the foxassistant: "
 
 
 def test_adapters_of_a_vision_tower_are_refused(build_config: Callable[..., Any], gemma: str) -> None:

@@ -49,6 +49,29 @@ def test_a_chat_is_kept_as_json_and_read_back_as_text() -> None:
     assert parse_messages(r'[{"role": "user", "content": "\ud83d\ude00"}]')[0]["content"] == "\N{GRINNING FACE}"
 
 
+def test_variables_of_thetas_template_become_json() -> None:
+    given = {"enable_thinking": False, "note": "é", "tools": [{"name": "f"}]}
+    params = OptimalSamplingParams(theta_messages=CHAT, theta_chat_template_kwargs=given)
+    assert params.theta_chat_template_kwargs == '{"enable_thinking": false, "note": "é", "tools": [{"name": "f"}]}'
+    escaped = json.dumps(given)
+    assert params == OptimalSamplingParams(theta_messages=CHAT, theta_chat_template_kwargs=escaped)
+    for nothing in (None, {}, "{}"):
+        assert OptimalSamplingParams(theta_chat_template_kwargs=nothing) == OptimalSamplingParams()
+
+
+def test_variables_go_with_the_chat_that_they_are_for() -> None:
+    """Where the engine's default is a chat with variables."""
+    engine = OptimalSamplingParams(theta_messages=CHAT, theta_chat_template_kwargs={"a": 1})
+    merged = OptimalSamplingParams.from_extra_args
+    assert merged({}, engine) == engine
+    assert merged({"theta_prompt": "x"}, engine) == OptimalSamplingParams(theta_prompt="x")
+    assert merged({"theta_messages": None}, engine) == OptimalSamplingParams()
+    with pytest.raises(ArgumentError, match="theta_prompt goes through no chat template of theta's"):
+        merged({"theta_prompt": "x", "theta_chat_template_kwargs": {"a": 2}}, engine)
+    with pytest.raises(ArgumentError, match="has no meaning with optimal_sampling=False"):
+        merged({"optimal_sampling": False, "theta_chat_template_kwargs": {"a": 2}}, engine)
+
+
 # Round trips
 
 # A busy machine is no failure.
@@ -82,6 +105,10 @@ theta_prompts = st.one_of(
     st.builds(
         lambda texts: {"theta_messages": [{"role": "user", "content": text} for text in texts]},
         st.lists(st.text(CHARACTERS), min_size=1, max_size=3),
+    ),
+    st.builds(
+        lambda variables: {"theta_messages": CHAT, "theta_chat_template_kwargs": variables},
+        st.dictionaries(st.text(CHARACTERS), st.none() | st.booleans() | st.text(CHARACTERS) | st.lists(st.integers())),
     ),
 )
 other_arguments = st.fixed_dictionaries(

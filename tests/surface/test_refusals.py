@@ -164,8 +164,6 @@ MODELS = [
     ("requires_raw_input_tokens", True, "it reads token ids beside embeddings"),
     ("is_encoder_decoder", True, "it is an encoder-decoder"),
     ("is_diffusion", True, "it generates by diffusion"),
-    ("is_hybrid", True, "it has state-space or linear-attention layers"),
-    ("has_inner_state", True, "it has state-space or linear-attention layers"),
     ("is_attention_free", True, "it has no attention"),
     ("mrope_num_dims", 4, "its positions have more than three dimensions"),
     ("runner_type", "pooling", "it does not generate text (pooling)"),

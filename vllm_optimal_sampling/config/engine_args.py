@@ -1,7 +1,7 @@
-"""What an engine is asked with, before vLLM builds its configuration.
+"""The arguments of an engine, before vLLM builds its configuration of them.
 
-An engine asks by naming the logits processor (`--logits-processor optimal_sampling`) beside a `speculative_config`
-whose draft model is theta, or beside the setting `theta` (see `config.theta`). vLLM knows no such name:
+They ask for optimal sampling by the name of the logits processor (`--logits-processor optimal_sampling`), beside a
+`speculative_config` whose draft model is theta, or beside the setting `theta` (see `config.theta`). vLLM knows no such name:
 `prepare_engine_args` takes it out of the arguments while vLLM builds its configuration, and leaves the settings in
 `additional_config`, where every process finds them.
 """
@@ -56,7 +56,7 @@ def prepare_engine_args(engine_args: EngineArgs) -> Iterator[bool]:
 
     """
     given = engine_args.logits_processors
-    others = [entry for entry in given or () if not _names_us(entry)]
+    others = [entry for entry in given or () if not _is_our_processor(entry)]
     additional = engine_args.additional_config
     has_settings = isinstance(additional, dict) and KEY in additional
     if len(others) == len(given or ()):
@@ -108,7 +108,7 @@ def _check_other_keys(additional: Mapping[str, Any]) -> None:
             )
 
 
-def _names_us(entry: object) -> bool:
+def _is_our_processor(entry: object) -> bool:
     if isinstance(entry, str):
         if entry in (NAME, PROCESSOR):
             return True
@@ -225,11 +225,7 @@ def check_engine_args(engine_args: EngineArgs) -> None:
         if speculative is not None:
             cause = f"speculative_config is {shown(speculative)}, not an object"
         raise UnsupportedEngineError(f"optimal sampling cannot start: {cause}.\n{_working_command(engine_args.model)}")
-    spec = {
-        "method": engine_args.spec_method,
-        "model": engine_args.spec_model,
-        "num_speculative_tokens": engine_args.spec_tokens,
-    } | {key: value for key, value in speculative.items() if value is not None}
+    spec = _with_flags(speculative, engine_args)
     missing = [*_missing_folders({"the teacher": engine_args.model, "theta": spec.get("model")})]
     if missing:
         raise UnsupportedEngineError(listed(missing))
@@ -241,6 +237,16 @@ def check_engine_args(engine_args: EngineArgs) -> None:
         )
 
 
+def _with_flags(speculative: Mapping[str, Any], engine_args: EngineArgs) -> dict[str, Any]:
+    """A `speculative_config` with what vLLM's `--spec-method`, `--spec-model` and `--spec-tokens` say beside it."""
+    flags = {
+        "method": engine_args.spec_method,
+        "model": engine_args.spec_model,
+        "num_speculative_tokens": engine_args.spec_tokens,
+    }
+    return flags | {key: value for key, value in speculative.items() if value is not None}
+
+
 def _check_scoring(engine_args: EngineArgs, settings: EngineSettings, speculative: Any) -> None:
     """Refuse what cannot work where theta scores."""
     theta = settings.theta
@@ -250,11 +256,7 @@ def _check_scoring(engine_args: EngineArgs, settings: EngineSettings, speculativ
     if speculative is not None and not isinstance(speculative, dict):
         problems.append(f"speculative_config is {shown(speculative)}, not an object")
     elif speculative is not None:
-        spec = {
-            "method": engine_args.spec_method,
-            "model": engine_args.spec_model,
-            "num_speculative_tokens": engine_args.spec_tokens,
-        } | {key: value for key, value in speculative.items() if value is not None}
+        spec = _with_flags(speculative, engine_args)
         problems += _drafter_problems(spec, "the teacher itself" if theta == SELF else repr(theta))
     if problems:
         raise UnsupportedEngineError(listed(problems))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 from vllm_optimal_sampling.config.engine_args import check_engine_args, prepare_engine_args
 from vllm_optimal_sampling.config.graph_sizes import choose_graph_sizes, has_own_sizes
 from vllm_optimal_sampling.config.refusals import check_supported
+from vllm_optimal_sampling.config.state_layers import caches_states
 from vllm_optimal_sampling.config.theta import read_text_only, scores, theta_model_config
 
 if TYPE_CHECKING:
     from vllm.config import SpeculativeConfig, VllmConfig
     from vllm.engine.arg_utils import EngineArgs
+
+logger = logging.getLogger(__name__)
 
 # Whether this context builds the configuration of an engine with optimal sampling.
 _building: ContextVar[bool] = ContextVar("building_with_theta", default=False)
@@ -31,12 +35,19 @@ def create_engine_config(engine_args: EngineArgs, create: Callable[[], VllmConfi
         ValueError: settings or arguments are refused, see `prepare_engine_args`, `check_engine_args`, `check_supported`.
 
     """
-    with prepare_engine_args(engine_args) as asks:
-        if not asks:
+    with prepare_engine_args(engine_args) as is_enabled:
+        if not is_enabled:
             return create()
         check_engine_args(engine_args)
+        wants_caching = engine_args.enable_prefix_caching  # vLLM writes there what it takes by default
         with _builds_with_theta():
             vllm_config = create()
+            if caches_states(vllm_config) and not wants_caching:
+                engine_args.enable_prefix_caching = False
+                vllm_config = create()
+                logger.info(
+                    "Prefix caching is off: it would restore the teacher's state behind a prompt, and not theta's."
+                )
     check_supported(vllm_config)
     if not scores(vllm_config):
         read_text_only(theta_model_config(vllm_config))

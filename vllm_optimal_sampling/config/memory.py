@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 CPU_SHARE = 0.5
-"""On a machine without a GPU. vLLM's own 0.92 is of all its memory, which nothing else would then fit into, and is refused
+"""On a machine without a GPU. vLLM's default, 0.92 of all memory, leaves no room for anything else, and vLLM does not start
 where so much is not free."""
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_optimal_sampling.config.errors import UnsupportedEngineError, first_line, listed
 from vllm_optimal_sampling.config.latent_attention import latent_problems
+from vllm_optimal_sampling.config.state_layers import state_problems, unsupported_state
 from vllm_optimal_sampling.config.theta import EXACT_DRAFTERS, scores, scores_itself, theta_model_config
 from vllm_optimal_sampling.config.tokenizers import check_tokenizers
 from vllm_optimal_sampling.params import shown
@@ -44,10 +45,14 @@ def check_supported(vllm_config: VllmConfig) -> None:
             f"optimal sampling cannot start: vLLM took theta for the speculative method {method!r}, by its name or its "
             "architecture, and not for a draft model; give a plain language model, in a folder named otherwise"
         )
-    problems = [
-        *_runner_problems(vllm_config),
-        *_engine_problems(vllm_config),
+    problems = [*_runner_problems(vllm_config), *_option_problems(vllm_config)]
+    if scores_itself(vllm_config):
+        problems += _one_model_problems(vllm_config)
+    elif not scores(vllm_config):
+        problems += _draft_model_problems(vllm_config)
+    problems += [
         *latent_problems(vllm_config),
+        *state_problems(vllm_config),
         *_model_problems("the teacher", vllm_config.model_config),
     ]
     if not scores_itself(vllm_config):
@@ -86,7 +91,8 @@ def _runner_problems(config: VllmConfig) -> Iterator[str]:
         )
 
 
-def _engine_problems(config: VllmConfig) -> Iterator[str]:
+def _option_problems(config: VllmConfig) -> Iterator[str]:
+    """Options of vLLM that are not supported beside this theta."""
     parallel, model, spec, cache = (
         config.parallel_config,
         config.model_config,
@@ -156,11 +162,13 @@ def _engine_problems(config: VllmConfig) -> Iterator[str]:
         (model.return_sampling_mask, "sampling masks in the output are not supported; drop --return-sampling-mask"),
     )
     yield from (sentence for is_so, sentence in refused if is_so)
-    if scores_itself(config):
-        yield from _one_model_problems(config)
-    if spec is None or scores(config):
-        return
-    if spec.draft_parallel_config.tensor_parallel_size != parallel.tensor_parallel_size:
+
+
+def _draft_model_problems(config: VllmConfig) -> Iterator[str]:
+    """Options of vLLM for the draft model alone, where theta drafts."""
+    spec, cache, model = config.speculative_config, config.cache_config, config.model_config
+    assert spec is not None
+    if spec.draft_parallel_config.tensor_parallel_size != config.parallel_config.tensor_parallel_size:
         yield "a tensor-parallel size of theta's own is not supported; drop draft_tensor_parallel_size"
     if spec.kv_cache_dtype not in (None, cache.cache_dtype):
         yield (
@@ -197,7 +205,6 @@ def _model_problems(role: str, model: ModelConfig) -> Iterator[str]:
         "it reads token ids beside embeddings": model.requires_raw_input_tokens,
         "it is an encoder-decoder": model.is_encoder_decoder,
         "it generates by diffusion": model.is_diffusion,
-        "it has state-space or linear-attention layers": model.is_hybrid or model.has_inner_state,
         "it has no attention": model.is_attention_free,
         "its attention sees chunks": windows,
         "its attention picks what it reads (sparse MLA)": model.use_mla and _is_sparse(text),
@@ -221,7 +228,7 @@ def check_kv_cache(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, bloc
     Args:
         vllm_config: the engine's configuration.
         kv_cache_config: as the scheduler has it, with the layers of both models.
-        block_size: of the scheduler, in tokens.
+        block_size: see `layout_block_size`.
 
     Raises:
         UnsupportedEngineError: a group of layers keeps its tokens otherwise, or one request could not fit.
@@ -229,6 +236,7 @@ def check_kv_cache(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, bloc
     """
     from vllm.v1.kv_cache_interface import (
         FullAttentionSpec,
+        MambaSpec,
         MLAAttentionSpec,
         SlidingWindowSpec,
         UniformTypeKVCacheSpecs,
@@ -244,6 +252,12 @@ def check_kv_cache(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, bloc
         spec = group.kv_cache_spec
         specs = list(spec.kv_cache_specs.values()) if isinstance(spec, UniformTypeKVCacheSpecs) else [spec]
         for one in specs:
+            if isinstance(one, MambaSpec):
+                if (why := unsupported_state(one, vllm_config.num_speculative_tokens)) is not None:
+                    raise UnsupportedEngineError(
+                        f"optimal sampling cannot start: the layers {shown(group.layer_names)} of {pair} {why}"
+                    )
+                continue
             # Blocks that leave the teacher's window have left theta's: its slots are never behind the teacher's.
             if type(one) not in (*full_attention, SlidingWindowSpec) or block_size % one.block_size:
                 raise UnsupportedEngineError(
@@ -253,6 +267,8 @@ def check_kv_cache(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, bloc
                 )
         if type(specs[0]) in full_attention:
             blocks_needed += -(-longest // specs[0].block_size)
+        elif isinstance(specs[0], MambaSpec):
+            blocks_needed += 1 + specs[0].num_speculative_blocks  # a state behind each draft
     if blocks_needed > kv_cache_config.num_blocks - 1:  # one is vLLM's null block
         raise UnsupportedEngineError(
             f"optimal sampling cannot start: {pair} have {kv_cache_config.num_blocks - 1} blocks of KV cache, and one "

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vllm_optimal_sampling.params import ARGUMENTS, ArgumentError, OptimalSamplingParams, closest, shown
+from vllm_optimal_sampling.template_variables import check_variables
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -28,23 +29,15 @@ ENGINE_SETTINGS = (
     "theta",
     "theta_lora",
     "theta_chat_template",
-    "theta_chat_template_kwargs",
     "theta_system_prompt",
     "theta_prompt_graphs",
     "require_theta_prompt",
     "other_extra_args",
 )
-"""Keys of `additional_config["optimal_sampling"]` beside the request arguments."""
+"""Keys of `additional_config["optimal_sampling"]` beside the request arguments, which a request cannot have."""
 
-NOT_OF_TEMPLATES = (
-    "chat_template",
-    "conversation",
-    "tokenize",
-    "return_dict",
-    "add_generation_prompt",
-    "continue_final_message",
-)
-"""Names that say what is made of a chat; no template reads them."""
+VARIABLES = "theta_chat_template_kwargs"
+"""A request's argument too, but no default that it replaces: each variable of the engine's holds that a request leaves out."""
 
 
 def is_enabled(vllm_config: VllmConfig) -> bool:
@@ -71,8 +64,8 @@ class EngineSettings:
     """Jinja template for `theta_messages`, as text; given as a file's path, it is read once, at start-up. None: the
     template of theta's own tokenizer."""
     theta_chat_template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """What the template of `theta_messages` reads beside them, such as `enable_thinking`. A request's
-    `chat_template_kwargs` are for the teacher's chat alone."""
+    """What the template of `theta_messages` reads beside them, such as `enable_thinking`, where the request's argument of this
+    name does not say otherwise. A request's `chat_template_kwargs` are for the teacher's chat alone."""
     theta_system_prompt: str | None = None
     """Put before `theta_messages` that do not begin with a system message."""
     theta_prompt_graphs: bool = False
@@ -100,36 +93,16 @@ class EngineSettings:
         where = f"additional_config[{KEY!r}]"
         if not isinstance(mapping, Mapping):
             raise ValueError(f"{where} is {shown(mapping)}; give an object with default request arguments, or {{}}")
-        for key in mapping:
-            if key not in ARGUMENTS and key not in ENGINE_SETTINGS:
-                known = sorted({*ARGUMENTS, *ENGINE_SETTINGS})
-                raise ValueError(
-                    f"{where} has no setting {shown(key)}{closest(key, known) or '; known are ' + ', '.join(known)}"
-                )
-        for key in ("theta", "theta_lora", "theta_chat_template", "theta_system_prompt"):
-            text = mapping.get(key)
-            if text is not None and (not isinstance(text, str) or not text):
-                raise ValueError(f"{where}: {key}={shown(text)} is not text; give some, or leave it out")
-        for key in ("theta_prompt_graphs", "require_theta_prompt"):
-            if not isinstance(mapping.get(key, False), bool):
-                raise ValueError(f"{where}: {key}={shown(mapping[key])} is not true or false")
-        variables = mapping.get("theta_chat_template_kwargs", {})
-        if not isinstance(variables, Mapping) or not all(isinstance(name, str) for name in variables):
-            raise ValueError(
-                f"{where}: theta_chat_template_kwargs={shown(variables)} is not an object; give what theta's template reads, "
-                'such as {"enable_thinking": false}'
-            )
-        if reserved := sorted(set(variables) & set(NOT_OF_TEMPLATES)):
-            raise ValueError(
-                f"{where}: theta_chat_template_kwargs has {', '.join(reserved)}, which is no variable of a template; drop it "
-                "(a template goes to theta_chat_template)"
-            )
+        _check_names_and_types(where, mapping)
         required = mapping.get("require_theta_prompt", False)
         others = mapping.get("other_extra_args", ())
-        if not isinstance(others, (list, tuple)) or not all(isinstance(name, str) for name in others):
-            raise ValueError(f"{where}: other_extra_args={shown(others)} is not a list of names")
         try:
-            defaults = OptimalSamplingParams.from_extra_args({k: v for k, v in mapping.items() if k in ARGUMENTS})
+            variables = check_variables(
+                VARIABLES, mapping.get(VARIABLES, {}), remedy="drop it (a template goes to theta_chat_template)"
+            )
+            defaults = OptimalSamplingParams.from_extra_args(
+                {key: value for key, value in mapping.items() if key in ARGUMENTS - {VARIABLES}}
+            )
         except ArgumentError as error:
             raise ValueError(f"{where}: {error}") from None
         if required and defaults.theta_prompt_argument is not None:
@@ -154,8 +127,37 @@ class EngineSettings:
     def to_mapping(self) -> dict[str, Any]:
         """The settings as `additional_config` carries them: what differs from the default, ready for JSON."""
         settings: dict[str, Any] = self.defaults.to_extra_args()
-        for key in ENGINE_SETTINGS:
+        for key in (*ENGINE_SETTINGS, VARIABLES):
             value = getattr(self, key)
             if value:
                 settings[key] = list(value) if isinstance(value, tuple) else value
         return settings
+
+
+def _check_names_and_types(where: str, mapping: Mapping[Any, Any]) -> None:
+    """Refuse unknown settings, and values of another type; those of request arguments are checked where these are read.
+
+    Args:
+        where: the mapping's place, for the error.
+        mapping: the settings.
+
+    Raises:
+        ValueError: one is refused.
+
+    """
+    for key in mapping:
+        if key not in ARGUMENTS and key not in ENGINE_SETTINGS:
+            known = sorted({*ARGUMENTS, *ENGINE_SETTINGS})
+            raise ValueError(
+                f"{where} has no setting {shown(key)}{closest(key, known) or '; known are ' + ', '.join(known)}"
+            )
+    for key in ("theta", "theta_lora", "theta_chat_template", "theta_system_prompt"):
+        text = mapping.get(key)
+        if text is not None and (not isinstance(text, str) or not text):
+            raise ValueError(f"{where}: {key}={shown(text)} is not text; give some, or leave it out")
+    for key in ("theta_prompt_graphs", "require_theta_prompt"):
+        if not isinstance(mapping.get(key, False), bool):
+            raise ValueError(f"{where}: {key}={shown(mapping[key])} is not true or false")
+    others = mapping.get("other_extra_args", ())
+    if not isinstance(others, (list, tuple)) or not all(isinstance(name, str) for name in others):
+        raise ValueError(f"{where}: other_extra_args={shown(others)} is not a list of names")

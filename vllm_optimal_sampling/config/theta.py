@@ -88,7 +88,7 @@ def theta_model_config(vllm_config: VllmConfig) -> ModelConfig:
         return vllm_config.speculative_config.draft_model_config
     if scores_itself(vllm_config):
         return vllm_config.model_config
-    from vllm.config import ModelConfig, SpeculativeConfig
+    from vllm.config import ModelConfig
 
     teacher = vllm_config.model_config
     # The same arguments as vLLM takes over from the teacher for a draft model.
@@ -104,7 +104,8 @@ def theta_model_config(vllm_config: VllmConfig) -> ModelConfig:
         spec_target_max_model_len=teacher.max_model_len,
         enforce_eager=teacher.enforce_eager,
         max_logprobs=teacher.max_logprobs,
-        hf_overrides=SpeculativeConfig.compose_draft_hf_overrides(teacher.hf_overrides),
+        # As for a draft model, but that vLLM makes the MTP module of a draft model that may have one.
+        hf_overrides=teacher.hf_overrides if callable(teacher.hf_overrides) else {},
         config_format=teacher.config_format,
         language_model_only=True,  # a multimodal theta reads text, see `read_text_only`
     )

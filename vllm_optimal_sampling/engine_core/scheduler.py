@@ -7,11 +7,15 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from vllm.v1.core.single_type_kv_cache_manager import MambaManager
+
 from vllm_optimal_sampling import wire
 from vllm_optimal_sampling.config.refusals import check_kv_cache
+from vllm_optimal_sampling.config.state_layers import layout_block_size
 from vllm_optimal_sampling.config.theta import max_request_loras, scores, scores_itself
 from vllm_optimal_sampling.config.vocabulary_pairs import VocabularyPairs
 from vllm_optimal_sampling.engine_core.layout import ThetaLayout
+from vllm_optimal_sampling.engine_core.states import give_one_state
 
 Hasher = Callable[[Any], list]
 """Hashes the full blocks of a request that have no hash yet."""
@@ -36,9 +40,13 @@ class ThetaSchedulerMixin:
             self.lora_config = copy.copy(vllm_config.lora_config)
             self.lora_config.max_loras = max_request_loras(vllm_config)
         manager = self.kv_cache_manager
-        check_kv_cache(vllm_config, manager.kv_cache_config, self.block_size)
+        self.theta_block_size = layout_block_size(vllm_config, manager.kv_cache_config)
+        check_kv_cache(vllm_config, manager.kv_cache_config, self.theta_block_size)
+        for single in manager.coordinator.single_type_managers:
+            if isinstance(single, MambaManager):
+                give_one_state(single)
         # A shorter theta prompt ends up to a block beyond the teacher's last slot (see `layout`).
-        manager.max_model_len += self.block_size
+        manager.max_model_len += self.theta_block_size
         manager.allocate_slots = self._allocating_theta(manager.allocate_slots)
         self._hasher: tuple[Hasher, Hasher] | None = None
 
@@ -56,12 +64,12 @@ class ThetaSchedulerMixin:
         if layout is None:
             arguments = (request.sampling_params and request.sampling_params.extra_args) or {}
             if self._theta_scores and not arguments.get(wire.OPTIMAL_SAMPLING, True):
-                layout = ThetaLayout.without_theta(self.block_size)
+                layout = ThetaLayout.without_theta(self.theta_block_size)
             else:
                 layout = ThetaLayout.of_prompts(
                     arguments.get(wire.THETA_PROMPT),
                     request.num_prompt_tokens,
-                    self.block_size,
+                    self.theta_block_size,
                     self._vocabulary_pairs,
                     arguments.get(wire.THETA_VERSION, 0),
                 )

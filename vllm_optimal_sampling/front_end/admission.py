@@ -8,20 +8,17 @@ one request.
 from __future__ import annotations
 
 import copy
-import threading
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vllm_optimal_sampling import wire
-from vllm_optimal_sampling.chat_messages import parse_messages
-from vllm_optimal_sampling.config.errors import UnsupportedEngineError
-from vllm_optimal_sampling.config.settings import EngineSettings
+from vllm_optimal_sampling.config.settings import ENGINE_SETTINGS, EngineSettings
 from vllm_optimal_sampling.config.theta import max_request_loras, scores, theta_model_config
-from vllm_optimal_sampling.config.tokenizers import load_theta_tokenizer
 from vllm_optimal_sampling.config.vocabulary_pairs import VocabularyPairs
 from vllm_optimal_sampling.front_end.media import check_media, check_no_placeholder, placeholders
-from vllm_optimal_sampling.front_end.theta_chat import template_and_messages
+from vllm_optimal_sampling.front_end.theta_prompt import ThetaPrompts
 from vllm_optimal_sampling.params import (
     ARGUMENTS,
+    OF_THETAS_PROMPT,
     THETA_PROMPTS,
     ArgumentError,
     OptimalSamplingParams,
@@ -30,22 +27,14 @@ from vllm_optimal_sampling.params import (
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.sampling_params import SamplingParams
-    from vllm.tokenizers import TokenizerLike
     from vllm.v1.engine import EngineCoreRequest
-
-CHARACTERS_PER_POSITION = 16
-"""Theta's prompt may have so many characters for each position of `max_model_len`. A longer one could not fit (a token
-has 4 characters in English, and hardly ever 16), and is refused before it is tokenised."""
-
-CHARACTERS_PER_ESCAPE = 6
-"""JSON may write a character of `theta_messages` as `\\uXXXX`."""
 
 
 class RequestResolver:
     """Completes and checks the arguments of optimal sampling of each request. Safe to call from several threads."""
 
     def __init__(self, vllm_config: VllmConfig) -> None:
-        """Read the engine's settings; theta's tokenizer is loaded with the first prompt that needs it."""
+        """Read the engine's settings."""
         self.vllm_config = vllm_config
         self.theta_config = theta_model_config(vllm_config)
         self.settings = EngineSettings.from_config(vllm_config)
@@ -53,13 +42,7 @@ class RequestResolver:
         """How often theta's weights were replaced (see `weights`)."""
         self._pairs = VocabularyPairs.from_config(vllm_config)
         self._placeholders = placeholders(self.theta_config)
-        self._theta_tokenizer: TokenizerLike | None = None
-        self._lock = threading.Lock()  # a fast tokenizer is not to be used by two threads at once
-
-    @property
-    def max_theta_len(self) -> int:
-        """Tokens that theta can read, prompt and output together. vLLM may lower the teacher's once memory is known."""
-        return min(self.vllm_config.model_config.max_model_len, self.theta_config.max_model_len)
+        self.prompts = ThetaPrompts(vllm_config, self.theta_config, self.settings)
 
     def resolve(self, request: EngineCoreRequest, max_tokens_given: bool = True) -> None:
         """Check a request's arguments and put what the engine needs in their place.
@@ -85,63 +68,79 @@ class RequestResolver:
             return
         extra_args = sampling_params.extra_args or {}
         try:
-            if request.prompt_embeds is not None or request.prompt_token_ids is None:
-                raise ArgumentError("prompt_embeds", "theta cannot read prompt embeddings; send text or token ids")
-            if request.lora_request is not None and max_request_loras(self.vllm_config) < 1:
-                raise ArgumentError(
-                    "lora_request",
-                    "this engine has no room for adapters of requests; start it with --enable-lora, which makes some",
-                )
-            self._check_logprobs(sampling_params)
-            params = self._params(extra_args)
-            check_media(request, params)
-            if request.resumable:
-                self._check_streaming(params)
-            if self.settings.require_theta_prompt:
-                _check_theta_has_a_prompt(params)
-            theta_ids = self._theta_prompt(params)
-            teachers = self._teachers_prompt(request, params)
-            ids = teachers if theta_ids is None else theta_ids
-            # The worker brings what it takes from the teacher into theta's ids, so both have to be the teacher's.
-            own = ids != request.prompt_token_ids or teachers != request.prompt_token_ids
-            has_name = theta_ids is not None and own
-            prompt_name = (params.theta_prompt_argument or "theta_prompt") if has_name else "prompt"
-            if own or self._pairs is None:
-                self._check_vocabulary(prompt_name, ids)
-            if has_name:
-                check_no_placeholder(prompt_name, ids, self._placeholders)
-            max_tokens = self._max_tokens(
-                prompt_name,
-                len(ids),
-                len(request.prompt_token_ids),
-                sampling_params.max_tokens,
-                sampling_params.min_tokens,
-                max_tokens_given,
-            )
+            params, ids, max_tokens = self._checked(request, extra_args, max_tokens_given)
         except ArgumentError as error:
             if error.argument in THETA_PROMPTS and error.argument not in extra_args:
                 error = ArgumentError(
                     error.argument, f"{error.message} ({error.argument} is this engine's default, not the request's)"
                 )
             _refuse(error)
-        if request.resumable and not params.optimal_sampling and scores(self.vllm_config):
+        # Params may be shared between requests (`skip_clone`), and extra_args always are.
+        request.sampling_params = copy.copy(sampling_params)
+        request.sampling_params.extra_args = self._for_the_engine(params, ids, extra_args, request.resumable) or None
+        request.sampling_params.max_tokens = max_tokens
+
+    def _checked(
+        self, request: EngineCoreRequest, extra_args: dict[str, Any], max_tokens_given: bool
+    ) -> tuple[OptimalSamplingParams, list[int] | None, int | None]:
+        """The request's arguments, what theta reads if it is not the teacher's very ids, and `max_tokens`; see `resolve`."""
+        sampling_params = request.sampling_params
+        assert sampling_params is not None
+        if request.prompt_embeds is not None or request.prompt_token_ids is None:
+            raise ArgumentError("prompt_embeds", "theta cannot read prompt embeddings; send text or token ids")
+        if request.lora_request is not None and max_request_loras(self.vllm_config) < 1:
+            raise ArgumentError(
+                "lora_request",
+                "this engine has no room for adapters of requests; start it with --enable-lora, which makes some",
+            )
+        self._check_logprobs(sampling_params)
+        params = self._params(extra_args)
+        check_media(request, params)
+        if request.resumable:
+            self._check_streaming(params)
+        if self.settings.require_theta_prompt:
+            _check_theta_has_a_prompt(params)
+        theta_ids = self.prompts.token_ids(params)
+        teachers = self._teachers_prompt(request, params)
+        ids = teachers if theta_ids is None else theta_ids
+        # Where the worker gets no ids of theta's, it gives theta the teacher's, each in theta's vocabulary. That is right only
+        # if theta's prompt and the teacher's as theta reads it are both those ids.
+        own = ids != request.prompt_token_ids or teachers != request.prompt_token_ids
+        has_name = theta_ids is not None and own
+        prompt_name = (params.theta_prompt_argument or "theta_prompt") if has_name else "prompt"
+        if own or self._pairs is None:
+            self._check_vocabulary(prompt_name, ids)
+        if has_name:
+            check_no_placeholder(prompt_name, ids, self._placeholders)
+        max_tokens = self._max_tokens(
+            prompt_name,
+            len(ids),
+            len(request.prompt_token_ids),
+            sampling_params.max_tokens,
+            sampling_params.min_tokens,
+            max_tokens_given,
+        )
+        return params, ids if own else None, max_tokens
+
+    def _for_the_engine(
+        self, params: OptimalSamplingParams, ids: list[int] | None, extra_args: dict[str, Any], resumable: bool
+    ) -> dict[str, Any]:
+        """The `extra_args` that the engine gets, of what `_checked` found; see `resolve`."""
+        if resumable and not params.optimal_sampling and scores(self.vllm_config):
             # A later part of the session may be mixed, and theta has to have read all before it.
             params = OptimalSamplingParams(teacher_only_tokens=self.vllm_config.model_config.max_model_len)
         arguments = params.to_extra_args()
-        for name in ("theta_prompt", "theta_messages", "theta_prompt_token_ids"):
+        for name in OF_THETAS_PROMPT:
             arguments.pop(name, None)
         if arguments.get("support_top_k", 0) >= self.vllm_config.model_config.get_vocab_size():
             del arguments["support_top_k"]  # all tokens: how a request unsets a default where null cannot be sent
-        if own:
+        if ids is not None:
             arguments["theta_prompt_token_ids"] = ids
         arguments |= {key: value for key, value in extra_args.items() if key not in ARGUMENTS}
         if self.theta_version:
             # A block holds keys and values of both models: those of theta's old weights must not be found.
             arguments[wire.THETA_VERSION] = self.theta_version
-        # Params may be shared between requests (`skip_clone`), and extra_args always are.
-        request.sampling_params = copy.copy(sampling_params)
-        request.sampling_params.extra_args = arguments or None
-        request.sampling_params.max_tokens = max_tokens
+        return arguments
 
     def theta_token_ids(self, extra_args: dict[str, Any]) -> list[int] | None:
         """What theta reads of a request with these arguments: its own prompt as tokens, None for the teacher's.
@@ -150,7 +149,7 @@ class RequestResolver:
             ArgumentError: an argument is refused.
 
         """
-        return self._theta_prompt(self._params(extra_args))
+        return self.prompts.token_ids(self._params(extra_args))
 
     def _teachers_prompt(self, request: EngineCoreRequest, params: OptimalSamplingParams) -> list[int]:
         """The teacher's prompt as theta reads it: in theta's ids, unless the worker is to put one id for each token.
@@ -164,49 +163,14 @@ class RequestResolver:
 
     def _params(self, extra_args: dict[str, Any]) -> OptimalSamplingParams:
         """A request's arguments over the engine's defaults; those too large are refused before they are parsed."""
-        self._check_sizes(extra_args)
+        self.prompts.check_sizes(extra_args)
+        for name in extra_args:
+            if name in ENGINE_SETTINGS and name not in self.settings.other_extra_args:
+                raise ArgumentError(
+                    name, f"{name} is not an argument of a request but a setting of the engine; drop it"
+                )
         return OptimalSamplingParams.from_extra_args(
             extra_args, self.settings.defaults, others=self.settings.other_extra_args
-        )
-
-    def _theta_prompt(self, params: OptimalSamplingParams) -> list[int] | None:
-        """Theta's prompt as token ids, None where theta reads the teacher's."""
-        if params.theta_prompt_token_ids is not None:
-            return list(params.theta_prompt_token_ids)
-        name = params.theta_prompt_argument
-        if name is None:
-            return None
-        text = getattr(params, name)
-        ids = self._tokenise_chat(parse_messages(text)) if name == "theta_messages" else self._tokenise(text)
-        if not ids:
-            raise ArgumentError(name, f"{name} has no tokens; give theta at least one, or leave it out")
-        return ids
-
-    def _check_sizes(self, extra_args: dict[str, Any]) -> None:
-        """Refuse what is too long to fit before reading it: nobody may keep the front end busy with it."""
-        for name, per_position in {
-            "theta_prompt": CHARACTERS_PER_POSITION,
-            "theta_messages": CHARACTERS_PER_POSITION * CHARACTERS_PER_ESCAPE,
-        }.items():
-            if isinstance(extra_args.get(name), str):
-                self._check_text_length(name, len(extra_args[name]), per_position * self.max_theta_len)
-        ids = extra_args.get("theta_prompt_token_ids")
-        if isinstance(ids, (list, tuple)) and len(ids) >= self.max_theta_len:
-            raise self._too_long("theta_prompt_token_ids", len(ids))
-
-    def _check_text_length(self, name: str, length: int, allowed: int) -> None:
-        if length > allowed:
-            raise ArgumentError(
-                name,
-                f"{name} has {length} characters, and more than {allowed} cannot fit into the {self.max_theta_len} "
-                "tokens that theta reads; shorten it",
-            )
-
-    def _too_long(self, name: str, length: int) -> ArgumentError:
-        return ArgumentError(
-            name,
-            f"{name} has {length} tokens, and theta reads at most {self.max_theta_len}, with at least one token of "
-            "output; shorten it, or start the engine with a larger --max-model-len",
         )
 
     def _check_logprobs(self, sampling_params: SamplingParams) -> None:
@@ -227,67 +191,12 @@ class RequestResolver:
                 "teacher reads",
             )
         teacher_len = self.vllm_config.model_config.max_model_len
-        if self.max_theta_len < teacher_len:
+        if self.prompts.max_len < teacher_len:
             raise ArgumentError(
                 "prompt",
                 f"a session that streams its input may grow to the teacher's {teacher_len} tokens, and theta reads "
-                f"{self.max_theta_len}; start the engine with --max-model-len {self.max_theta_len}",
+                f"{self.prompts.max_len}; start the engine with --max-model-len {self.prompts.max_len}",
             )
-
-    def _tokenise(self, text: str) -> list[int]:
-        tokenizer = self._tokenizer("theta_prompt")
-        try:
-            with self._lock:
-                return list(tokenizer.encode(text, add_special_tokens=True))
-        except Exception as error:  # whatever a tokenizer has against a text, the client can mend it
-            raise ArgumentError("theta_prompt", f"theta's tokenizer refused theta_prompt: {_reason(error)}") from error
-
-    def _tokenise_chat(self, messages: list[dict[str, Any]]) -> list[int]:
-        name = "theta_messages"
-        length = sum(len(message["content"]) for message in messages)
-        self._check_text_length(name, length, CHARACTERS_PER_POSITION * self.max_theta_len)
-        system = self.settings.theta_system_prompt
-        if system is not None and messages[0]["role"] not in ("system", "developer"):
-            messages = [{"role": "system", "content": system}, *messages]
-        tokenizer = self._tokenizer(name)
-        template, messages = template_and_messages(
-            tokenizer, self.settings.theta_chat_template, messages, self.theta_config
-        )
-        if template is None and getattr(tokenizer, "chat_template", "unknown") is None:
-            raise ArgumentError(
-                name,
-                "theta has no chat template for theta_messages; give theta_prompt, or start the engine with "
-                '--additional-config \'{"optimal_sampling": {"theta_chat_template": "..."}}\'',
-            )
-        conversation: Any = messages
-        try:
-            with self._lock:
-                ids = tokenizer.apply_chat_template(
-                    conversation,
-                    chat_template=template,
-                    tokenize=True,
-                    add_generation_prompt=True,
-                    return_dict=False,
-                    **self.settings.theta_chat_template_kwargs,
-                )
-        except Exception as error:  # templates raise whatever they like about a conversation
-            raise ArgumentError(name, f"theta's chat template refused theta_messages: {_reason(error)}") from error
-        return list(ids)
-
-    def _tokenizer(self, argument: str) -> TokenizerLike:
-        if self.vllm_config.model_config.skip_tokenizer_init:
-            raise ArgumentError(
-                argument,
-                f"{argument} needs a tokenizer, and this engine was started with skip_tokenizer_init; give "
-                "theta_prompt_token_ids",
-            )
-        with self._lock:
-            if self._theta_tokenizer is None:
-                try:
-                    self._theta_tokenizer = load_theta_tokenizer(self.vllm_config)
-                except UnsupportedEngineError as error:
-                    raise ArgumentError(argument, f"{argument} cannot be tokenised: {error}") from error
-            return self._theta_tokenizer
 
     def _check_vocabulary(self, name: str, ids: list[int]) -> None:
         vocabulary = self.theta_config.get_vocab_size()
@@ -309,9 +218,9 @@ class RequestResolver:
         given: bool,
     ) -> int | None:
         """`max_tokens` of the request, lowered where it was left open and theta's prompt needs it."""
-        limit = self.max_theta_len
+        limit = self.prompts.max_len
         if theta_len >= limit:
-            raise self._too_long(name, theta_len)
+            raise self.prompts.too_long(name, theta_len)
         # vLLM itself ends a request at the teacher's length.
         room = self.vllm_config.model_config.max_model_len - teacher_len
         wanted = room if max_tokens is None else min(max_tokens, room)
@@ -377,8 +286,3 @@ def _refuse(error: ArgumentError) -> NoReturn:
     from vllm.exceptions import VLLMValidationError
 
     raise VLLMValidationError(error.message, parameter=error.argument) from error
-
-
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -18,6 +18,12 @@ NUMBERS = (
 )
 """The arguments that are numbers."""
 
+JSON_TEXTS = {
+    "theta_messages": ("list of messages", "messages"),
+    "theta_chat_template_kwargs": ("object", "variables"),
+}
+"""The arguments that are JSON text over HTTP: what each is, and a name for it in a client's program."""
+
 WITHOUT_RECORDS = ("/v1/responses", "/v1/messages")
 """Paths whose answers have no place for the per-token record."""
 
@@ -41,11 +47,12 @@ def _wrong_kind(name: str, value: object) -> ArgumentError | None:
         return ArgumentError(name, f"vllm_xargs.{name} is null, which is no value over HTTP; leave {name} out")
     entries = value if isinstance(value, list) else [value]
     is_flat = set(map(type, entries)) <= {str, int, float, bool}
-    if name == "theta_messages" and (isinstance(value, list) or not is_flat):
+    if name in JSON_TEXTS and isinstance(value, (list, dict)):
+        what, variable = JSON_TEXTS[name]
         return ArgumentError(
             name,
             f"vllm_xargs.{name} is {kind_of(value)}, and vLLM's server takes numbers, texts and flat lists there; send the "
-            "list of messages as JSON text: json.dumps(messages) in Python, JSON.stringify(messages) in JavaScript",
+            f"{what} as JSON text: json.dumps({variable}) in Python, JSON.stringify({variable}) in JavaScript",
         )
     if is_flat:
         return None

@@ -10,6 +10,7 @@ from vllm_optimal_sampling.config.memory import default_memory_share
 from vllm_optimal_sampling.config.settings import KEY, NAME
 from vllm_optimal_sampling.config.theta import NUM_SPECULATIVE_TOKENS, SELF, is_teacher
 from vllm_optimal_sampling.params import ALPHA_ARGUMENTS, READERS, THETA_PROMPTS, OptimalSamplingParams
+from vllm_optimal_sampling.template_variables import check_variables
 
 MEMORY_SHARE = 0.9
 """Of the GPU's memory, for both models and their cache."""
@@ -148,6 +149,28 @@ def check_request(
             "best_of",
             f"best_of={best_of} compares texts of q*, and use_optimal_sampling=False draws none; drop one",
         )
+
+
+def check_template_variables(chat: bool, **given: Any) -> None:
+    """Refuse what no chat template reads.
+
+    Args:
+        chat: whether prompts go through chat templates.
+        given: the variables of each model's template, or None, by the name of the argument.
+
+    Raises:
+        ArgumentError: some are given without chat templates, are not an object, or have a name that no template reads.
+
+    """
+    for name, variables in given.items():
+        if variables is None:
+            continue
+        check_variables(name, variables)
+        if not chat:
+            raise ArgumentError(
+                name,
+                f"{name} is for a chat template, and these prompts are text; make the sampler with enable_chat_template",
+            )
 
 
 def chat(prompt: str, system_prompt: str | None) -> list[dict[str, str]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import random
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_optimal_sampling.selection import Scores
+from vllm_optimal_sampling.selection import Scores, Selection
 
 
 @dataclass(frozen=True)
@@ -32,17 +33,43 @@ class OptimalSamplingOutput:
     """With `best_of`: for each prompt which of its `candidates` the completion is."""
 
 
-def alphas_of(completion: Any) -> list[float]:
-    """Alpha at each token of a completion, from its record (see `records`)."""
-    return list(completion.optimal_sampling.alpha)
+def output_of(
+    outputs: Sequence[Any], selection: Selection | None, seed: int | None, *, with_alphas: bool
+) -> OptimalSamplingOutput:
+    """What the sampler returns for these outputs.
+
+    Args:
+        outputs: vLLM's, one for each prompt.
+        selection: how one of the completions of each is kept; None: there is one.
+        seed: of the call, which a random selection is made with.
+        with_alphas: whether the completions have records whose alphas are wanted.
+
+    """
+    candidates = kept = None
+    if selection is not None:
+        candidates = [[_scores_of(completion) for completion in output.outputs] for output in outputs]
+        generators = (random.Random(None if seed is None else f"select {seed + i}") for i in range(len(outputs)))
+        kept = [selection.choose(*pair) for pair in zip(candidates, generators, strict=True)]
+    completions = [output.outputs[index] for output, index in zip(outputs, kept or [0] * len(outputs), strict=True)]
+    # From the completions' records (see `records`).
+    history = [list(completion.optimal_sampling.alpha) for completion in completions] if with_alphas else None
+    return OptimalSamplingOutput(
+        generated_texts=[completion.text for completion in completions],
+        generated_ids=[list(completion.token_ids) for completion in completions],
+        num_tokens=[len(completion.token_ids) for completion in completions],
+        alpha_stats=None if history is None else [_statistics_of(alphas) for alphas in history],
+        alpha_history=history,
+        candidates=candidates,
+        kept=kept,
+    )
 
 
-def scores_of(completion: Any) -> Scores:
+def _scores_of(completion: Any) -> Scores:
     """What a completion is compared by, from its record."""
     return Scores.of(vars(completion.optimal_sampling), completion.finish_reason)
 
 
-def statistics_of(alphas: Sequence[float]) -> dict[str, float]:
+def _statistics_of(alphas: Sequence[float]) -> dict[str, float]:
     if not alphas:
         return {"mean": math.nan, "std": math.nan, "min": math.nan, "max": math.nan, "count": 0}
     return {

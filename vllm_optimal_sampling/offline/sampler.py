@@ -7,7 +7,7 @@ to find alpha. For vLLM's own outputs there is `vllm.LLM` with `OptimalSamplingP
 from __future__ import annotations
 
 import contextlib
-import random
+import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -20,11 +20,12 @@ from vllm_optimal_sampling.offline.arguments import (
     chat,
     check_llm_arguments,
     check_request,
+    check_template_variables,
     llm_arguments,
     named_model,
     plain,
 )
-from vllm_optimal_sampling.offline.output import OptimalSamplingOutput, alphas_of, scores_of, statistics_of
+from vllm_optimal_sampling.offline.output import OptimalSamplingOutput, output_of
 from vllm_optimal_sampling.params import OptimalSamplingParams, Scheduled
 from vllm_optimal_sampling.selection import selection_of
 from vllm_optimal_sampling.weights import theta_version, update_theta
@@ -195,6 +196,8 @@ class OptimalSampler:
         best_of: int | None = None,
         select: str | None = None,
         select_by: str | None = None,
+        teacher_chat_template_kwargs: Mapping[str, Any] | None = None,
+        theta_chat_template_kwargs: Mapping[str, Any] | None = None,
         **sampling_arguments: Any,
     ) -> OptimalSamplingOutput:
         """Draw one completion for each prompt.
@@ -215,11 +218,16 @@ class OptimalSampler:
                 drawn is returned.
             select: which of them, one of `selection.SELECTIONS`; None: `log_z`, the largest Σ log Z.
             select_by: `sum` (None) or `mean` over the tokens, for `log_z` and `teacher_logprob`.
+            teacher_chat_template_kwargs: with `enable_chat_template`: what the teacher's template reads beside the messages,
+                such as `{"enable_thinking": True}`.
+            theta_chat_template_kwargs: the same for theta's template; each variable comes before the engine's of that name.
             **sampling_arguments: everything else that `vllm.SamplingParams` takes, such as `stop` or `min_p`.
 
         Raises:
             ArgumentError: (a ValueError) `theta_prompts` has another length than `prompts`, a list is not a list of texts,
-                `sampling_arguments` has what is not for it, or `best_of`, `select` and `select_by` do not go together.
+                `sampling_arguments` has what is not for it, `best_of`, `select` and `select_by` do not go together, or a
+                template's variables are given without `enable_chat_template`, are not an object, or have a name that no
+                template reads.
             RuntimeError: the sampler is closed, or its engine is at work on requests that are not this sampler's.
             VLLMValidationError: vLLM or optimal sampling refuses an argument or a prompt, such as one that is too long.
         """
@@ -227,6 +235,11 @@ class OptimalSampler:
 
         self._check_open()
         check_request(prompts, theta_prompts, use_optimal_sampling, best_of, sampling_arguments)
+        check_template_variables(
+            self.enable_chat_template,
+            teacher_chat_template_kwargs=teacher_chat_template_kwargs,
+            theta_chat_template_kwargs=theta_chat_template_kwargs,
+        )
         method = self._alpha["alpha_method"]
         selection = selection_of(best_of, select, select_by, alpha_method=method, temperature=temperature)
         num_drawn = best_of or 1
@@ -239,7 +252,7 @@ class OptimalSampler:
                 top_k=top_k,
                 seed=None if seed is None else seed + number * num_drawn,
                 n=num_drawn,
-                extra_args=self._extra_args(theta_prompt) | record
+                extra_args=self._extra_args(theta_prompt, theta_chat_template_kwargs) | record
                 if use_optimal_sampling
                 else {"optimal_sampling": False},
                 **sampling_arguments,
@@ -248,31 +261,9 @@ class OptimalSampler:
         ]
         if use_tqdm is None:
             use_tqdm = len(prompts) >= LONG_BATCH
-        run: Callable[..., list[RequestOutput]]
-        given: list[Any]
-        if self.enable_chat_template:
-            run, given = self.llm.chat, [chat(prompt, self.teacher_system_prompt) for prompt in prompts]
-        else:
-            run, given = self.llm.generate, [plain(prompt, self.teacher_system_prompt) for prompt in prompts]
+        run, given = self._for_the_teacher(prompts, teacher_chat_template_kwargs)
         outputs = self._run(run, given, params, use_tqdm)
-        candidates = kept = None
-        if selection is not None:
-            candidates = [[scores_of(completion) for completion in output.outputs] for output in outputs]
-            generators = (random.Random(None if seed is None else f"select {seed + i}") for i in range(len(outputs)))
-            kept = [selection.choose(*pair) for pair in zip(candidates, generators, strict=True)]
-        completions = [output.outputs[index] for output, index in zip(outputs, kept or [0] * len(outputs), strict=True)]
-        history = None
-        if self.track_alpha_stats and use_optimal_sampling:
-            history = [alphas_of(completion) for completion in completions]
-        return OptimalSamplingOutput(
-            generated_texts=[completion.text for completion in completions],
-            generated_ids=[list(completion.token_ids) for completion in completions],
-            num_tokens=[len(completion.token_ids) for completion in completions],
-            alpha_stats=None if history is None else [statistics_of(alphas) for alphas in history],
-            alpha_history=history,
-            candidates=candidates,
-            kept=kept,
-        )
+        return output_of(outputs, selection, seed, with_alphas=self.track_alpha_stats and use_optimal_sampling)
 
     def generate_from_tokens(
         self,
@@ -347,6 +338,15 @@ class OptimalSampler:
         """How often theta's weights were replaced: `theta_version` of the records of the next call."""
         return theta_version(self.llm)
 
+    def _for_the_teacher(
+        self, prompts: Sequence[str], variables: Mapping[str, Any] | None
+    ) -> tuple[Callable[..., list[RequestOutput]], list[Any]]:
+        """vLLM's method that takes the teacher's prompts, and the prompts as it takes them."""
+        if self.enable_chat_template:
+            run = functools.partial(self.llm.chat, chat_template_kwargs=dict(variables or {}))
+            return run, [chat(prompt, self.teacher_system_prompt) for prompt in prompts]
+        return self.llm.generate, [plain(prompt, self.teacher_system_prompt) for prompt in prompts]
+
     def _run(
         self, run: Callable[..., list[RequestOutput]], prompts: list[Any], params: list[SamplingParams], use_tqdm: bool
     ) -> list[RequestOutput]:
@@ -382,9 +382,10 @@ class OptimalSampler:
         if self._is_closed:
             raise RuntimeError("this sampler is closed; make a new one")
 
-    def _extra_args(self, theta_prompt: str) -> dict[str, Any]:
+    def _extra_args(self, theta_prompt: str, variables: Mapping[str, Any] | None) -> dict[str, Any]:
         if self.enable_chat_template:
-            prompt: dict[str, Any] = {"theta_messages": chat(theta_prompt, self.theta_system_prompt)}
+            messages = chat(theta_prompt, self.theta_system_prompt)
+            prompt: dict[str, Any] = {"theta_messages": messages, "theta_chat_template_kwargs": variables}
         else:
             prompt = {"theta_prompt": plain(theta_prompt, self.theta_system_prompt)}
         # What equals the default is written out: the engine may have been given other defaults.

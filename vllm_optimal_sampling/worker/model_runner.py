@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.parallel_state import is_global_first_rank
 from vllm.logger import init_logger
-from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
 
+from vllm_optimal_sampling.config.state_layers import layout_block_size
 from vllm_optimal_sampling.config.theta import scores, scores_itself
 from vllm_optimal_sampling.kernels import WarmUp
 from vllm_optimal_sampling.worker import relaxed_top_p_kernel
@@ -69,7 +69,7 @@ class ThetaRunnerMixin:
         the model's length, and attention looks up the block of a token that is dropped like that of any other.
         """
         self.finish_warm_up()  # where there was no profile
-        block_size = resolve_kv_cache_block_sizes(kv_cache_config, self.vllm_config)[0]
+        block_size = layout_block_size(self.vllm_config, kv_cache_config)
         wider = block_size + self.vllm_config.num_speculative_tokens
         self.max_model_len += wider  # read there for the width of the block tables alone
         try:
@@ -143,6 +143,11 @@ class ScoringRunnerMixin(ThetaRunnerMixin):
     def initialize_kv_cache(self, kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
         super().initialize_kv_cache(kv_cache_config, *args, **kwargs)
         self.theta.set_attn(self)
+
+    def _init_kv_zero_meta(self) -> None:
+        """vLLM's own, which finds out where the blocks lie that it empties before they are used anew."""
+        with self.theta.unextended_caches():
+            super()._init_kv_zero_meta()  # type: ignore[misc]
 
     def shutdown(self) -> None:
         self.theta.release()

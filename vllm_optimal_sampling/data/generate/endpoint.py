@@ -57,7 +57,9 @@ def _body(settings: Settings) -> dict[str, Any]:
 def _extra_body(settings: Settings) -> dict[str, Any]:
     # Written out though they are vLLM's defaults: a server takes others from the model's generation_config.json.
     defaults = {"repetition_penalty": 1.0, "return_token_ids": True}
-    return {"top_k": settings.top_k, "min_p": settings.min_p, **defaults, **settings.sampling}
+    variables = settings.teacher_chat_template_kwargs
+    teacher = {"chat_template_kwargs": dict(variables)} if variables else {}
+    return {"top_k": settings.top_k, "min_p": settings.min_p, **defaults, **teacher, **settings.sampling}
 
 
 def with_served_model(settings: Settings) -> Settings:
@@ -130,6 +132,9 @@ class Endpoint:
             arguments = {"theta_prompt": prompts.theta}
         else:
             arguments = {"theta_messages": json.dumps(prompts.theta, ensure_ascii=False)}
+            if self._settings.theta_chat_template_kwargs:
+                variables = json.dumps(self._settings.theta_chat_template_kwargs, ensure_ascii=False)
+                arguments["theta_chat_template_kwargs"] = variables
         return Prepared((prompts.teacher, arguments), theta_ids)
 
     def _theta_ids(self, prompts: Prompts) -> list[int]:
@@ -138,7 +143,11 @@ class Endpoint:
                 return list(self._tokenizer.encode(prompts.theta))
             return list(
                 self._tokenizer.apply_chat_template(
-                    prompts.theta, tokenize=True, add_generation_prompt=True, return_dict=False
+                    prompts.theta,
+                    tokenize=True,
+                    add_generation_prompt=True,
+                    return_dict=False,
+                    **self._settings.theta_chat_template_kwargs,
                 )
             )
         except Exception as error:  # templates raise whatever they like about a conversation

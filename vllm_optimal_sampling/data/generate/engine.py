@@ -128,7 +128,14 @@ class LocalEngine:
         self._resolver = RequestResolver(engine.vllm_config)
         from vllm.renderers import ChatParams
 
-        self._chat_params = ChatParams(chat_template_kwargs={"add_generation_prompt": True, "tokenize": False})
+        self._theta_variables = settings.theta_chat_template_kwargs
+        self._chat_params = ChatParams(
+            chat_template_kwargs={
+                **settings.teacher_chat_template_kwargs,
+                "add_generation_prompt": True,
+                "tokenize": False,
+            }
+        )
 
     @classmethod
     async def start(cls, settings: Settings) -> LocalEngine:
@@ -166,7 +173,7 @@ class LocalEngine:
             if isinstance(prompts.theta, str):
                 theta: dict[str, Any] = {"theta_prompt": prompts.theta}
             else:
-                theta = {"theta_messages": prompts.theta}
+                theta = {"theta_messages": prompts.theta, "theta_chat_template_kwargs": self._theta_variables}
             theta_ids = self._resolver.theta_token_ids(theta)
         except ArgumentError as error:
             raise RowError(error.message) from None

@@ -84,6 +84,9 @@ def identity_of(settings: Settings) -> dict[str, Any]:
         for name, value in dataclasses.asdict(settings.optimal_sampling).items()
         if name not in ROW_ARGUMENTS
     }
+    for name in ("teacher_chat_template_kwargs", "theta_chat_template_kwargs"):
+        if variables := getattr(settings, name):
+            identity[name] = dict(variables)
     for name in ("theta_template", "teacher_template", "privileged_template"):
         given = getattr(settings, name)
         identity[name] = None if given is None else template_text(name, given)

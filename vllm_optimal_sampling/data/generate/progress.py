@@ -83,6 +83,10 @@ class Progress:
         if self._bar is not None:
             self._bar.unpause()
 
+    def row_skipped(self) -> None:
+        """A row of the input was finished before this run."""
+        self.skipped += 1
+
     def row_done(self, failed: bool) -> None:
         """A row of the input is finished, with all its samples."""
         self.rows += 1

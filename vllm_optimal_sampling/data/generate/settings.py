@@ -15,6 +15,7 @@ from vllm_optimal_sampling.data.rows import SUFFIXES as READ_SUFFIXES
 from vllm_optimal_sampling.data.rows import settings_path
 from vllm_optimal_sampling.params import ArgumentError, OptimalSamplingParams
 from vllm_optimal_sampling.selection import Selection, selection_of
+from vllm_optimal_sampling.template_variables import variables_as_json
 
 FORMATS = ("jsonl", "parquet", "hf")
 
@@ -61,6 +62,10 @@ class Settings:
     chat_column: str | None = None
     teacher_system_prompt: str | None = None
     theta_system_prompt: str | None = None
+    teacher_chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """What the teacher's chat template reads beside the messages, such as `enable_thinking`. Only with `chat`."""
+    theta_chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """The same for theta's."""
     split: str | None = None
     config_name: str | None = None
     id_column: str | None = None
@@ -89,7 +94,8 @@ class Settings:
     """Further fields of vLLM's `SamplingParams`."""
     num_speculative_tokens: int = NUM_SPECULATIVE_TOKENS
     optimal_sampling: OptimalSamplingParams = field(default_factory=OptimalSamplingParams)
-    """How tokens are drawn, without theta's prompt. Options and YAML give its arguments by their own names."""
+    """How tokens are drawn, without theta's prompt and what its template reads. Options and YAML give its arguments by their
+    own names."""
     messages: bool = False
     """Also write the whole conversation as `messages`."""
     format: Literal["jsonl", "parquet", "hf"] = "jsonl"
@@ -182,6 +188,14 @@ class Settings:
             raise SettingsError(f"chat_column={self.chat_column!r} holds messages; add --chat")
         if self.messages and not self.chat:
             raise SettingsError("messages asks for conversations, and these prompts are text; add --chat")
+        for name in ("teacher_chat_template_kwargs", "theta_chat_template_kwargs"):
+            variables = getattr(self, name)
+            if variables and not self.chat:
+                raise SettingsError(f"{name} is for a chat template, and these prompts are text; add --chat")
+            try:
+                variables_as_json(name, variables)
+            except ArgumentError as error:
+                raise SettingsError(error.message) from None
         if self.theta_template is None and self.chat_column is None:
             raise SettingsError(
                 "theta_template is missing; give a Jinja template over the columns, such as --theta-template "

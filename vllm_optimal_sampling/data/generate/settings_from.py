@@ -29,10 +29,10 @@ def settings_from(mapping: Mapping[str, Any]) -> Settings:
             raise SettingsError(f"{key!r} is given twice, as {name} and as {name.replace('_', '-')}; give it once")
         if name in ROW_ARGUMENTS:
             raise SettingsError(f"{key!r} cannot be given for all rows: {ROW_ARGUMENTS[name]}")
-        if name in ARGUMENTS:
-            of_request[name] = value
-        elif name in fields:
+        if name in fields:  # before the arguments: what theta's template reads goes with each row's chat
             values[name] = value
+        elif name in ARGUMENTS:
+            of_request[name] = value
         else:
             known = [*fields, *(ARGUMENTS - ROW_ARGUMENTS.keys())]
             raise SettingsError(f"{key!r} is not a setting{closest(name, known)}")

@@ -20,6 +20,7 @@ from markupsafe import Markup
 
 from vllm_optimal_sampling import __version__
 from vllm_optimal_sampling.data.report import charts, colours
+from vllm_optimal_sampling.data.report.along_chart import along_sequence
 from vllm_optimal_sampling.data.report.streaming import Distribution
 from vllm_optimal_sampling.data.report.summary import Sample, Sequences, Summary, TokenFigures
 
@@ -73,8 +74,8 @@ def render(summary: Summary) -> str:
         length_chart=charts.histogram(
             summary.length, "tokens" if summary.num_tokens is not None else "characters", whole=True
         ),
-        wide_chart=charts.along_sequence(summary.alpha_by_position, 900),
-        narrow_chart=charts.along_sequence(summary.alpha_by_position, 400),
+        wide_chart=along_sequence(summary.alpha_by_position, 900),
+        narrow_chart=along_sequence(summary.alpha_by_position, 400),
         cost_chart=charts.histogram(summary.sequences.cost, "−Σ log Z of a text (nats)", log_x=True, bars=44),
         outcome_chart=_outcome_chart(summary.sequences),
         share_chart=charts.histogram(

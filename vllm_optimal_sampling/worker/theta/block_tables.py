@@ -3,7 +3,7 @@
 import torch
 from vllm.triton_utils import tl, triton
 from vllm.v1.attention.backends.utils import PAD_SLOT_ID
-from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec, SlidingWindowSpec, UniformTypeKVCacheSpecs
+from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec, MambaSpec, SlidingWindowSpec, UniformTypeKVCacheSpecs
 from vllm.v1.worker.gpu.block_table import BlockTables
 from vllm.v1.worker.utils import AttentionGroup
 
@@ -12,6 +12,9 @@ from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
 BLOCK = 1024
 DECODE_BLOCK = 256
 """The same for every batch, so that one compiled kernel serves all."""
+
+UNSHIFTED = 2**31 - 1
+"""Tokens in a block that holds a state: it is the request's one block, whatever the tokens' positions."""
 
 
 def _window(spec: KVCacheSpec) -> int | None:
@@ -53,6 +56,10 @@ class ThetaBlockTables:
             for table in block_tables.input_block_tables
         ]
         self.slot_mappings = torch.full_like(block_tables.slot_mappings, PAD_SLOT_ID)
+        self.shifted_by = [
+            UNSHIFTED if isinstance(group.kv_cache_spec, MambaSpec) else size
+            for group, size in zip(kv_cache_config.kv_cache_groups, block_tables.block_sizes, strict=True)
+        ]
         self.windows = [_window(group.kv_cache_spec) for group in kv_cache_config.kv_cache_groups]
         self._num_blocks: torch.Tensor | None = None
 
@@ -88,7 +95,7 @@ class ThetaBlockTables:
                 slots.shape[0],
                 first_theta_row,
                 self.block_offset,
-                self.source.block_sizes[group],
+                self.shifted_by[group],
                 table.shape[1],
                 BLOCK=min(BLOCK, triton.next_power_of_2(table.shape[1])),
             )

@@ -11,7 +11,7 @@ to adapters, and the teacher's do not.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from vllm_optimal_sampling.config.theta import theta_lora
 from vllm_optimal_sampling.worker.theta.adapter_fit import check_fit
 from vllm_optimal_sampling.worker.theta.rows import Rows, decode_rows, joined
 from vllm_optimal_sampling.worker.theta.scorer import ThetaScorer, hidden_states_of
-from vllm_optimal_sampling.worker.theta.twin_layers import add_twin_layers, block_offset, extend_caches, twins_caches
+from vllm_optimal_sampling.worker.theta.twin_layers import add_twin_layers, block_offset, extend_caches, holding
 
 logger = init_logger(__name__)
 
@@ -51,6 +51,7 @@ class OneModelScorer(ThetaScorer):
         self.offset: int | None = None
         self._batch: InputBatch | None = None
         self._fused: Rows | None = None
+        self._unextended: dict[str, Any] = {}
 
     # Set-up
 
@@ -109,8 +110,14 @@ class OneModelScorer(ThetaScorer):
         if self.offset is None:
             logger.warning("Theta takes a forward of its own in every step: %s.", reason)
             return self.twins, 0
-        extend_caches(self.layers, self.twins)
+        self._unextended = extend_caches(self.layers, self.twins)
         return {name: name for name in self.twins}, self.offset
+
+    def _twins_caches(self) -> dict[str, Any]:
+        return {name: self.layers[twin].kv_cache for name, twin in self.twins.items()}
+
+    def unextended_caches(self) -> AbstractContextManager[None]:
+        return holding(self.layers, self._unextended) if self._unextended else nullcontext()
 
     def init_pieces(self, runner: Any) -> None:
         self.scoring.init_pieces(runner.model, runner.cudagraph_manager.cudagraph_mode, runner)
@@ -197,8 +204,7 @@ class OneModelScorer(ThetaScorer):
         if self.lora_config is not None:  # vLLM has set those of the teacher's tokens
             tokens = self._thetas(rows.num_tokens)
             runner.set_loras_of_rows(tokens[: len(rows)], tokens, set() if self.adapter is None else {self.adapter})
-        own_caches = nullcontext() if self.offset is not None else twins_caches(self.layers, self.twins)
-        with own_caches:
+        with nullcontext() if self.offset is not None else holding(self.layers, self._twins_caches()):
             return self.scoring.run(runner.model, rows, batch, 0 if self.adapter is None else 1)
 
     @contextmanager

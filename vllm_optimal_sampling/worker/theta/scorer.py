@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +24,12 @@ from vllm.config import replace as replace_config
 from vllm.logger import init_logger
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.utils.torch_utils import async_tensor_h2d
-from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import clear_layer_kv_caches
 
 from vllm_optimal_sampling.config.refusals import no_adapter
+from vllm_optimal_sampling.config.state_layers import layout_block_size
 from vllm_optimal_sampling.config.theta import theta_model_config
 from vllm_optimal_sampling.kernels import MixRecord, MixScratch
 from vllm_optimal_sampling.worker.recorder import Recorder
@@ -38,6 +38,7 @@ from vllm_optimal_sampling.worker.theta.loading import load_theta, reload_theta,
 from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
 from vllm_optimal_sampling.worker.theta.rows import Rows, chunk_rows, decode_rows, passes
 from vllm_optimal_sampling.worker.theta.scoring_pass import ScoringPass
+from vllm_optimal_sampling.worker.theta.states import accepted_tokens
 from vllm_optimal_sampling.worker.theta.vocabulary import ThetaVocabulary
 from vllm_optimal_sampling.worker.verification_memory import GIB, RowMemory, chunk_rows_in_float32
 
@@ -109,9 +110,9 @@ class ThetaScorer(ABC):
     def set_attn(self, runner: Any) -> None:
         """Take over the cache as the model runner has laid it out."""
         config = runner.kv_cache_config
-        self.requests.block_size = resolve_kv_cache_block_sizes(config, self.vllm_config)[0]
+        self.requests.block_size = layout_block_size(self.vllm_config, config)
         widen_kernel_block_tables(runner.attn_groups, runner.block_tables)
-        self.scoring.set_attn(config, runner.block_tables, *self.cache_of_layers(runner))
+        self.scoring.set_attn(config, runner.block_tables, *self.cache_of_layers(runner), accepted_tokens(runner))
         self.scoring.init_graphs(runner.cudagraph_manager.cudagraph_mode, self.lora_capture_cases(runner))
         self.init_pieces(runner)
 
@@ -126,6 +127,10 @@ class ThetaScorer(ABC):
     def lora_capture_cases(self, runner: Any) -> list[int]:
         """Numbers of adapters that a forward of decodes may hold."""
         return [0]
+
+    def unextended_caches(self) -> AbstractContextManager[None]:
+        """While vLLM reads off the teacher's layers where each block of their caches lies."""
+        return nullcontext()
 
     @abstractmethod
     def release(self) -> None:

@@ -16,8 +16,9 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.worker.gpu.attn_utils import build_attn_metadata, build_slot_mappings_by_layer, init_attn_backend
 from vllm.v1.worker.gpu.block_table import BlockTables
-from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor, CudaGraphManager
+from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
+from vllm.v1.worker.gpu.model_states.interface import ModelSpecificAttnMetadata
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import get_uniform_decode_token_count
 
@@ -26,7 +27,9 @@ from vllm_optimal_sampling.worker.theta.block_tables import ThetaBlockTables, wi
 from vllm_optimal_sampling.worker.theta.piece_graphs import PieceGraphs, has_pieces
 from vllm_optimal_sampling.worker.theta.requests import ThetaRequests
 from vllm_optimal_sampling.worker.theta.rows import Rows
+from vllm_optimal_sampling.worker.theta.scoring_graphs import ScoringGraphs
 from vllm_optimal_sampling.worker.theta.scoring_inputs import FORWARDS, scoring_inputs
+from vllm_optimal_sampling.worker.theta.states import state_metadata
 from vllm_optimal_sampling.worker.theta.text_inputs import TextInputs
 
 
@@ -75,6 +78,7 @@ class ScoringPass:
         block_tables: BlockTables,
         layer_names: Mapping[str, str],
         block_offset: int,
+        accepted: torch.Tensor | None = None,
     ) -> None:
         """Take over the cache as it was laid out.
 
@@ -83,8 +87,10 @@ class ScoringPass:
             block_tables: the model runner's.
             layer_names: of the layers that hold theta's cache, by the names of those that run.
             block_offset: see `ThetaBlockTables`.
+            accepted: see `accepted_tokens` in `states`.
         """
         self.kv_cache_config = kv_cache_config
+        self.accepted_tokens = accepted
         self.layer_names = layer_names
         self.attn_groups, self.attn_cg_support, _ = init_attn_backend(
             kv_cache_config, self.vllm_config, self.device, active_layer_names=set(layer_names.values())
@@ -170,16 +176,37 @@ class ScoringPass:
             num_active_loras: adapters among the rows.
             teachers_positions: [dimensions, the teacher's tokens], of a model with M-RoPE.
         """
-        num_reqs, num_tokens = len(rows), rows.num_tokens
         desc = self._dispatch(rows, num_active_loras)
-        num_reqs_padded, num_tokens_padded = desc.num_reqs or num_reqs, desc.num_tokens
-        buffers = self.buffers
+        num_reqs_padded, num_tokens_padded = desc.num_reqs or len(rows), desc.num_tokens
+        starts = _query_starts(rows, num_reqs_padded)
+        slots = self._lay_out(rows, batch, starts, num_tokens_padded)
+        self.inputs.set_positions(self.buffers.positions[:num_tokens_padded], teachers_positions)
+        slot_mappings = self._slot_mappings(rows, num_reqs_padded, num_tokens_padded)
+        attn_metadata = self._attn_metadata_of(rows, desc, starts, slots, slot_mappings)
+        if desc.cg_mode == CUDAGraphMode.FULL:
+            assert self.graphs is not None
+            self.graphs.run_fullgraph(desc)
+            return self.graphs.output(num_tokens_padded)
+        if desc.cg_mode == CUDAGraphMode.PIECEWISE:
+            assert self.pieces is not None
+            with self.pieces.holding(self.buffers, rows.num_tokens, num_tokens_padded):
+                return self._forward(model, num_tokens_padded, attn_metadata, slot_mappings, desc, desc.cg_mode)
+        return self._forward(model, num_tokens_padded, attn_metadata, slot_mappings, desc)
 
-        query_start_loc_np = np.full(num_reqs_padded + 1, num_tokens, dtype=np.int32)
-        query_start_loc_np[0] = 0
-        np.cumsum(rows.lengths, out=query_start_loc_np[1 : num_reqs + 1])
+    def _lay_out(self, rows: Rows, batch: InputBatch, starts: np.ndarray, num_tokens_padded: int) -> torch.Tensor:
+        """Fill the buffers with the rows' tokens, positions and lengths, and gather their block tables.
+
+        Args:
+            rows: see `run`, as `batch`.
+            starts: see `_query_starts`.
+            num_tokens_padded: of the forward.
+
+        Returns:
+            int64 [rows]: their request slots, on the device.
+        """
+        buffers, num_reqs, num_reqs_padded = self.buffers, len(rows), len(starts) - 1
         query_start_loc = buffers.query_start_loc[: num_reqs_padded + 1]
-        async_tensor_h2d(query_start_loc_np, out=query_start_loc)
+        async_tensor_h2d(starts, out=query_start_loc)
         # One copy for the three of them, each at an aligned address: another alignment is another compiled kernel.
         where = np.zeros((3, num_reqs + num_reqs % 2), dtype=np.int64)
         where[:, :num_reqs] = rows.slots, rows.sources, rows.firsts
@@ -207,39 +234,45 @@ class ScoringPass:
                 self.theta_ids,
             )
         )
-        self.inputs.set_positions(buffers.positions[:num_tokens_padded], teachers_positions)
-        self.block_tables.null_before_windows(query_start_loc, buffers.positions, num_reqs)
+        return slots
+
+    def _slot_mappings(self, rows: Rows, num_reqs_padded: int, num_tokens_padded: int) -> torch.Tensor:
+        """Where the cache takes the tokens that were laid out."""
+        num_reqs, positions = len(rows), self.buffers.positions
+        query_start_loc = self.buffers.query_start_loc[: num_reqs_padded + 1]
+        self.block_tables.null_before_windows(query_start_loc, positions, num_reqs)
         one_each = rows.lengths.min() == rows.lengths.max() == 1 and num_tokens_padded == num_reqs_padded
         if one_each and self.device.type == "cpu":
             # Triton's interpreter pays for each program, and this is one for all rows: 1 ms instead of 8.
-            slot_mappings = self.block_tables.compute_decode_slots(buffers.positions, num_tokens_padded)
-        else:
-            slot_mappings = self.block_tables.compute_slot_mappings(
-                query_start_loc, buffers.positions, num_reqs, num_tokens_padded
-            )
+            return self.block_tables.compute_decode_slots(positions, num_tokens_padded)
+        return self.block_tables.compute_slot_mappings(query_start_loc, positions, num_reqs, num_tokens_padded)
+
+    def _attn_metadata_of(
+        self,
+        rows: Rows,
+        desc: BatchExecutionDescriptor,
+        starts: np.ndarray,
+        slots: torch.Tensor,
+        slot_mappings: torch.Tensor,
+    ) -> dict[str, Any]:
+        """What attention is told of the rows, by the names of the layers that run."""
+        num_reqs, num_reqs_padded = len(rows), len(starts) - 1
         seq_lens_np = np.zeros(num_reqs_padded, dtype=np.int32)
         seq_lens_np[:num_reqs] = rows.seq_lens
         is_prefilling = torch.zeros(num_reqs_padded, dtype=torch.bool)
         is_prefilling[:num_reqs] = torch.from_numpy(rows.is_chunk)
-        attn_metadata = self._attn_metadata(
+        accepted = self.accepted_tokens
+        return self._attn_metadata(
             num_reqs_padded,
-            num_tokens_padded if desc.cg_mode == CUDAGraphMode.FULL else num_tokens,
-            query_start_loc_np,
+            desc.num_tokens if desc.cg_mode == CUDAGraphMode.FULL else rows.num_tokens,
+            starts,
             int(rows.lengths.max()),
             torch.from_numpy(seq_lens_np),
             int(seq_lens_np.max()),
             slot_mappings,
             is_prefilling,
+            None if accepted is None else state_metadata(rows, num_reqs_padded, slots, accepted),
         )
-        if desc.cg_mode == CUDAGraphMode.FULL:
-            assert self.graphs is not None
-            self.graphs.run_fullgraph(desc)
-            return self.graphs.output(num_tokens_padded)
-        if desc.cg_mode == CUDAGraphMode.PIECEWISE:
-            assert self.pieces is not None
-            with self.pieces.holding(buffers, num_tokens, num_tokens_padded):
-                return self._forward(model, num_tokens_padded, attn_metadata, slot_mappings, desc, desc.cg_mode)
-        return self._forward(model, num_tokens_padded, attn_metadata, slot_mappings, desc)
 
     def capture(self, model: Callable[..., Any], lora_capture_hook: Callable[[int, int, int], None] | None) -> None:
         """Capture the graphs: of pieces, and of decode steps.
@@ -325,6 +358,7 @@ class ScoringPass:
         max_seq_len: int,
         slot_mappings: torch.Tensor,
         is_prefilling: torch.Tensor,
+        of_states: ModelSpecificAttnMetadata | None = None,
         for_capture: bool = False,
     ) -> dict[str, Any]:
         by_cache = build_attn_metadata(
@@ -342,6 +376,7 @@ class ScoringPass:
             seq_lens_cpu_upper_bound=seq_lens_cpu,
             positions=self.buffers.positions[:num_tokens],
             is_prefilling=is_prefilling,
+            model_specific_attn_metadata=of_states,
             for_cudagraph_capture=for_capture,
         )
         return {name: by_cache[cache] for name, cache in self.layer_names.items()}
@@ -377,25 +412,9 @@ class ScoringPass:
             return model(**self.inputs.arguments(model, tokens, positions))
 
 
-class ScoringGraphs(CudaGraphManager):
-    """CUDA graphs of whole forwards, and what they put out. Written after vLLM's `ModelCudaGraphManager`."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.kept: list[torch.Tensor] | None = None
-        self.is_tuple = False
-
-    def keep(self, output: Any, num_tokens: int) -> None:
-        """Copy a forward's output, hidden states with or without those of inner layers, to where replays leave it."""
-        self.is_tuple = isinstance(output, tuple)
-        tensors = [output[0], *output[1]] if self.is_tuple else [output]
-        if self.kept is None:  # by the first capture, of the largest size
-            self.kept = [torch.empty_like(tensor) for tensor in tensors]
-        for mine, tensor in zip(self.kept, tensors, strict=True):
-            mine[:num_tokens] = tensor
-
-    def output(self, num_tokens: int) -> Any:
-        """What the last replay put out, as the model would have returned it."""
-        assert self.kept is not None
-        hidden, *inner = (tensor[:num_tokens] for tensor in self.kept)
-        return (hidden, inner) if self.is_tuple else hidden
+def _query_starts(rows: Rows, num_reqs_padded: int) -> np.ndarray:
+    """[num_reqs_padded + 1]: where each row's tokens begin, on the host; rows of padding begin behind all tokens."""
+    starts = np.full(num_reqs_padded + 1, rows.num_tokens, dtype=np.int32)
+    starts[0] = 0
+    np.cumsum(rows.lengths, out=starts[1 : len(rows) + 1])
+    return starts

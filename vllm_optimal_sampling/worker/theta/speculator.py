@@ -10,7 +10,6 @@ from vllm.config import VllmConfig, replace
 from vllm.config.compilation import CUDAGraphMode
 from vllm.logger import init_logger
 from vllm.utils.torch_utils import async_tensor_h2d
-from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.worker.gpu.block_table import BlockTables
 from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
@@ -19,6 +18,7 @@ from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import AttentionGroup
 
 from vllm_optimal_sampling.config.refusals import no_adapter
+from vllm_optimal_sampling.config.state_layers import layout_block_size
 from vllm_optimal_sampling.kernels import MixRecord, MixScratch
 from vllm_optimal_sampling.worker.recorder import Recorder
 from vllm_optimal_sampling.worker.theta.block_tables import ThetaBlockTables, widen_kernel_block_tables
@@ -133,7 +133,7 @@ class ThetaSpeculator(RoundSpeculator):
         target_attn_groups: list[list[AttentionGroup]],
     ) -> None:
         super().set_attn(model_state, kv_cache_config, block_tables, target_input_buffers, target_attn_groups)
-        self.requests.block_size = resolve_kv_cache_block_sizes(kv_cache_config, self.vllm_config)[0]
+        self.requests.block_size = layout_block_size(self.vllm_config, kv_cache_config)
         self.block_tables = ThetaBlockTables(block_tables, self.requests, kv_cache_config)
         self.prompt_pass.set_attn(
             kv_cache_config, block_tables, {name: name for name in self.draft_attn_layer_names}, 0

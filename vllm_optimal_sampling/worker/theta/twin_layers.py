@@ -7,7 +7,7 @@ The twins never run. vLLM keeps the caches of all layers of a group in one buffe
 block b of a layer stands, seen from the teacher's layer, at block b + OFFSET. Where OFFSET is one number for all layers
 (`block_offset`), their views of the buffer are extended that far (`extend_caches`), and a forward of the teacher's
 layers may hold rows of both: those of theta have block tables and slots moved by OFFSET. Where it is not, theta takes a
-forward of its own, in which the teacher's layers hold the twins' caches (`twins_caches`).
+forward of its own, in which the teacher's layers hold the twins' caches (`holding`).
 
 Block ids up to OFFSET + num_blocks address the whole buffer, which may have more than 2^31 elements. On a CPU that was run:
 with theta's blocks 2.4 * 10^9 elements behind the teacher's its rows are as right as in a small cache. For GPUs it was read.
@@ -90,42 +90,68 @@ def block_offset(
     for name, twin in twins.items():
         if group_of.get(name) != group_of.get(twin):
             return None, f"{name} and its twin are in different groups of the KV cache"
-        mine, theirs = layers[name].kv_cache, layers[twin].kv_cache
-        if not isinstance(mine, torch.Tensor) or mine.shape != theirs.shape or mine.stride() != theirs.stride():
+        mine, theirs = _tensors(layers[name]), _tensors(layers[twin])
+        if len(mine) != len(theirs):
             return None, f"the caches of {name} and its twin differ in shape"
-        if mine.untyped_storage().data_ptr() != theirs.untyped_storage().data_ptr():
-            return None, f"the caches of {name} and its twin lie in two buffers"
-        kernel_blocks, remainder = divmod(mine.shape[0], num_blocks)
-        stride = mine.stride(0) * mine.element_size() * kernel_blocks
-        if mine.stride(0) > MAX_BLOCK_STRIDE:
-            return None, f"the blocks of {name} are {mine.stride(0)} elements apart"
-        if remainder or stride == 0 or (theirs.data_ptr() - mine.data_ptr()) % stride:
-            return None, f"the cache of {name} is not a whole number of blocks before its twin's"
-        offset = (theirs.data_ptr() - mine.data_ptr()) // stride
-        if not 0 < offset <= MAX_BLOCK_ID // kernel_blocks - num_blocks:
-            return None, f"the cache of {name} is {offset} blocks before its twin's"
-        offsets.add(offset)
+        for own, other in zip(mine, theirs, strict=True):
+            offset, reason = _offset(name, own, other, num_blocks)
+            if offset is None:
+                return None, reason
+            offsets.add(offset)
     if len(offsets) != 1:
         return None, f"the layers' twins are {sorted(offsets)} blocks apart"
     return offsets.pop(), None
 
 
-def extend_caches(layers: Mapping[str, Any], twins: Mapping[str, str]) -> None:
-    """Let the caches of the teacher's layers reach to the end of their twins'."""
+def _tensors(layer: Any) -> tuple[torch.Tensor, ...]:
+    """A layer's cache: one tensor of keys and values, or one for each part of a state."""
+    cache = layer.kv_cache
+    return (cache,) if isinstance(cache, torch.Tensor) else tuple(cache)
+
+
+def _offset(name: str, mine: torch.Tensor, theirs: torch.Tensor, num_blocks: int) -> tuple[int, str] | tuple[None, str]:
+    """How many of vLLM's blocks a tensor of a layer's cache lies before its twin's; or None, and why that is no number."""
+    if mine.shape != theirs.shape or mine.stride() != theirs.stride():
+        return None, f"the caches of {name} and its twin differ in shape"
+    if mine.untyped_storage().data_ptr() != theirs.untyped_storage().data_ptr():
+        return None, f"the caches of {name} and its twin lie in two buffers"
+    kernel_blocks, remainder = divmod(mine.shape[0], num_blocks)
+    stride = mine.stride(0) * mine.element_size() * kernel_blocks
+    if mine.stride(0) > MAX_BLOCK_STRIDE:
+        return None, f"the blocks of {name} are {mine.stride(0)} elements apart"
+    if remainder or stride == 0 or (theirs.data_ptr() - mine.data_ptr()) % stride:
+        return None, f"the cache of {name} is not a whole number of blocks before its twin's"
+    offset = (theirs.data_ptr() - mine.data_ptr()) // stride
+    if not 0 < offset <= MAX_BLOCK_ID // kernel_blocks - num_blocks:
+        return None, f"the cache of {name} is {offset} blocks before its twin's"
+    return offset, ""
+
+
+def extend_caches(layers: Mapping[str, Any], twins: Mapping[str, str]) -> dict[str, Any]:
+    """Let the caches of the teacher's layers reach to the end of their twins'.
+
+    Returns:
+        The caches as they were, by the names of the teacher's layers.
+    """
+    own = {name: layers[name].kv_cache for name in twins}
     for name, twin in twins.items():
-        mine, theirs = layers[name].kv_cache, layers[twin].kv_cache
-        between = (theirs.data_ptr() - mine.data_ptr()) // (mine.stride(0) * mine.element_size())
-        layers[name].kv_cache = mine.as_strided(
-            (between + mine.shape[0], *mine.shape[1:]), mine.stride(), mine.storage_offset()
-        )
+        extended = [_extended(*both) for both in zip(_tensors(layers[name]), _tensors(layers[twin]), strict=True)]
+        is_one = isinstance(layers[name].kv_cache, torch.Tensor)
+        layers[name].kv_cache = extended[0] if is_one else tuple(extended)
+    return own
+
+
+def _extended(mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    between = (theirs.data_ptr() - mine.data_ptr()) // (mine.stride(0) * mine.element_size())
+    return mine.as_strided((between + mine.shape[0], *mine.shape[1:]), mine.stride(), mine.storage_offset())
 
 
 @contextmanager
-def twins_caches(layers: Mapping[str, Any], twins: Mapping[str, str]) -> Iterator[None]:
-    """The teacher's layers hold their twins' caches."""
-    own = {name: layers[name].kv_cache for name in twins}
-    for name, twin in twins.items():
-        layers[name].kv_cache = layers[twin].kv_cache
+def holding(layers: Mapping[str, Any], caches: Mapping[str, Any]) -> Iterator[None]:
+    """Layers hold other caches than their own, by their names."""
+    own = {name: layers[name].kv_cache for name in caches}
+    for name, cache in caches.items():
+        layers[name].kv_cache = cache
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The original's algorithm, written anew from its description: a second engine inside the first one's logits processor.
+"""The reference implementation's algorithm, written anew from its description: a second engine in a logits processor.
 
 For every token of every request the processor asks a whole engine of theta for one token, with theta's prompt and what
 was generated so far, and takes its 20 likeliest log-probabilities. Each row is then solved by itself: probabilities
@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from bisection import original_row
+from bisection import clamped_row
 from prompts import Prompt
 from vllm import LLM, SamplingParams
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext, LogitsProcessor
@@ -23,7 +23,7 @@ TOP = 20
 THETA_PROMPT = "original_theta_prompt"
 
 
-class OriginalProcessor(LogitsProcessor):
+class SecondEngineProcessor(LogitsProcessor):
     """Replaces the teacher's rows by log q* over theta's 20 likeliest tokens."""
 
     theta: ClassVar[LLM]
@@ -55,25 +55,28 @@ class OriginalProcessor(LogitsProcessor):
             ids = torch.tensor(list(known), device=logits.device)
             theta = torch.zeros_like(logits[row])
             theta[ids] = torch.tensor([entry.logprob for entry in known.values()], device=logits.device).exp()
-            logits[row] = original_row(theta, logits[row].softmax(-1))
+            logits[row] = clamped_row(theta, logits[row].softmax(-1))
         return logits
 
 
-class Original(Engine):
+class ReferenceImplementation(Engine):
     name = "original"
-    what = "the original's algorithm: a second engine asked for one token a step, bisection row by row (an approximation of q*)"
+    what = (
+        "the reference implementation's algorithm: a second engine asked for one token a step, bisection row by row (an "
+        "approximation of q*)"
+    )
 
     def __init__(self, settings: Settings) -> None:
         options = {**engine_options(settings), "enable_prefix_caching": True, "max_logprobs": TOP}
-        OriginalProcessor.theta = LLM(settings.theta, **options)
+        SecondEngineProcessor.theta = LLM(settings.theta, **options)
         super().__init__(settings)
 
     def options(self, settings: Settings) -> dict[str, Any]:
-        return {"logits_processors": [OriginalProcessor]}
+        return {"logits_processors": [SecondEngineProcessor]}
 
     def extra_args(self, prompt: Prompt) -> dict[str, Any]:
         return {THETA_PROMPT: prompt.theta}
 
     def close(self) -> None:
         super().close()
-        OriginalProcessor.theta.llm_engine.engine_core.shutdown()
+        SecondEngineProcessor.theta.llm_engine.engine_core.shutdown()

@@ -1,0 +1,103 @@
+"""The row audit on models some of whose layers keep a state: Mamba-2 and gated delta nets beside attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vllm import LLM
+
+from support.cases import Case, generate, mixed_batch, theta_prompts
+from support.engines import ON_GPU, engine_options, scoring_options, stop_engine
+from support.random_models import save_model
+from support.reference_models import Reference
+from support.row_audit import RowAudit
+from support.scored_steps import FEW_TOKENS, audited, check_greedy, counts
+from support.state_models import save_state_model
+
+pytestmark = pytest.mark.skipif(ON_GPU, reason="no tolerances were measured with the backends of a GPU")
+
+# Theta's slots reach a block beyond this, and prompts go in chunks.
+SMALL: dict[str, Any] = {"max_model_len": 160, "max_num_batched_tokens": 64}
+HALF: dict[str, Any] = {"dtype": "bfloat16", "kv_cache_memory_bytes": 1 << 27, **SMALL}
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., LLM]]:
+    running: list[LLM] = []
+
+    def engine(**options: Any) -> LLM:
+        running.append(LLM(**options))
+        return running[-1]
+
+    yield engine
+    for llm in running:
+        stop_engine(llm)
+
+
+def batch(seed: int) -> list[Case]:
+    return mixed_batch(seed=seed, long=100)
+
+
+def batch_for_drafts(seed: int) -> list[Case]:
+    """Without a prompt of one token, behind which vLLM's CPU build is wrong where drafts are verified, without theta too."""
+    return [case for case in batch(seed) if len(case.prompt) > 1]
+
+
+@pytest.mark.parametrize("family", ["granite", pytest.param("falcon_h1", marks=pytest.mark.full)])
+def test_theta_is_the_teacher(family: str, start: Callable[..., LLM], tmp_path: Path) -> None:
+    """Most steps in one forward; in chunks, preempted, and without the prefix caching that vLLM would turn on."""
+    model = save_state_model(tmp_path / "model", family, seed=2)
+    llm = start(**scoring_options(model, num_gpu_blocks_override=8, **SMALL))
+    assert not llm.llm_engine.vllm_config.cache_config.enable_prefix_caching
+    reference = Reference(model, model)
+    _, steps = audited(llm, reference, batch(41), max_tokens=24)
+    assert steps.fused > steps.apart > 0
+    assert counts(llm)["num_preemptions"] > 0
+    check_greedy(llm, reference, batch(42)[:6], max_tokens=12)
+
+
+def test_theta_is_a_smaller_model(start: Callable[..., LLM], tmp_path: Path) -> None:
+    """Its states are smaller than the teacher's too."""
+    teacher = save_state_model(tmp_path / "teacher", "granite", seed=2)
+    smaller = {"hidden_size": 32, "mamba_n_heads": 2, "num_layers": 2, "layer_types": ["mamba", "attention"]}
+    theta = save_state_model(tmp_path / "theta", "granite", seed=3, **smaller)
+    llm = start(**scoring_options(teacher, theta, **SMALL))
+    reference = Reference(teacher, theta)
+    audited(llm, reference, batch(43), max_tokens=24)
+    check_greedy(llm, reference, batch(44)[:6], max_tokens=12)
+
+
+def test_drafts_are_verified_in_one_forward(start: Callable[..., LLM], tmp_path: Path) -> None:
+    """Each draft leaves a state behind it, of the teacher and of theta; the next step goes on from the last that was kept."""
+    model = save_state_model(tmp_path / "model", "qwen3_5", seed=2)
+    llm = start(**scoring_options(model, drafts=2, **HALF))
+    report, steps = audited(llm, Reference(model, model), batch_for_drafts(45), max_tokens=24, **FEW_TOKENS)
+    assert steps.fused > 0 and steps.apart > 0
+    assert set(report.by_draft_position) == {0, 1, 2}
+    drafted, accepted = (counts(llm)[f"spec_decode_num_{what}_tokens"] for what in ("draft", "accepted"))
+    assert 0 < accepted < drafted
+
+
+@pytest.mark.full
+def test_drafts_beside_a_smaller_model(start: Callable[..., LLM], tmp_path: Path) -> None:
+    teacher = save_state_model(tmp_path / "teacher", "qwen3_5", seed=2)
+    smaller = {"num_layers": 2, "layer_types": ["linear_attention", "full_attention"], "linear_num_value_heads": 2}
+    theta = save_state_model(tmp_path / "theta", "qwen3_5", seed=3, **smaller)
+    llm = start(**scoring_options(teacher, theta, drafts=2, **HALF))
+    report, _ = audited(llm, Reference(teacher, theta), batch_for_drafts(46), max_tokens=24, **FEW_TOKENS)
+    assert set(report.by_draft_position) == {0, 1, 2}
+
+
+@pytest.mark.full
+def test_theta_of_attention_alone_drafts(start: Callable[..., LLM], tmp_path: Path) -> None:
+    teacher = save_state_model(tmp_path / "teacher", "qwen3_5", seed=2)
+    theta = save_model(tmp_path / "theta", architecture="llama", seed=5)
+    llm = start(**engine_options(teacher, theta, 2, **HALF))
+    cases = batch_for_drafts(47)
+    with RowAudit(llm) as audit:
+        outputs = generate(llm, cases, max_tokens=24)
+    report = audit.check(Reference(teacher, theta), theta_prompts(cases, outputs))
+    assert set(report.by_draft_position) == {0, 1, 2}
