@@ -1,4 +1,4 @@
-"""Engines that several tests share: an engine takes 10 to 25 s to start on a CPU."""
+"""Engines that several tests share."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ from typing import Any
 
 import pytest
 from vllm import LLM
+from vllm.model_executor.models import registry
 
-from support.engines import RUN_MODES, scoring_options, start_engine, stop_engine
+from support.engines import ON_GPU, RUN_MODES, scoring_options, start_engine, stop_engine
 from support.random_models import save_model
 from support.reference_models import Reference
+
+# vLLM looks at a model's class before it loads one, once on a machine. So that this process leaves CUDA untouched, another one
+# imports vLLM for it, for 8 s. There are 40 classes in these tests.
+if not ON_GPU:
+    registry._run_in_subprocess = lambda look: look()
 
 
 @pytest.fixture(scope="session")

@@ -90,6 +90,33 @@ def operators(number: float, random: torch.Generator) -> list[torch.Tensor]:
     return outputs
 
 
+@triton.jit
+def arguments_kernel(out_ptr, x_ptr, small, large, is_set, share, nothing, SIZE: tl.constexpr, LAST: tl.constexpr = 7):
+    """What it is called with: tensors and none, numbers of every size, values that are there by default."""
+    x = tl.load(x_ptr + tl.arange(0, SIZE))
+    row = out_ptr + tl.program_id(0) * 64 + tl.program_id(1) * 32
+    tl.store(row + tl.arange(0, SIZE), x * share + small)
+    tl.store(row + 16, large.to(tl.float64))
+    tl.store(row + 17, small.dtype.primitive_bitwidth + large.dtype.primitive_bitwidth)
+    if is_set and nothing is None:
+        tl.store(row + LAST + 16, tl.num_programs(0) * 10 + tl.num_programs(1))
+
+
+def arguments(random: torch.Generator) -> list[torch.Tensor]:
+    """What the kernel writes, by how it is launched and with what."""
+    x = torch.randn(64, generator=random)
+    outputs = []
+    for large in (5, 2**31, -(2**31) - 1, 2**40, 2**63):
+        for is_set in (True, False):
+            out = torch.zeros(4, 32, dtype=torch.float64)
+            arguments_kernel[(2, 2)](out, x[3:], -2, large, is_set, 0.25, None, SIZE=16, num_warps=4)
+            outputs.append(out)
+    out = torch.zeros(8, 32, dtype=torch.float64)
+    given = {"x_ptr": x, "small": 1, "large": 2**32, "is_set": True, "share": 2, "nothing": None, "SIZE": 4, "LAST": 9}
+    arguments_kernel[lambda given: (given["SIZE"] - 1,)](out_ptr=out[1:], **given)
+    return [*outputs, out]
+
+
 def digest(*outputs: torch.Tensor) -> str:
     return hashlib.sha256(b"".join(output.numpy().tobytes() for output in outputs)).hexdigest()
 
@@ -141,6 +168,7 @@ def launches() -> dict[str, str]:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for apart in (1, 2):
             digests[f"blocks, {dtype}, {apart} apart"] = digest(blocks(dtype, apart, random))
+    digests["arguments"] = digest(*arguments(random))
     for number in (2, 5.5, 0.0, -0.0):
         digests[f"operators, {number}"] = digest(*operators(number, random))
     return digests

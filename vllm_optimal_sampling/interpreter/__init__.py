@@ -8,6 +8,7 @@ imports Triton. So this package imports nothing by itself, and without `TRITON_I
     gaps       repairs what the interpreter lacks for vLLM's kernels
     shortcuts  the same results in a fraction of the time
     blocks     shortcuts through large blocks, which are most of a mix
+    launching  a shortcut through launches, of which much is the same each time
     operators  shortcuts through operators on tensors, whose types are found out once
 """
 

@@ -285,18 +285,6 @@ def _take_loads() -> None:
         module.load = load
 
 
-def _take_launches() -> None:
-    """Leave numpy's warnings out of launches: masked lanes hold anything."""
-    whole = interpreter.InterpretedFunction.run
-
-    @wraps(whole)
-    def run(self: Any, *args: Any, **named: Any) -> Any:
-        with np.errstate(all="ignore"):
-            return whole(self, *args, **named)
-
-    interpreter.InterpretedFunction.run = run
-
-
 def take(semantic: Any) -> None:
     """Install the shortcuts in Triton's tensors and in the class of `semantic`, which gives them their meaning."""
     numbers = set(NUMPY_TYPES) - {"int1"}
@@ -311,7 +299,6 @@ def take(semantic: Any) -> None:
         **{name: Operator(function, check, integers, keeps_left=True) for name, function in SHIFTS.items()},
         "truediv": Operator(np.divide, check, {"fp32", "fp64"}),
     }
-    _take_launches()
     _take_casts(type(semantic))
     _take_loads()
     for name, operator in operators.items():
@@ -348,9 +335,23 @@ def _take_operator(name: str, operator: Operator, is_reflected: bool) -> None:
 
 def _take_additions(additions: Additions) -> None:
     number = Tensor.__add__
+    offsets: dict[int, Any] = {}
+
+    def offset_of(value: int) -> Any:
+        found = offsets.get(value)
+        if found is None:
+            if len(offsets) >= MOST_PLANS:
+                offsets.clear()
+            found = offsets[value] = interpreter.interpreter_semantic.to_tensor(value)
+        return found
 
     def add(self: Any, other: Any) -> Any:
-        is_offset = type(self.dtype) is tl.pointer_type and type(other) is Tensor
-        return additions(number, self, other) if is_offset else number(self, other)
+        if type(self.dtype) is not tl.pointer_type:
+            return number(self, other)
+        if type(other) is tl.constexpr:
+            other = other.value
+        if type(other) is int:
+            other = offset_of(other)
+        return additions(number, self, other) if type(other) is Tensor else number(self, other)
 
     Tensor.__add__ = add

@@ -38,7 +38,7 @@ def take() -> bool:
     import triton.language as tl
     from triton.runtime import interpreter
 
-    from vllm_optimal_sampling.interpreter import blocks, operators
+    from vllm_optimal_sampling.interpreter import blocks, launching, operators
 
     if not triton.__version__.startswith(TRITON_RELEASES):
         return False
@@ -197,5 +197,6 @@ def take() -> bool:
     semantics.binary_op_type_checking_impl = binary_op_type_checking_impl
     blocks.take(type(builder))
     if not builder.options.debug:  # else an overflow is looked for in each operation
+        launching.take()
         operators.take(interpreter.interpreter_semantic)
     return True
