@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from configurations import MAX_MODEL_LEN, VOCAB_SIZE, save_model
 from vllm import SamplingParams
+from vllm.config import ModelConfig
 from vllm.exceptions import VLLMClientError, VLLMValidationError
 from vllm.sampling_params import BeamSearchParams
 from vllm.v1.engine import EngineCoreRequest
@@ -347,6 +348,19 @@ def test_what_vllm_stops_by_itself_is_not_refused(frontend: Frontend) -> None:
     prompt = [9] * (MAX_MODEL_LEN - 2)
     request = frontend.admit({"theta_prompt": "the fox"}, prompt=prompt, max_tokens=1000)
     assert request.sampling_params.max_tokens == 1000
+
+
+def test_sessions_of_models_that_keep_a_state_are_refused(
+    build_config: BuildConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frontend = Frontend(build_config())
+    monkeypatch.setattr(ModelConfig, "is_hybrid", property(lambda self: True))
+    assert frontend.refuse(resumable=True) == (
+        "a session that streams its input is not shown exact where layers of the model keep a state; send whole prompts, "
+        "or set optimal_sampling to false"
+    )
+    assert frontend.admit({"optimal_sampling": False}, resumable=True)
+    assert frontend.admit()
 
 
 def test_a_theta_that_reads_less_than_the_teacher(small_theta: Frontend) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from vllm_optimal_sampling import wire
 from vllm_optimal_sampling.config.settings import ENGINE_SETTINGS, EngineSettings
+from vllm_optimal_sampling.config.state_layers import has_states
 from vllm_optimal_sampling.config.theta import max_request_loras, scores, theta_model_config
 from vllm_optimal_sampling.config.vocabulary_pairs import VocabularyPairs
 from vllm_optimal_sampling.front_end.media import check_media, check_no_placeholder, placeholders
@@ -189,6 +190,13 @@ class RequestResolver:
                 name,
                 f"{name} cannot be given to a session that streams its input; leave it out, and theta reads what the "
                 "teacher reads",
+            )
+        if params.optimal_sampling and has_states(self.vllm_config.model_config):
+            # What a stop has cut off may be in the state that the next part goes on from.
+            raise ArgumentError(
+                "prompt",
+                "a session that streams its input is not shown exact where layers of the model keep a state; send whole "
+                "prompts, or set optimal_sampling to false",
             )
         teacher_len = self.vllm_config.model_config.max_model_len
         if self.prompts.max_len < teacher_len:
