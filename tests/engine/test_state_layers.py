@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from vllm import LLM
 
+from support.adapters import save_adapter, save_merged
 from support.cases import Case, generate, mixed_batch, theta_prompts
 from support.engines import engine_options, scoring_options, stop_engine
 from support.gpu import ON_GPU
@@ -58,6 +59,18 @@ def test_theta_is_the_teacher(family: str, start: Callable[..., LLM], tmp_path: 
     assert steps.fused > steps.apart > 0
     assert counts(llm)["num_preemptions"] > 0
     check_greedy(llm, reference, batch(42)[:6], max_tokens=12)
+
+
+@pytest.mark.full
+def test_theta_is_an_adapter(start: Callable[..., LLM], tmp_path: Path) -> None:
+    """Of the layers that keep a state too."""
+    model = save_state_model(tmp_path / "model", "granite", seed=2)
+    targets = ("q_proj", "v_proj", "in_proj", "out_proj", "input_linear", "output_linear")
+    adapter = save_adapter(tmp_path / "adapter", model, seed=4, targets=targets)
+    llm = start(**scoring_options(model, theta_lora=adapter, **SMALL))
+    reference = Reference(model, save_merged(tmp_path / "merged", model, adapter))
+    _, steps = audited(llm, reference, batch(49), max_tokens=16)
+    assert steps.fused > steps.apart > 0
 
 
 def test_theta_is_a_smaller_model(start: Callable[..., LLM], tmp_path: Path) -> None:

@@ -48,25 +48,10 @@ def test_prefix_caching_is_off_unless_it_is_asked_for(build_config: BuildConfig,
     )
 
 
-@pytest.mark.parametrize(
-    ("path", "value", "sentence"),
-    [
-        (
-            "cache_config.use_replayssm",
-            True,
-            "replayed states (ReplaySSM) were not run with theta; drop --use-replayssm",
-        ),
-        (
-            "lora_config",
-            SimpleNamespace(enable_tower_connector_lora=False),
-            "LoRA was not run with layers that keep a state; drop --enable-lora and theta_lora",
-        ),
-    ],
-)
-def test_what_was_not_run_is_refused(
-    supported: Any, monkeypatch: pytest.MonkeyPatch, path: str, value: Any, sentence: str
-) -> None:
-    assert refusal_of(supported, monkeypatch, path, value) == f"optimal sampling cannot start: {sentence}."
+def test_replayed_states_are_refused(supported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refusal_of(supported, monkeypatch, "cache_config.use_replayssm", True) == (
+        "optimal sampling cannot start: replayed states (ReplaySSM) were not run with theta; drop --use-replayssm."
+    )
 
 
 def test_theta_with_states_scores_and_does_not_draft(build_config: BuildConfig, hybrid: str, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from vllm_optimal_sampling.config.theta import scores, scores_itself, theta_model_config
+from vllm_optimal_sampling.config.theta import scores, theta_model_config
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -58,8 +58,6 @@ def state_problems(config: VllmConfig) -> Iterator[str]:
         )
     if cache.use_replayssm:
         yield "replayed states (ReplaySSM) were not run with theta; drop --use-replayssm"
-    if config.lora_config is not None and scores_itself(config):
-        yield "LoRA was not run with layers that keep a state; drop --enable-lora and theta_lora"
 
 
 def unsupported_state(spec: Any, num_speculative_tokens: int) -> str | None:
