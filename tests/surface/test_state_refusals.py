@@ -121,6 +121,8 @@ def test_a_request_needs_a_block_for_its_state(supported: Any) -> None:
 def test_kinds_of_states_that_are_not_shown_exact_are_refused(supported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnsupportedEngineError, match=r"mamba_cache_mode='align'\); drop --mamba-cache-mode"):
         check_kv_cache(supported, cache(state(mamba_cache_mode="align")), 32)
+    with pytest.raises(UnsupportedEngineError, match="kind SHORT_CONV, and only MAMBA2 and GDN_ATTN are shown exact"):
+        check_kv_cache(supported, cache(state("SHORT_CONV")), 32)
     monkeypatch.setattr(type(supported), "num_speculative_tokens", property(lambda self: 2))
     check_kv_cache(supported, cache(state("GDN_ATTN", num_speculative_blocks=2)), 32)
     with pytest.raises(

@@ -1,6 +1,6 @@
-"""Layers that keep a state in place of keys and values: state-space models, linear attention, short convolutions.
+"""Layers that keep a state in place of keys and values: state-space models and linear attention.
 
-A model that has some beside attention is a *hybrid* (Qwen3.5, Qwen3-Next, Granite 4, Falcon-H1, Nemotron-H). The state of a
+A model that has some beside attention is a *hybrid* (Qwen3.5, Granite 4, Falcon-H1). The state of a
 request takes one block of the cache, however long its text is, and theta's lies in the same block of theta's layers. It is not
 shifted as theta's tokens are (see `engine_core.layout`), and blocks of states have no part in that arithmetic.
 
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
-DRAFTED_STATES = ("GDN_ATTN",)
-"""Kinds of layers, by the names of vLLM's backends, that were shown exact where drafts are verified."""
+EXACT_STATES = ("MAMBA2", "GDN_ATTN")
+"""Kinds of layers, by the names of vLLM's backends, that were shown exact: Mamba-2 and gated delta nets."""
+
+EXACT_DRAFTED_STATES = ("GDN_ATTN",)
+"""Those of them where drafts are verified too."""
 
 
 def has_states(model: ModelConfig) -> bool:
@@ -65,7 +68,11 @@ def unsupported_state(spec: Any, num_speculative_tokens: int) -> str | None:
     if spec.mamba_cache_mode != "none":
         return f"keep states for prefix caching (mamba_cache_mode={spec.mamba_cache_mode!r}); drop --mamba-cache-mode"
     kind = spec.mamba_type.name
-    if num_speculative_tokens and kind not in DRAFTED_STATES:
+    if kind not in EXACT_STATES:
+        return (
+            f"keep states of the kind {kind}, and only {' and '.join(EXACT_STATES)} are shown exact; use another family"
+        )
+    if num_speculative_tokens and kind not in EXACT_DRAFTED_STATES:
         return (
             f"keep states of the kind {kind}, which are not shown exact where drafts are verified; drop speculative_config, "
             "and let theta score"
