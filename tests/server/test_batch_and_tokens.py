@@ -62,14 +62,14 @@ def test_a_batch_of_chats_has_the_record_of_each(server: Server, alone: dict[str
 
 
 @pytest.mark.parametrize("mode", ["tokens", "text"])
-@pytest.mark.parametrize("theta", [{"theta_prompt_token_ids": THETA_PROMPT}, {"theta_messages": THETA_MESSAGES}])
-def test_tokens_in_tokens_out(server: Server, alone: dict[str, Any], theta: dict[str, Any], mode: str) -> None:
-    answer = ask(server, tokens_body(theta | {"return_alpha": True}, output_mode=mode), TOKENS)
+@pytest.mark.parametrize("reads", [{"theta_prompt_token_ids": THETA_PROMPT}, {"theta_messages": THETA_MESSAGES}])
+def test_tokens_in_tokens_out(server: Server, alone: dict[str, Any], reads: dict[str, Any], mode: str) -> None:
+    answer = ask(server, tokens_body(reads | {"return_alpha": True}, output_mode=mode), TOKENS)
     (choice,) = answer["choices"]
     assert_same(choice, alone)
     assert answer["usage"]["completion_tokens"] == len(alone["token_ids"])
     assert choice.get("text") == (alone["message"]["content"] if mode == "text" else None)
-    (choice,) = ask(server, tokens_body(theta, output_mode=mode), TOKENS)["choices"]
+    (choice,) = ask(server, tokens_body(reads, output_mode=mode), TOKENS)["choices"]
     assert "optimal_sampling" not in choice
 
 
