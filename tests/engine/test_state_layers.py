@@ -13,11 +13,12 @@ from support.adapters import save_adapter, save_merged
 from support.cases import Case, generate, mixed_batch, theta_prompts
 from support.engines import engine_options, scoring_options, stop_engine
 from support.gpu import ON_GPU
+from support.multimodal_models import save_multimodal_model
 from support.random_models import save_model
 from support.reference_models import Reference
 from support.row_audit import RowAudit
 from support.scored_steps import FEW_TOKENS, audited, check_greedy, counts
-from support.state_models import add_mtp_module, save_state_model
+from support.state_models import FAMILIES, add_mtp_module, save_state_model
 
 pytestmark = pytest.mark.skipif(ON_GPU, reason="no tolerances were measured with the backends of a GPU")
 
@@ -111,6 +112,18 @@ def test_the_models_own_module_drafts(start: Callable[..., LLM], tmp_path: Path)
     report, steps = audited(llm, Reference(model, model), batch_for_drafts(48), max_tokens=24)
     assert steps.fused > 0 and steps.apart > 0
     assert set(report.by_draft_position) == {0, 1, 2}
+
+
+@pytest.mark.full
+def test_a_multimodal_class_reads_text(start: Callable[..., LLM], tmp_path: Path) -> None:
+    """As Qwen3.5 is published: M-RoPE, and embeddings in place of tokens."""
+    options = {name: value for name, value in FAMILIES["qwen3_5"].items() if name != "architecture"}
+    options |= {"tie_word_embeddings": True, "initializer_range": 0.08}
+    model = save_multimodal_model(tmp_path / "model", "qwen3_5", seed=2, **options)
+    llm = start(**scoring_options(model, **HALF | {"kv_cache_memory_bytes": 1 << 28}))
+    text = {"allowed_token_ids": list(range(1, 400))}  # nothing that stands for an image
+    _, steps = audited(llm, Reference(model, model), batch(50), max_tokens=16, **text)
+    assert steps.fused > steps.apart > 0
 
 
 @pytest.mark.full

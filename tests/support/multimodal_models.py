@@ -45,6 +45,7 @@ SPECIALS = {
     "mistral3": {"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"},
     "qwen2_5_vl": QWEN_SPECIALS,
     "qwen3_vl": QWEN_SPECIALS,
+    "qwen3_5": QWEN_SPECIALS,
 }
 
 
@@ -123,9 +124,13 @@ def _config(family: str, text: dict[str, Any]) -> dict[str, Any]:
     if family == "qwen2_5_vl":
         rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0}
         qwen |= {"fullatt_block_indexes": [1], "window_size": 112}
-    else:
+    elif family == "qwen3_vl":
         rope = {"rope_type": "default", "mrope_section": [6, 5, 5], "mrope_interleaved": True, "rope_theta": 10000.0}
         qwen |= {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+    else:
+        rope = {"rope_type": "default", "mrope_section": [3, 3, 2], "mrope_interleaved": True, "rope_theta": 10000.0}
+        rope["partial_rotary_factor"] = 0.25
+        qwen |= {"num_position_embeddings": 16}
     return {"text_config": {**text, "rope_parameters": rope}, "vision_config": qwen, **common}
 
 
@@ -136,7 +141,7 @@ def save_multimodal_model(
 
     Args:
         path: a folder.
-        family: gemma3, mistral3, qwen2_5_vl or qwen3_vl, by the name of transformers.
+        family: gemma3, mistral3, qwen2_5_vl, qwen3_vl or qwen3_5, by the name of transformers.
         hidden_size, num_layers, seed: of the language model.
         overrides: fields of its configuration.
     """
