@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from vllm_optimal_sampling.config.theta import scores, scores_itself, theta_model_config
+from vllm_optimal_sampling.config.theta import scores, scores_itself
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 LATENT_CACHE_DTYPES = ("auto", "float16", "bfloat16")
 
 
-def latent_problems(config: VllmConfig) -> Iterator[str]:
+def latent_problems(config: VllmConfig, theta: ModelConfig) -> Iterator[str]:
     """The sentences for which an engine with such a model is refused; none where neither model is one."""
     from vllm.platforms import current_platform
 
-    teacher, theta, spec = config.model_config, theta_model_config(config), config.speculative_config
+    teacher, spec = config.model_config, config.speculative_config
     if not teacher.use_mla and not theta.use_mla:
         return
     if teacher.use_mla != theta.use_mla:

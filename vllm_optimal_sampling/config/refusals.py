@@ -50,13 +50,14 @@ def check_supported(vllm_config: VllmConfig) -> None:
         problems += _one_model_problems(vllm_config)
     elif not scores(vllm_config):
         problems += _draft_model_problems(vllm_config)
+    theta = theta_model_config(vllm_config)
     problems += [
-        *latent_problems(vllm_config),
-        *state_problems(vllm_config),
+        *latent_problems(vllm_config, theta),
+        *state_problems(vllm_config, theta),
         *_model_problems("the teacher", vllm_config.model_config),
     ]
     if not scores_itself(vllm_config):
-        problems += _model_problems("theta", theta_model_config(vllm_config))
+        problems += _model_problems("theta", theta)
     if problems:
         raise UnsupportedEngineError(listed(problems))
     if not vllm_config.model_config.skip_tokenizer_init:

@@ -1,8 +1,8 @@
 """Layers that keep a state in place of keys and values: state-space models and linear attention.
 
-A model that has some beside attention is a *hybrid* (Qwen3.5, Granite 4, Falcon-H1). The state of a
-request takes one block of the cache, however long its text is, and theta's lies in the same block of theta's layers. It is not
-shifted as theta's tokens are (see `engine_core.layout`), and blocks of states have no part in that arithmetic.
+A model that has some beside attention is a *hybrid* (Qwen3.5, Granite 4, Falcon-H1). The state of a request takes one block
+of the cache, however long its text is, and theta's lies in the same block of theta's layers. It is not shifted as theta's
+tokens are (see `engine_core.layout`), and blocks of states have no part in that arithmetic.
 
 What a state cannot do is go back: it is written over with each token. So what vLLM caches of a prompt's state is of the
 teacher's prompt alone, and drafts that theta reads and that are rejected would stay in theta's state, unless vLLM keeps one for
@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from vllm_optimal_sampling.config.theta import scores, theta_model_config
+from vllm_optimal_sampling.config.theta import scores
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -38,17 +38,17 @@ def caches_states(config: VllmConfig) -> bool:
     return config.cache_config.enable_prefix_caching and has_states(config.model_config)
 
 
-def state_problems(config: VllmConfig) -> Iterator[str]:
+def state_problems(config: VllmConfig, theta: ModelConfig) -> Iterator[str]:
     """The sentences for which an engine with such a model is refused; none where neither model is one."""
-    teacher, theta = has_states(config.model_config), has_states(theta_model_config(config))
-    if not teacher and not theta:
+    teacher_has, theta_has = has_states(config.model_config), has_states(theta)
+    if not teacher_has and not theta_has:
         return
-    if theta and not teacher:
+    if theta_has and not teacher_has:
         yield (
             "theta has layers that keep a state and the teacher has none, by which vLLM lays out the cache; use two models of "
             "one family"
         )
-    elif theta and not scores(config):
+    elif theta_has and not scores(config):
         yield (
             "theta has layers that keep a state, which cannot go back where its drafts are rejected; let it score: drop "
             """speculative_config, and add --additional-config '{"optimal_sampling": {"theta": "THE MODEL"}}'"""

@@ -117,7 +117,7 @@ class OneModelScorer(ThetaScorer):
         return {name: self.layers[twin].kv_cache for name, twin in self.twins.items()}
 
     def unextended_caches(self) -> AbstractContextManager[None]:
-        return holding(self.layers, self._unextended) if self._unextended else nullcontext()
+        return holding(self.layers, self._unextended)
 
     def init_pieces(self, runner: Any) -> None:
         self.scoring.init_pieces(runner.model, runner.cudagraph_manager.cudagraph_mode, runner)

@@ -271,7 +271,7 @@ class ScoringPass:
             int(seq_lens_np.max()),
             slot_mappings,
             is_prefilling,
-            None if accepted is None else state_metadata(rows, num_reqs_padded, slots, accepted),
+            None if accepted is None else state_metadata(rows, is_prefilling, slots, accepted),
         )
 
     def capture(self, model: Callable[..., Any], lora_capture_hook: Callable[[int, int, int], None] | None) -> None:

@@ -23,21 +23,19 @@ def accepted_tokens(runner: Any) -> torch.Tensor | None:
 
 
 def state_metadata(
-    rows: Rows, num_reqs_padded: int, slots: torch.Tensor, accepted: torch.Tensor
+    rows: Rows, is_prefilling: torch.Tensor, slots: torch.Tensor, accepted: torch.Tensor
 ) -> MambaHybridAttnMetadata:
     """Which state each row goes on from; as vLLM's `MambaHybridModelState.prepare_attn` tells the teacher's.
 
     Args:
         rows: of the forward. Those of both models kept the same drafts.
-        num_reqs_padded: rows of the forward, with padding.
+        is_prefilling: bool [rows, with padding], on the host: which are prompt chunks.
         slots: int64 [rows], on the device.
         accepted: see `accepted_tokens`.
     """
-    num_reqs = len(rows)
+    num_reqs, num_reqs_padded = len(rows), len(is_prefilling)
     kept = accepted.new_ones(num_reqs_padded)
     kept[:num_reqs] = accepted[slots]
     drafts = np.full(num_reqs_padded, -1, dtype=np.int32)  # -1: a prompt chunk, or padding
     drafts[:num_reqs] = np.where(rows.is_chunk, -1, rows.lengths - 1)
-    is_prefilling = torch.zeros(num_reqs_padded, dtype=torch.bool)
-    is_prefilling[:num_reqs] = torch.from_numpy(rows.is_chunk)
     return MambaHybridAttnMetadata(is_prefilling, kept, torch.from_numpy(drafts))
